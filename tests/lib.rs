@@ -1,0 +1,1 @@
+//! The simulator and the harness of the tests with real processes.
