@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The words both cic programs speak.
+//!
+//! Data flows through here in one direction: a shell reads the [`time::Clock`] and the network, turns what it
+//! saw into plain values of [`report`], [`notice`] and [`wire`], and hands them to a pure core. Nothing in this
+//! crate decides anything about a fleet.
+//!
+//! - [`id`], [`name`], [`time`], [`units`]: small types that keep one meaning each.
+//! - [`report`], [`notice`], [`assignment`], [`route`]: what nodes say of themselves and what they are told.
+//! - [`wire`]: frames, versions and messages of the QUIC control stream and the heartbeat datagrams.
+//! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
+//! - [`supervise`]: the only place that spawns tasks.
+//! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+
+pub mod assignment;
+pub mod id;
+pub mod name;
+pub mod notice;
+pub mod report;
+pub mod route;
+pub mod supervise;
+pub mod time;
+pub mod units;
+pub mod wire;

@@ -1,0 +1,149 @@
+//! Messages of wire version 1.
+//!
+//! The order of variants and fields is the format. A change to any of them needs a new version beside this one
+//! (docs/decisions/0003-wire-versions.md); the golden bytes in `tests` of [`super::codec`] guard it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::assignment::Assignment;
+use crate::id::{ControllerId, Incarnation, NodeId, OperationId, Term};
+use crate::notice::Notice;
+use crate::report::{NodeReport, Phase, Role};
+use crate::route::RoutingTable;
+
+/// First message of an agent on the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    pub node: NodeId,
+    pub incarnation: Incarnation,
+    pub role: Role,
+    /// `host:port` where the agent's mTLS port can be reached.
+    pub address: String,
+    /// The agent's version, for people.
+    pub version: String,
+    pub report: NodeReport,
+}
+
+/// First answer of a controller.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    pub controller: ControllerId,
+    pub term: Term,
+    pub assignment: Option<Assignment>,
+    pub routes: RoutingTable,
+    pub heartbeat_ms: u32,
+}
+
+/// Something a node must tell reliably: repeated until acknowledged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NodeEvent {
+    PhaseChanged {
+        from: Phase,
+        to: Phase,
+        reason: String,
+    },
+    EngineExited {
+        pid: Option<u32>,
+        how: String,
+    },
+    NoticeSeen {
+        notice: Notice,
+    },
+    /// The node cannot heal itself.
+    ReplacementWanted {
+        reason: String,
+    },
+    /// The node leaves of its own will, or because it was told to; nothing more will come.
+    Farewell {
+        reason: String,
+    },
+    /// A command was carried out or refused.
+    CommandDone {
+        operation: OperationId,
+        outcome: CommandOutcome,
+    },
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CommandOutcome {
+    Accepted,
+    /// The command came from a term that is over.
+    RefusedTerm {
+        newest: Term,
+    },
+}
+
+/// What the leader may ask of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Take no new requests, let running ones finish within `within_ms`, then stop the engine.
+    Drain { within_ms: u64, reason: String },
+    /// End the agent process; its init system starts it again and it adopts the engine.
+    RestartAgent { reason: String },
+}
+
+/// Agent to controller, on the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    Hello(Hello),
+    Event {
+        seq: u64,
+        event: NodeEvent,
+    },
+    /// Ask for a certificate with a new key; the DER of a certificate signing request.
+    Renew {
+        csr_der: Vec<u8>,
+    },
+}
+
+/// Controller to agent, on the control stream.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ControllerMessage {
+    Welcome(Welcome),
+    Ack {
+        seq: u64,
+    },
+    Assign {
+        term: Term,
+        assignment: Assignment,
+    },
+    Routes {
+        table: RoutingTable,
+    },
+    Command {
+        operation: OperationId,
+        term: Term,
+        command: Command,
+    },
+    /// Send a heartbeat carrying this number at once.
+    Challenge {
+        number: u64,
+    },
+    /// Answer to `Renew`: PEM of the certificate chain, leaf first.
+    Certificate {
+        chain_pem: String,
+    },
+    /// Why the connection ends; nothing follows.
+    Refused {
+        reason: String,
+    },
+}
+
+/// First and only message of an agent that has no certificate yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EnrolRequest {
+    pub token: String,
+    pub node: NodeId,
+    pub csr_der: Vec<u8>,
+}
+
+/// Answer to an [`EnrolRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EnrolAnswer {
+    Enrolled { chain_pem: String },
+    Refused { reason: String },
+}
