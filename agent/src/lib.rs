@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The agent of one node.
+//!
+//! ```text
+//! source/ (gpu, host, engine, spot) -> core/ (pure) -> effect/ (engine, model, push)
+//!                                        |
+//!                                      serve/ (poll and peer port, edge)
+//! ```
+//! Sources and effects translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
+
+pub mod core;

@@ -1,1 +1,10 @@
-//! Placeholder.
+//! The controller of a fleet.
+//!
+//! ```text
+//! ingest/ poll/ -> core/ (evidence, belief, plan) -> store/ provision/
+//!                    |
+//!                  view -> api/ -> cli/
+//! ```
+//! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
+
+pub mod core;

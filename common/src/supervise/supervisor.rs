@@ -180,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn the_end_of_a_passing_task_stops_nothing() {
         let supervisor = Supervisor::new();
-        let (done, ended) = tokio::sync::oneshot::channel();
+        let (done, ended) = tokio::sync::oneshot::channel::<()>();
         supervisor.spawn("visit", Kind::Passing, |_| async move {
             drop(done);
             Err("reset".into())

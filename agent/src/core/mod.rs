@@ -1,0 +1,18 @@
+//! What the agent decides, without a clock, a socket or a process.
+//!
+//! Shells turn what they see into an [`Event`] and hand it to [`Agent::step`] with the time; the agent answers
+//! with [`Action`]s for the shells to perform, and says by [`Agent::deadline`] when it wants an
+//! [`Event::Tick`] if nothing else happens. The same events always give the same actions.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod action;
+mod agent;
+mod event;
+mod restart;
+mod stage;
+pub mod timing;
+
+pub use action::{Action, EdgeMode};
+pub use agent::{Agent, AgentSpec};
+pub use event::{Booted, EngineFound, Event, ModelFault, ProbeFault};
+pub use timing::Timing;

@@ -1,0 +1,117 @@
+//! What can happen to a fleet.
+
+use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::report::{Heartbeat, Role};
+use cic_common::wire::message::{Hello, NodeEvent};
+use serde::{Deserialize, Serialize};
+
+use super::deployment::Deployment;
+use super::instance::{CloudFault, Instance};
+use super::operation::Operation;
+
+/// A node as the store remembers it. Beliefs are not stored: they are rebuilt from the agents in seconds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeRecord {
+    pub node: NodeId,
+    pub role: Role,
+    /// None for a node that no provider of ours launched, such as a gateway.
+    pub deployment: Option<DeploymentName>,
+    pub zone: String,
+    /// `host:port` of its mTLS port, as it last said.
+    pub address: Option<String>,
+    /// Highest seen. 0 before the first word from it.
+    pub incarnation: Incarnation,
+    /// The launch that made it.
+    pub launched_by: Option<OperationId>,
+}
+
+/// Everything the store holds when a controller starts.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Restored {
+    /// Already raised above every earlier term.
+    pub term: Term,
+    /// Highest operation id ever recorded.
+    pub operation_last: OperationId,
+    pub deployments: Vec<Deployment>,
+    pub nodes: Vec<NodeRecord>,
+    /// Those still open.
+    pub operations: Vec<Operation>,
+}
+
+/// Why a poll brought no report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "snake_case")]
+pub enum PollFault {
+    #[error("connection refused")]
+    Refused,
+    #[error("no answer in time")]
+    Timeout,
+    #[error("wrong or missing certificate")]
+    Tls,
+    #[error("answered something that is no report")]
+    Answer,
+}
+
+/// Outcome of one poll. An urgent poll is one outcome after all its attempts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Polled {
+    pub node: NodeId,
+    pub urgent: bool,
+    pub result: Result<Heartbeat, PollFault>,
+}
+
+/// One thing that happened. Plain data: it can be recorded and replayed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Event {
+    /// Nothing but time.
+    Tick,
+    /// First event of every run.
+    Restored(Restored),
+    /// A node opened its control stream under a certificate that names it.
+    Connected(Hello),
+    /// That stream ended, however.
+    Disconnected {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    /// The newest of each node since the last batch.
+    Heartbeats(Vec<Heartbeat>),
+    /// A reliable event of a node, each once.
+    Told {
+        node: NodeId,
+        incarnation: Incarnation,
+        event: NodeEvent,
+    },
+    Polled(Polled),
+    /// The warm poll connection closed under us.
+    PollChannelLost {
+        node: NodeId,
+    },
+    /// The provider's answer to a `ListInstances`.
+    Listed {
+        provider: String,
+        result: Result<Vec<Instance>, CloudFault>,
+    },
+    /// The store has this operation safely.
+    Recorded {
+        operation: OperationId,
+    },
+    /// What became of a `Launch` or `Terminate`.
+    Performed {
+        operation: OperationId,
+        result: Result<(), CloudFault>,
+    },
+    /// An operator set or changed a deployment.
+    Deployed(Deployment),
+    /// An operator wants this node's place taken by another.
+    ReplaceAsked {
+        node: NodeId,
+        reason: String,
+    },
+    /// An operator wants this node empty and gone, and nothing in its place beyond the wanted count.
+    DrainAsked {
+        node: NodeId,
+        reason: String,
+    },
+}

@@ -1,0 +1,38 @@
+//! What the controller believes and decides, without a clock, a socket or a database.
+//!
+//! ```text
+//! Event -> evidence (who said what, when) -> belief (the table) -> verdicts (route out, replace)
+//!                                                                     |  brake
+//!       <- Action  <- operation (recorded, then performed)  <- plan --'
+//! ```
+//! [`Fleet::step`] takes one [`Event`] and the time and appends [`Action`]s; [`Fleet::deadline`] says when it
+//! wants a tick. Shells only translate. The same events always give the same actions.
+#![deny(clippy::disallowed_methods, clippy::disallowed_types)]
+
+mod action;
+mod belief;
+mod brake;
+mod deployment;
+mod event;
+mod evidence;
+mod fleet;
+mod instance;
+mod node;
+mod operation;
+mod plan;
+pub mod timing;
+mod trail;
+mod verdict;
+mod view;
+
+pub use action::{Action, Message};
+pub use belief::{Belief, Cloud, Freshness, judge};
+pub use brake::{Brake, BrakeRules, Hold};
+pub use deployment::Deployment;
+pub use event::{Event, NodeRecord, PollFault, Polled, Restored};
+pub use fleet::Fleet;
+pub use instance::{CloudFault, Instance, InstanceState};
+pub use operation::{Operation, OperationKind, OperationState};
+pub use timing::Timing;
+pub use trail::{EventRecord, Severity};
+pub use view::{DeploymentView, NodeView, View};

@@ -1,0 +1,61 @@
+//! What people are shown: a snapshot taken after a step, read by the API and the tables.
+
+use cic_common::id::{DeploymentName, Incarnation, NodeId, Term};
+use cic_common::report::{NodeReport, Role};
+use cic_common::route::RoutingTable;
+use cic_common::time::Mono;
+use serde::{Deserialize, Serialize};
+
+use super::belief::{Belief, Cloud, Freshness};
+use super::deployment::Deployment;
+use super::operation::Operation;
+
+/// One node as the controller sees it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeView {
+    pub node: NodeId,
+    pub role: Role,
+    pub deployment: Option<DeploymentName>,
+    pub zone: String,
+    pub address: Option<String>,
+    pub incarnation: Incarnation,
+    pub belief: Belief,
+    pub belief_since: Mono,
+    /// The evidence behind the belief, in one line.
+    pub why: String,
+    pub push: Freshness,
+    pub poll: Freshness,
+    pub cloud: Cloud,
+    pub is_routed: bool,
+    /// Why this node is to go, when it is.
+    pub leaving: Option<String>,
+    pub report: Option<NodeReport>,
+    /// What was seen and concluded, oldest first.
+    pub trail: Vec<(Mono, String)>,
+}
+
+/// One deployment and how it fares.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeploymentView {
+    pub deployment: Deployment,
+    pub serving: u16,
+    /// On their way to serving, launches not yet answered included.
+    pub coming: u16,
+    pub leaving: u16,
+}
+
+/// The whole fleet at one moment.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct View {
+    pub now: Mono,
+    pub term: Term,
+    /// False until the settle time after a start has passed.
+    pub is_settled: bool,
+    /// Why irreversible acts are held, when they are.
+    pub holds: Vec<String>,
+    pub nodes: Vec<NodeView>,
+    pub deployments: Vec<DeploymentView>,
+    /// Those still open.
+    pub operations: Vec<Operation>,
+    pub routes: RoutingTable,
+}
