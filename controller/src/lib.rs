@@ -8,3 +8,5 @@
 //! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
 pub mod core;
+pub mod provision;
+pub mod store;

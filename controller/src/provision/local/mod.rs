@@ -1,0 +1,26 @@
+//! Provider `local`: each VM is a process on this machine, with its own directory, ports and network cable.
+//!
+//! ```text
+//! DIR/nodes/NODE/  launch.json   the intent, written first: operation, programs, addresses
+//!                  machine.json  written by the machine once it runs: pid, start time, cable
+//!                  agent.toml  ca.pem  join-token  agent.pid  state/  notice.json  *.log
+//! DIR/graveyard/NODE/*.log       of the last few that were given back
+//!
+//! Local (in the controller) --spawns--> machine (one process per VM, outlives the controller)
+//!                                          |- agent (restarted as systemd would) -> engine
+//!                                          '- cable: UDP to the controller, TCP to the agent; can be cut
+//! ```
+//! Every process of a VM carries [`process::Tag`] in its environment; by it they are found and ended.
+
+mod agent_config;
+mod cable;
+mod cable_tcp;
+mod cable_udp;
+mod machine;
+pub mod process;
+mod provider;
+mod record;
+
+pub use machine::{MachineError, run as run_machine};
+pub use provider::{Local, LocalSpec, NAME};
+pub use record::{Cable, Home, LaunchRecord, MachineRecord, homes};
