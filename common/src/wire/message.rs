@@ -1,7 +1,7 @@
 //! Messages of wire version 1.
 //!
 //! The order of variants and fields is the format. A change to any of them needs a new version beside this one
-//! (docs/decisions/0003-wire-versions.md); the golden bytes in `tests` of [`super::codec`] guard it.
+//! (docs/decisions/0003-wire-versions.md); the golden bytes in `golden/v1.txt` guard it.
 
 use serde::{Deserialize, Serialize};
 
