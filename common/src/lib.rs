@@ -12,12 +12,16 @@
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
 
 pub mod assignment;
+pub mod backoff;
+pub mod config;
 pub mod id;
 pub mod name;
 pub mod notice;
 pub mod report;
 pub mod route;
 pub mod supervise;
+pub mod telemetry;
 pub mod time;
+pub mod tls;
 pub mod units;
 pub mod wire;
