@@ -1,33 +1,409 @@
-//! The controller's core.
+//! The state of the whole fleet, and the order in which a step goes through it.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
+use cic_common::report::Phase;
+use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 
-use super::{Action, BrakeRules, Event, Timing, View};
+use super::belief::{Belief, Freshness};
+use super::brake::{Brake, BrakeRules, Census};
+use super::deployment::Deployment;
+use super::evidence::span;
+use super::node::Node;
+use super::operation::OperationKind;
+use super::perform::Open;
+use super::timing::Timing;
+use super::trail::{EventRecord, Severity};
+use super::verdict::{Cause, Leaving};
+use super::view::{DeploymentView, View};
+use super::{Action, Event, Message};
+
+/// A deployment and how its launches fare.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) deployment: Deployment,
+    /// Nodes that never served, since one last did.
+    pub(super) launch_failures: u32,
+    pub(super) launch_after: Mono,
+    /// Why a launch is held, as last logged.
+    pub(super) held: Option<String>,
+}
+
+/// When a provider is listed.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    pub(super) next_at: Mono,
+    pub(super) is_asked: bool,
+    /// Something happened since it was asked: the answer may be too old, so ask once more.
+    pub(super) again: bool,
+    pub(super) is_failing: bool,
+}
 
 /// What is believed and wanted of every node.
 #[derive(Debug)]
 pub struct Fleet {
-    timing: Timing,
-    rules: BrakeRules,
+    pub(super) timing: Timing,
+    pub(super) brake: Brake,
+    pub(super) term: Term,
+    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) deployments: BTreeMap<DeploymentName, Wanted>,
+    pub(super) operations: BTreeMap<OperationId, Open>,
+    pub(super) operation_last: OperationId,
+    pub(super) listings: BTreeMap<String, Listing>,
+    /// VMs with our tag and without a row, and since when they are seen.
+    pub(super) strangers: BTreeMap<NodeId, Mono>,
+    pub(super) routes: RoutingTable,
+    pub(super) challenge_last: u64,
+    /// Until when silence means nothing yet; None before the store was read.
+    settle_at: Option<Mono>,
+    is_settled: bool,
+    /// Nodes to conclude about in this step.
+    touched: BTreeSet<NodeId>,
+    wakes: BTreeSet<(Mono, NodeId)>,
+    /// Something changed that the plan or the routes rest on.
+    pub(super) is_dirty: bool,
+    pub(super) plan_at: Option<Mono>,
 }
 
 impl Fleet {
     #[must_use]
     pub fn new(timing: Timing, rules: BrakeRules) -> Self {
-        Self { timing, rules }
+        Self {
+            timing,
+            brake: Brake::new(rules),
+            term: Term(0),
+            nodes: BTreeMap::new(),
+            deployments: BTreeMap::new(),
+            operations: BTreeMap::new(),
+            operation_last: OperationId(0),
+            listings: BTreeMap::new(),
+            strangers: BTreeMap::new(),
+            routes: RoutingTable::default(),
+            challenge_last: 0,
+            settle_at: None,
+            is_settled: false,
+            touched: BTreeSet::new(),
+            wakes: BTreeSet::new(),
+            is_dirty: false,
+            plan_at: None,
+        }
     }
 
+    /// Takes in one event and appends what is to be done about it.
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
-        let _ = (now, event, out, &self.timing, &self.rules);
+        self.forgive_own_stall(now, out);
+        self.hear(now, event, out);
+        self.wake(now);
+        self.settle(now, out);
+        self.conclude_touched(now, out);
+        self.retry_operations(now, out);
+        if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
+            self.is_dirty = false;
+            self.plan_at = None;
+            self.take_census(now, out);
+            self.plan(now, out);
+            self.publish_routes(now, out);
+        }
+        self.list_providers(now, out);
     }
 
+    /// When a tick is wanted if nothing else happens.
     #[must_use]
     pub fn deadline(&self) -> Option<Mono> {
+        let wake = self.wakes.first().map(|(at, _)| *at);
+        let settle = self.settle_at.filter(|_| !self.is_settled);
+        let listing = self.listings.values().filter(|listing| !listing.is_asked).map(|l| l.next_at).min();
+        let retry = self.operations.values().filter_map(|open| open.retry_at).min();
+        [wake, settle, listing, retry, self.plan_at].into_iter().flatten().min()
+    }
+
+    /// A snapshot for people.
+    #[must_use]
+    pub fn view(&self, now: Mono) -> View {
+        View {
+            now,
+            term: self.term,
+            is_settled: self.is_settled,
+            holds: self.holds(),
+            nodes: self.nodes.values().map(|node| node.view(now, &self.timing)).collect(),
+            deployments: self.deployments.values().map(|wanted| self.deployment_view(wanted)).collect(),
+            operations: self.operations.values().map(|open| open.operation.clone()).collect(),
+            routes: self.routes.clone(),
+        }
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.is_settled
+    }
+
+    /// Starts the settle time, or ends it at once when there is nobody to wait for.
+    pub(super) fn begin_settling(&mut self, now: Mono) {
+        self.settle_at = Some(now + self.timing.settle);
+        self.is_settled = false;
+    }
+
+    pub(super) fn touch(&mut self, node: &NodeId) {
+        if !self.touched.contains(node) {
+            self.touched.insert(node.clone());
+        }
+    }
+
+    pub(super) fn touch_all(&mut self) {
+        self.touched.extend(self.nodes.keys().cloned());
+    }
+
+    pub(super) fn note(
+        &self,
+        node: Option<&NodeId>,
+        severity: Severity,
+        kind: &str,
+        text: String,
+        out: &mut Vec<Action>,
+    ) {
+        out.push(Action::Note(EventRecord { node: node.cloned(), severity, kind: kind.to_owned(), text }));
+    }
+
+    /// Appends to the event log and to the node's own trail.
+    pub(super) fn tell(
+        &mut self,
+        now: Mono,
+        node: &NodeId,
+        severity: Severity,
+        kind: &str,
+        text: String,
+        out: &mut Vec<Action>,
+    ) {
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.trail.push(now, format!("{kind}: {text}"));
+        }
+        self.note(Some(node), severity, kind, text, out);
+    }
+
+    /// A step much later than it was due says that this process did not run: nobody's silence counts.
+    fn forgive_own_stall(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let Some(late) = self.deadline().map(|due| now.since(due)) else { return };
+        if late <= self.timing.own_stall {
+            return;
+        }
+        for node in self.nodes.values_mut() {
+            node.push.forgive(now);
+            node.poll.forgive();
+        }
+        self.touch_all();
+        let text = format!("this controller did not run for {}; silence starts to count anew", span(late));
+        self.note(None, Severity::Warning, "own-stall", text, out);
+    }
+
+    fn wake(&mut self, now: Mono) {
+        while let Some((at, _)) = self.wakes.first()
+            && *at <= now
+            && let Some((_, node)) = self.wakes.pop_first()
+        {
+            if let Some(known) = self.nodes.get_mut(&node) {
+                known.wake_at = None;
+            }
+            self.touched.insert(node);
+        }
+    }
+
+    fn settle(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let Some(settle_at) = self.settle_at.filter(|_| !self.is_settled) else { return };
+        let mut expected = self.nodes.values().filter(|node| node.record.incarnation.0 > 0);
+        let all_heard = expected.all(|node| node.push.has_spoken());
+        if !all_heard && now < settle_at {
+            return;
+        }
+        self.is_settled = true;
+        self.is_dirty = true;
+        for node in self.nodes.values_mut().filter(|node| node.record.incarnation.0 > 0) {
+            node.push.miss();
+        }
+        self.touch_all();
+        let heard = self.nodes.values().filter(|node| node.push.has_spoken()).count();
+        let text = format!("settled: {heard} of {} nodes heard", self.nodes.len());
+        self.note(None, Severity::Info, "settled", text, out);
+    }
+
+    fn conclude_touched(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let mut touched = std::mem::take(&mut self.touched);
+        while let Some(node) = touched.pop_first() {
+            self.conclude(now, &node, out);
+        }
+    }
+
+    /// Draws the belief and the verdict about one node from its evidence, and asks for more where it is thin.
+    fn conclude(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let timing = self.timing;
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        let (belief, push) = (node.judged(now, &timing), node.push_freshness(now, &timing));
+        let push_turned_stale = push == Freshness::Stale && node.push_was != Freshness::Stale;
+        node.push_was = push;
+        if belief != node.belief {
+            let text = format!("{} -> {belief}: {}", node.belief, node.why(now, &timing));
+            (node.belief, node.belief_since) = (belief, now);
+            let severity = if belief.is_routable() || belief == Belief::Unknown {
+                Severity::Info
+            } else {
+                Severity::Warning
+            };
+            self.is_dirty = true;
+            self.tell(now, id, severity, "belief", text, out);
+        }
+        if push_turned_stale || (belief != Belief::Alive && belief != Belief::Unknown) {
+            self.list_soon(now, id);
+        }
+        if push_turned_stale {
+            self.poll_now(now, id, out);
+        }
+        self.poll_if_due(now, id, out);
+        self.judge_leaving(now, id, out);
+        self.schedule_wake(now, id);
+    }
+
+    fn schedule_wake(&mut self, now: Mono, id: &NodeId) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if let Some(at) = node.wake_at.take() {
+            self.wakes.remove(&(at, id.clone()));
+        }
+        if let Some(at) = node.next_turn(now, &self.timing) {
+            node.wake_at = Some(at);
+            self.wakes.insert((at, id.clone()));
+        }
+    }
+
+    /// Decides whether a node is to go, or takes such a verdict back.
+    fn judge_leaving(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get(id) else { return };
+        if !node.is_ours() || !self.is_settled {
+            return;
+        }
+        let verdict = self.verdict(now, node);
+        match (&node.leaving, verdict) {
+            (None, Some(leaving)) => {
+                let severity = Severity::Warning;
+                let text = format!("is to go: {}", leaving.reason);
+                let is_launch_failure = leaving.cause.is_launch_failure() && !node.has_served;
+                self.set_leaving(id, Some(leaving));
+                self.tell(now, id, severity, "replace", text, out);
+                if is_launch_failure {
+                    self.count_launch_failure(now, id, out);
+                }
+            }
+            (Some(old), Some(new)) if old.cause == Cause::Lost && new.cause == Cause::Gone => {
+                let text = format!("is gone for good: {}", new.reason);
+                self.set_leaving(id, Some(new));
+                self.tell(now, id, Severity::Warning, "replace", text, out);
+            }
+            (Some(old), None) if old.cause.is_reversible() && !self.is_being_terminated(id) => {
+                let text = format!("stays after all: no longer {}", old.reason);
+                self.set_leaving(id, None);
+                self.tell(now, id, Severity::Info, "reprieve", text, out);
+            }
+            (None, None) | (Some(_), Some(_) | None) => {}
+        }
+    }
+
+    fn verdict(&self, now: Mono, node: &Node) -> Option<Leaving> {
+        let leaving = |cause, reason: String| Some(Leaving { cause, reason });
+        let report = node.report.as_ref();
+        let why = || node.why(now, &self.timing);
+        if node.belief == Belief::Gone {
+            return leaving(Cause::Gone, why());
+        }
+        if node.belief == Belief::Silent && now.since(node.belief_since) >= self.timing.partition_grace {
+            return leaving(
+                Cause::Lost,
+                format!("silent for {}: {}", span(now.since(node.belief_since)), why()),
+            );
+        }
+        let notice = report.and_then(|report| report.notice.as_ref()).filter(|n| n.kind.takes_the_node());
+        if let Some(notice) = notice {
+            let text =
+                format!("{} notice from {}, {} s left", notice.kind, notice.source, notice.left_ms / 1000);
+            return leaving(Cause::Notice, text);
+        }
+        if let Some(reason) = report.and_then(|report| report.wants_replacement.as_ref()) {
+            return leaving(Cause::Failed, format!("it asks for a replacement: {reason}"));
+        }
+        if node.phase() == Some(Phase::Stopped) {
+            let reason = report.map(|report| report.reason.clone()).unwrap_or_default();
+            return leaving(Cause::Stopped, format!("it has stopped: {reason}"));
+        }
+        let is_launching = node.operation.is_some();
+        let age = now.since(node.known_since);
+        if !is_launching && !node.push.has_spoken() && age >= self.timing.boot_grace {
+            return leaving(Cause::TooSlow, format!("no word from it {} after its launch", span(age)));
+        }
+        if !is_launching && !node.has_served && age >= self.timing.serve_grace {
+            return leaving(Cause::TooSlow, format!("not serving {} after its launch", span(age)));
+        }
         None
     }
 
-    #[must_use]
-    pub fn view(&self, now: Mono) -> View {
-        View { now, ..View::default() }
+    pub(super) fn set_leaving(&mut self, id: &NodeId, leaving: Option<Leaving>) {
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.leaving = leaving;
+            node.held = None;
+            self.is_dirty = true;
+        }
+    }
+
+    fn is_being_terminated(&self, id: &NodeId) -> bool {
+        let open = self.nodes.get(id).and_then(|node| node.operation).and_then(|op| self.operations.get(&op));
+        open.is_some_and(|open| open.is_performed && open.operation.kind == OperationKind::Terminate)
+    }
+
+    fn take_census(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let mut zones: BTreeMap<String, Census> = BTreeMap::new();
+        for node in self.nodes.values().filter(|node| node.is_ours() && node.record.incarnation.0 > 0) {
+            if node.belief != Belief::Gone {
+                let zone = zones.entry(node.record.zone.clone()).or_default();
+                zone.total += 1;
+                zone.silent += u32::from(node.belief == Belief::Silent);
+            }
+        }
+        for (began, text) in self.brake.count(now, &zones) {
+            let (severity, kind) =
+                if began { (Severity::Alert, "hold") } else { (Severity::Info, "hold-released") };
+            self.note(None, severity, kind, text, out);
+        }
+    }
+
+    fn deployment_view(&self, wanted: &Wanted) -> DeploymentView {
+        let name = &wanted.deployment.name;
+        let members =
+            || self.nodes.values().filter(move |node| node.record.deployment.as_ref() == Some(name));
+        let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
+        let staying = || members().filter(|node| node.leaving.is_none());
+        DeploymentView {
+            deployment: wanted.deployment.clone(),
+            serving: count(staying().filter(|node| node.is_serving()).count()),
+            coming: count(staying().filter(|node| !node.is_serving()).count()),
+            leaving: count(members().filter(|node| node.leaving.is_some()).count()),
+        }
+    }
+
+    fn holds(&self) -> Vec<String> {
+        let launches = self
+            .deployments
+            .values()
+            .filter_map(|w| Some(format!("launch for {}: {}", w.deployment.name, w.held.as_ref()?)));
+        let removals = self
+            .nodes
+            .iter()
+            .filter_map(|(id, node)| Some(format!("removal of {id}: {}", node.held.as_ref()?)));
+        self.brake.holds().into_iter().chain(launches).chain(removals).collect()
+    }
+
+    /// Asks a live node to prove itself over the push path, and doubts that path until it has.
+    pub(super) fn challenge(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        self.challenge_last += 1;
+        let number = self.challenge_last;
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.push.doubt(now, number);
+            out.push(Action::Send { node: id.clone(), message: Message::Challenge { number } });
+        }
     }
 }

@@ -1,1 +1,164 @@
+//! One node: what is known of it, what is believed, and whether it is to go.
 
+use cic_common::id::{Incarnation, OperationId};
+use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::time::Mono;
+
+use super::belief::{Belief, Freshness, judge};
+use super::event::NodeRecord;
+use super::evidence::{CloudWord, Poll, Push};
+use super::timing::Timing;
+use super::trail::Trail;
+use super::verdict::Leaving;
+use super::view::NodeView;
+
+/// A node under observation.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) record: NodeRecord,
+    pub(super) push: Push,
+    pub(super) poll: Poll,
+    pub(super) cloud: CloudWord,
+    pub(super) report: Option<NodeReport>,
+    /// Orders reports within the incarnation of `record`.
+    report_seq: u64,
+    /// As last concluded, to notice a change.
+    pub(super) push_was: Freshness,
+    pub(super) belief: Belief,
+    pub(super) belief_since: Mono,
+    /// Since when its graces run: its launch, or this controller's start.
+    pub(super) known_since: Mono,
+    /// It served at some time that this controller knows of.
+    pub(super) has_served: bool,
+    pub(super) is_routed: bool,
+    /// Since when it has been told to finish and stop.
+    pub(super) draining_since: Option<Mono>,
+    pub(super) leaving: Option<Leaving>,
+    /// The one open operation about it.
+    pub(super) operation: Option<OperationId>,
+    /// Why its removal is held, as last logged.
+    pub(super) held: Option<String>,
+    pub(super) trail: Trail,
+    /// Its entry in the fleet's list of wake-ups.
+    pub(super) wake_at: Option<Mono>,
+}
+
+impl Node {
+    pub(super) fn new(now: Mono, record: NodeRecord) -> Self {
+        Self {
+            record,
+            push: Push::default(),
+            poll: Poll::default(),
+            cloud: CloudWord::default(),
+            report: None,
+            report_seq: 0,
+            push_was: Freshness::Never,
+            belief: Belief::Unknown,
+            belief_since: now,
+            known_since: now,
+            has_served: false,
+            is_routed: false,
+            draining_since: None,
+            leaving: None,
+            operation: None,
+            held: None,
+            trail: Trail::default(),
+            wake_at: None,
+        }
+    }
+
+    /// Whether a provider of ours launched it, so that it may be replaced and terminated.
+    pub(super) fn is_ours(&self) -> bool {
+        self.record.role == Role::Replica && self.record.deployment.is_some()
+    }
+
+    pub(super) fn phase(&self) -> Option<Phase> {
+        self.report.as_ref().map(|report| report.phase)
+    }
+
+    /// Serving by its own word, and believed.
+    pub(super) fn is_serving(&self) -> bool {
+        self.phase() == Some(Phase::Serving) && self.belief.is_routable()
+    }
+
+    /// Takes a report if it is newer than the last. An older incarnation or sequence changes nothing.
+    pub(super) fn take(&mut self, heartbeat: Heartbeat) -> bool {
+        let Heartbeat { incarnation, seq, report, .. } = heartbeat;
+        if self.is_overtaken(incarnation) {
+            return false;
+        }
+        if incarnation == self.record.incarnation && self.report.is_some() && seq <= self.report_seq {
+            return false;
+        }
+        self.record.incarnation = incarnation;
+        self.report_seq = seq;
+        self.has_served |= report.phase == Phase::Serving;
+        self.report = Some(report);
+        true
+    }
+
+    /// Whether `incarnation` is one that a newer has replaced.
+    pub(super) fn is_overtaken(&self, incarnation: Incarnation) -> bool {
+        !cfg!(feature = "planted-incarnation-bug") && incarnation < self.record.incarnation
+    }
+
+    /// A new run of the agent counts its reports from the start.
+    pub(super) fn begin_incarnation(&mut self, incarnation: Incarnation, report: NodeReport) {
+        self.record.incarnation = incarnation;
+        self.report_seq = 0;
+        self.has_served |= report.phase == Phase::Serving;
+        self.report = Some(report);
+    }
+
+    pub(super) fn push_freshness(&self, now: Mono, timing: &Timing) -> Freshness {
+        self.push.freshness(now, timing)
+    }
+
+    pub(super) fn judged(&self, now: Mono, timing: &Timing) -> Belief {
+        let push = self.push.freshness(now, timing);
+        judge(push, self.poll.freshness(timing), self.cloud.word(now, timing))
+    }
+
+    /// The evidence in one line.
+    pub(super) fn why(&self, now: Mono, timing: &Timing) -> String {
+        let mut text = format!("{}; {}", self.push.text(now), self.poll.text(now));
+        if self.is_ours() {
+            text.push_str("; ");
+            text.push_str(&self.cloud.text(now, timing));
+        }
+        text
+    }
+
+    /// When something about it may change by time alone.
+    pub(super) fn next_turn(&self, now: Mono, timing: &Timing) -> Option<Mono> {
+        let silent = (self.belief == Belief::Silent).then(|| self.belief_since + timing.partition_grace);
+        let never = (!self.push.has_spoken()).then(|| self.known_since + timing.boot_grace);
+        let slow = (!self.has_served && self.is_ours()).then(|| self.known_since + timing.serve_grace);
+        [self.push.turns_at(now, timing), self.poll.next_at(), silent, never, slow]
+            .into_iter()
+            .flatten()
+            .filter(|&at| at > now)
+            .min()
+    }
+
+    pub(super) fn view(&self, now: Mono, timing: &Timing) -> NodeView {
+        NodeView {
+            node: self.record.node.clone(),
+            role: self.record.role,
+            deployment: self.record.deployment.clone(),
+            zone: self.record.zone.clone(),
+            address: self.record.address.clone(),
+            incarnation: self.record.incarnation,
+            belief: self.belief,
+            belief_since: self.belief_since,
+            why: self.why(now, timing),
+            push: self.push.freshness(now, timing),
+            poll: self.poll.freshness(timing),
+            cloud: self.cloud.word(now, timing),
+            is_routed: self.is_routed,
+            leaving: self.leaving.as_ref().map(|leaving| leaving.reason.clone()),
+            report: self.report.clone(),
+            trail: self.trail.entries().map(|(at, text)| (at, text.to_owned())).collect(),
+        }
+    }
+}

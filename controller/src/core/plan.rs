@@ -1,1 +1,290 @@
+//! From what is wanted and believed to operations: add first, remove later.
 
+use cic_common::id::{DeploymentName, Incarnation, NodeId};
+use cic_common::report::{Phase, Role};
+use cic_common::time::Mono;
+
+use super::belief::{Belief, Cloud};
+use super::event::NodeRecord;
+use super::fleet::Fleet;
+use super::node::Node;
+use super::operation::OperationKind;
+use super::trail::Severity;
+use super::verdict::{Cause, Leaving, Removal};
+use super::{Action, Hold};
+
+/// Nodes of one deployment that may exist at once, leaving ones included: twice the wanted and this many.
+/// Above it something is wrong that more launches would only make dearer.
+const SURGE_EXTRA: usize = 3;
+
+/// What is to be done about one leaving node.
+enum Step {
+    Wait,
+    Drain,
+    Terminate,
+    Hold(String),
+}
+
+/// How a deployment stands, for the rules that ask before a node goes.
+#[derive(Clone, Copy)]
+struct Standing {
+    wanted: usize,
+    min: usize,
+    /// Staying nodes that serve.
+    serving: usize,
+    /// All nodes that serve, leaving ones included.
+    serving_all: usize,
+}
+
+impl Fleet {
+    pub(super) fn plan(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let names: Vec<DeploymentName> = self.deployments.keys().cloned().collect();
+        for name in &names {
+            self.forgive_launch_failures(name);
+            self.remove_leaving(now, name, out);
+            self.launch_missing(now, name, out);
+            self.mark_surplus(now, name, out);
+        }
+    }
+
+    fn members(&self, name: &DeploymentName) -> impl Iterator<Item = (&NodeId, &Node)> {
+        self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name))
+    }
+
+    fn standing(&self, name: &DeploymentName) -> Standing {
+        let wanted = self.deployments.get(name);
+        let serving = |leaving: bool| {
+            self.members(name)
+                .filter(|(_, node)| node.is_serving() && (leaving || node.leaving.is_none()))
+                .count()
+        };
+        Standing {
+            wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas.into()),
+            min: wanted.map_or(0, |wanted| wanted.deployment.replicas_min.into()),
+            serving: serving(false),
+            serving_all: serving(true),
+        }
+    }
+
+    fn forgive_launch_failures(&mut self, name: &DeploymentName) {
+        let serves = self.members(name).any(|(_, node)| node.is_serving() && node.leaving.is_none());
+        if let Some(wanted) = self.deployments.get_mut(name).filter(|_| serves) {
+            wanted.launch_failures = 0;
+        }
+    }
+
+    fn remove_leaving(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
+        let leaving: Vec<NodeId> = self
+            .members(name)
+            .filter(|(_, node)| node.leaving.is_some() && node.operation.is_none())
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in leaving {
+            let standing = self.standing(name);
+            let Some(node) = self.nodes.get(&id) else { continue };
+            let Some(reason) = node.leaving.as_ref().map(|leaving| leaving.reason.clone()) else { continue };
+            match self.next_step(now, node, standing) {
+                Step::Wait => {}
+                Step::Drain => {
+                    let within_ms = u64::try_from(self.timing.drain.as_millis()).unwrap_or(u64::MAX);
+                    self.open(now, &id, OperationKind::Drain { within_ms }, reason, out);
+                }
+                Step::Terminate => match self.may_terminate(now, &id) {
+                    Ok(()) => {
+                        self.open(now, &id, OperationKind::Terminate, reason, out);
+                    }
+                    Err(Hold(why)) => self.hold_removal(now, &id, why, out),
+                },
+                Step::Hold(why) => self.hold_removal(now, &id, why, out),
+            }
+        }
+    }
+
+    /// What the removal of a leaving node asks for now.
+    fn next_step(&self, now: Mono, node: &Node, standing: Standing) -> Step {
+        let Some(leaving) = &node.leaving else { return Step::Wait };
+        let enough = standing.serving >= standing.wanted;
+        if node.belief == Belief::Gone || node.phase() == Some(Phase::Stopped) && node.belief.is_routable() {
+            return Step::Terminate;
+        }
+        if node.belief == Belief::Silent && node.has_served {
+            return match (leaving.cause, enough) {
+                (_, false) => Step::Hold("it may still serve, and its replacement does not yet".to_owned()),
+                (Cause::Lost, true) => Step::Terminate,
+                (_, true) if now.since(node.belief_since) >= self.timing.partition_grace => Step::Terminate,
+                (_, true) => Step::Wait,
+            };
+        }
+        if let Some(since) = node.draining_since {
+            let overdue = now.since(since) > self.timing.drain * 2 + self.timing.partition_grace;
+            return if overdue { Step::Terminate } else { Step::Wait };
+        }
+        let removal = match leaving.cause.removal() {
+            Removal::Now if node.is_serving() => Removal::DrainAfterReplacement,
+            removal => removal,
+        };
+        match removal {
+            Removal::Now => Step::Terminate,
+            Removal::WhenStopped => Step::Wait,
+            Removal::AfterReplacement if enough => Step::Terminate,
+            Removal::DrainAfterReplacement if !node.is_serving() => Step::Terminate,
+            Removal::DrainAfterReplacement if enough => Step::Drain,
+            Removal::AfterReplacement | Removal::DrainAfterReplacement => {
+                Step::Hold("its replacement does not serve yet".to_owned())
+            }
+            Removal::DrainNow if !node.is_serving() => Step::Terminate,
+            Removal::DrainNow if standing.serving_all > standing.min => Step::Drain,
+            Removal::DrainNow => Step::Hold(format!(
+                "only {} serve and the deployment's minimum is {}",
+                standing.serving_all, standing.min
+            )),
+        }
+    }
+
+    /// The brake's word on a VM that may still run; one that the cloud denies costs nothing to give back.
+    fn may_terminate(&mut self, now: Mono, id: &NodeId) -> Result<(), Hold> {
+        let timing = self.timing;
+        let Some(node) = self.nodes.get(id) else { return Ok(()) };
+        let word = node.cloud.word(now, &timing);
+        match word {
+            Cloud::Stopped | Cloud::Absent => return Ok(()),
+            Cloud::Failing if node.belief == Belief::Silent => {
+                return Err(Hold("the cloud API fails: this controller may be the one cut off".to_owned()));
+            }
+            Cloud::Running | Cloud::Unknown | Cloud::Failing => {}
+        }
+        let zone = node.record.zone.clone();
+        let provider = node
+            .record
+            .deployment
+            .as_ref()
+            .and_then(|name| self.deployments.get(name))
+            .map(|wanted| wanted.deployment.provider.clone())
+            .unwrap_or_default();
+        self.brake.may_terminate(now, &provider, &zone)
+    }
+
+    fn hold_removal(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
+        self.plan_again(now);
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        // The counts in a reason change; only a new kind of reason is news.
+        let is_news = node.held.as_deref().map(kind_of) != Some(kind_of(&why));
+        node.held = Some(why.clone());
+        if is_news {
+            self.tell(now, id, Severity::Info, "held", format!("removal held: {why}"), out);
+        }
+    }
+
+    fn launch_missing(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
+        loop {
+            let staying = self.members(name).filter(|(_, node)| node.leaving.is_none()).count();
+            let all = self.members(name).count();
+            let Some(wanted) = self.deployments.get_mut(name) else { return };
+            let count = usize::from(wanted.deployment.replicas);
+            if staying >= count {
+                wanted.held = None;
+                return;
+            }
+            let (provider, zone) = (wanted.deployment.provider.clone(), wanted.deployment.zone.clone());
+            let hold = if all >= 2 * count + SURGE_EXTRA {
+                Some(format!("{all} nodes exist for {count} wanted; the leaving ones must go first"))
+            } else if now < wanted.launch_after {
+                Some("the last launches came to nothing; waiting before the next".to_owned())
+            } else {
+                self.brake.may_launch(now, &provider, &zone).err().map(|hold| hold.0)
+            };
+            if let Some(why) = hold {
+                let is_news = wanted.held.as_deref().map(kind_of) != Some(kind_of(&why));
+                wanted.held = Some(why.clone());
+                self.plan_again(now);
+                if is_news {
+                    let text = format!("launch for {name} held: {why}");
+                    self.note(None, Severity::Warning, "held", text, out);
+                }
+                return;
+            }
+            self.launch_one(now, name, provider, zone, out);
+        }
+    }
+
+    fn launch_one(
+        &mut self,
+        now: Mono,
+        name: &DeploymentName,
+        provider: String,
+        zone: String,
+        out: &mut Vec<Action>,
+    ) {
+        let replaces = self.unreplaced(name);
+        let Some(wanted) = self.deployments.get_mut(name) else { return };
+        let node = match wanted.deployment.next_node() {
+            Ok(node) => node,
+            Err(error) => {
+                wanted.launch_after = now + self.timing.list_interval;
+                let text = format!("no name left for a node of {name}: {error}");
+                self.note(None, Severity::Alert, "held", text, out);
+                return;
+            }
+        };
+        out.push(Action::SaveDeployment(wanted.deployment.clone()));
+        let record = NodeRecord {
+            node: node.clone(),
+            role: Role::Replica,
+            deployment: Some(name.clone()),
+            zone,
+            address: None,
+            incarnation: Incarnation(0),
+            launched_by: Some(self.operation_last.next()),
+        };
+        out.push(Action::SaveNode(record.clone()));
+        self.nodes.insert(node.clone(), Node::new(now, record));
+        self.brake.launched(now, &provider);
+        let reason = match &replaces {
+            Some(old) => format!("takes the place of {old}"),
+            None => format!("{name} wants more replicas than it has"),
+        };
+        let kind = OperationKind::Launch { deployment: name.clone(), replaces };
+        self.open(now, &node, kind, reason, out);
+        self.touch(&node);
+    }
+
+    /// A leaving node whose place no open launch takes yet.
+    fn unreplaced(&self, name: &DeploymentName) -> Option<NodeId> {
+        let taken = |id: &NodeId| {
+            self.operations.values().any(|open| {
+                matches!(&open.operation.kind, OperationKind::Launch { replaces, .. } if replaces.as_ref() == Some(id))
+            })
+        };
+        self.members(name).find(|(id, node)| node.leaving.is_some() && !taken(id)).map(|(id, _)| id.clone())
+    }
+
+    /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then the youngest.
+    fn mark_surplus(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
+        let standing = self.standing(name);
+        if standing.serving < standing.wanted {
+            return;
+        }
+        let mut staying: Vec<(bool, Mono, NodeId)> = self
+            .members(name)
+            .filter(|(_, node)| node.leaving.is_none())
+            .map(|(id, node)| (!node.is_serving(), node.known_since, id.clone()))
+            .collect();
+        staying.sort();
+        for (_, _, id) in staying.into_iter().skip(standing.wanted) {
+            let reason = format!("{} serve and {} are wanted", standing.serving, standing.wanted);
+            self.set_leaving(&id, Some(Leaving { cause: Cause::Surplus, reason: reason.clone() }));
+            self.tell(now, &id, Severity::Info, "surplus", reason, out);
+            self.plan_again(now);
+        }
+    }
+
+    fn plan_again(&mut self, now: Mono) {
+        let at = now + self.timing.retry;
+        self.plan_at = Some(self.plan_at.map_or(at, |planned| planned.min(at)));
+    }
+}
+
+/// A reason without its numbers.
+fn kind_of(reason: &str) -> String {
+    reason.chars().filter(|c| !c.is_ascii_digit()).collect()
+}

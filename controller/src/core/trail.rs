@@ -33,19 +33,19 @@ pub struct EventRecord {
 
 /// A bounded memory of what was seen and concluded about one node, oldest first.
 #[derive(Debug, Default, Clone)]
-pub struct Trail {
+pub(super) struct Trail {
     entries: VecDeque<(Mono, String)>,
 }
 
 impl Trail {
-    pub fn push(&mut self, now: Mono, text: String) {
+    pub(super) fn push(&mut self, now: Mono, text: String) {
         if self.entries.len() == TRAIL_ENTRIES_MAX {
             self.entries.pop_front();
         }
         self.entries.push_back((now, text));
     }
 
-    pub fn entries(&self) -> impl Iterator<Item = (Mono, &str)> {
+    pub(super) fn entries(&self) -> impl Iterator<Item = (Mono, &str)> {
         self.entries.iter().map(|(at, text)| (*at, text.as_str()))
     }
 }

@@ -1,0 +1,450 @@
+//! What each event changes in the evidence. No conclusions are drawn here.
+
+use std::time::Duration;
+
+use cic_common::id::{Incarnation, NodeId};
+use cic_common::report::{Heartbeat, Role};
+use cic_common::time::Mono;
+use cic_common::wire::message::{Hello, NodeEvent};
+
+use super::belief::{Belief, Cloud};
+use super::event::{NodeRecord, PollFault, Polled, Restored};
+use super::evidence::span;
+use super::fleet::{Fleet, Listing, Wanted};
+use super::instance::{CloudFault, Instance, InstanceState};
+use super::node::Node;
+use super::perform::Open;
+use super::trail::Severity;
+use super::verdict::{Cause, Leaving};
+use super::{Action, Deployment, Event, Message};
+
+impl Fleet {
+    pub(super) fn hear(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
+        match event {
+            Event::Tick => {}
+            Event::Restored(restored) => self.restored(now, restored),
+            Event::Connected(hello) => self.connected(now, hello, out),
+            Event::Disconnected { node, incarnation } => self.disconnected(now, &node, incarnation, out),
+            Event::Heartbeats(batch) => {
+                for heartbeat in batch {
+                    self.heartbeat(now, heartbeat);
+                }
+            }
+            Event::Told { node, incarnation, event } => self.told(now, &node, incarnation, event, out),
+            Event::Polled(polled) => self.polled(now, polled, out),
+            Event::PollChannelLost { node } => self.poll_channel_lost(now, &node, out),
+            Event::Listed { provider, result } => self.listed(now, &provider, result, out),
+            Event::Recorded { operation } => self.recorded(now, operation, out),
+            Event::Performed { operation, result } => self.performed(now, operation, result, out),
+            Event::Deployed(deployment) => self.deployed(now, deployment, out),
+            Event::ReplaceAsked { node, reason } => {
+                self.asked(now, &node, Cause::ReplaceAsked, &format!("replacement asked for: {reason}"), out);
+            }
+            Event::DrainAsked { node, reason } => {
+                self.asked(now, &node, Cause::DrainAsked, &format!("drain asked for: {reason}"), out);
+            }
+        }
+    }
+
+    fn restored(&mut self, now: Mono, restored: Restored) {
+        self.term = restored.term;
+        self.operation_last = restored.operation_last;
+        for deployment in restored.deployments {
+            self.want(now, deployment);
+        }
+        for record in restored.nodes {
+            let id = record.node.clone();
+            let mut node = Node::new(now, record);
+            node.poll.schedule(now + spread(&id, Duration::from_secs(1)));
+            self.nodes.insert(id.clone(), node);
+            self.touch(&id);
+        }
+        for operation in restored.operations {
+            if let Some(node) = self.nodes.get_mut(&operation.node) {
+                node.operation = Some(operation.id);
+            }
+            self.operations.insert(operation.id, Open::restored(now, operation));
+        }
+        self.begin_settling(now);
+    }
+
+    fn want(&mut self, now: Mono, deployment: Deployment) {
+        self.listings
+            .entry(deployment.provider.clone())
+            .or_insert_with(|| Listing { next_at: now, ..Listing::default() });
+        let wanted = Wanted { deployment, launch_failures: 0, launch_after: Mono::ZERO, held: None };
+        self.deployments.insert(wanted.deployment.name.clone(), wanted);
+        self.is_dirty = true;
+    }
+
+    fn deployed(&mut self, now: Mono, mut deployment: Deployment, out: &mut Vec<Action>) {
+        if let Some(old) = self.deployments.get(&deployment.name) {
+            deployment.cluster = old.deployment.cluster.clone();
+            deployment.node_next = old.deployment.node_next;
+        }
+        let text = format!("{} wants {} of {}", deployment.name, deployment.replicas, deployment.model.name);
+        out.push(Action::SaveDeployment(deployment.clone()));
+        self.note(None, Severity::Info, "deployment", text, out);
+        self.want(now, deployment);
+    }
+
+    fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {
+        let Hello { node: id, incarnation, role, address, version: _, report } = hello;
+        if !self.nodes.contains_key(&id) {
+            if role == Role::Replica {
+                let text = format!("{id} at {address} connected and no row says that it is ours");
+                self.note(None, Severity::Alert, "stranger", text, out);
+                return;
+            }
+            let record = NodeRecord {
+                node: id.clone(),
+                role,
+                deployment: None,
+                zone: String::new(),
+                address: None,
+                incarnation: Incarnation(0),
+                launched_by: None,
+            };
+            self.nodes.insert(id.clone(), Node::new(now, record));
+        }
+        let is_settled = self.is_settled();
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        if node.is_overtaken(incarnation) {
+            let text =
+                format!("hello of incarnation {incarnation} after {}: ignored", node.record.incarnation);
+            self.tell(now, &id, Severity::Warning, "old-incarnation", text, out);
+            return;
+        }
+        let is_new = incarnation != node.record.incarnation;
+        if is_new {
+            node.begin_incarnation(incarnation, report);
+        } else {
+            node.report = Some(report);
+        }
+        if is_new || node.record.address.as_ref() != Some(&address) {
+            node.record.address = Some(address.clone());
+            out.push(Action::SaveNode(node.record.clone()));
+        }
+        node.push.reconnected(now);
+        node.poll.schedule(now);
+        let deployment = node.record.deployment.clone().filter(|_| node.leaving.is_none());
+        let assignment =
+            deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
+        let routes = if is_settled { self.routes.clone() } else { Default::default() };
+        let message = Message::Welcome { term: self.term, assignment, routes };
+        out.push(Action::Send { node: id.clone(), message });
+        self.is_dirty = true;
+        self.tell(
+            now,
+            &id,
+            Severity::Info,
+            "connected",
+            format!("incarnation {incarnation} at {address}"),
+            out,
+        );
+        self.touch(&id);
+    }
+
+    fn disconnected(&mut self, now: Mono, id: &NodeId, incarnation: Incarnation, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get(id) else { return };
+        if incarnation != node.record.incarnation {
+            return;
+        }
+        self.tell(now, id, Severity::Info, "disconnected", "its control stream ended".to_owned(), out);
+        self.challenge(now, id, out);
+        self.poll_now(now, id, out);
+        self.touch(id);
+    }
+
+    fn heartbeat(&mut self, now: Mono, heartbeat: Heartbeat) {
+        let timing = self.timing;
+        let Some(node) = self.nodes.get_mut(&heartbeat.node) else { return };
+        let (id, challenge) = (heartbeat.node.clone(), heartbeat.challenge);
+        let before = node.report.as_ref().map(dirt);
+        if node.take(heartbeat) {
+            node.push.heard(now, challenge, &timing);
+            self.is_dirty |= before != node.report.as_ref().map(dirt);
+            self.touch(&id);
+        }
+    }
+
+    fn told(
+        &mut self,
+        now: Mono,
+        id: &NodeId,
+        incarnation: Incarnation,
+        event: NodeEvent,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if node.is_overtaken(incarnation) {
+            return;
+        }
+        self.is_dirty = true;
+        let (severity, kind, text) = match event {
+            NodeEvent::PhaseChanged { from, to, reason } => {
+                (Severity::Info, "phase", format!("{from} -> {to}: {reason}"))
+            }
+            NodeEvent::EngineExited { pid, how } => {
+                let pid = pid.map_or_else(String::new, |pid| format!(" pid {pid}"));
+                (Severity::Warning, "engine-exit", format!("engine{pid} ended with {how}"))
+            }
+            NodeEvent::NoticeSeen { notice } => {
+                let text = format!(
+                    "{} notice from {}, {} s left",
+                    notice.kind,
+                    notice.source,
+                    notice.left_ms / 1000
+                );
+                if let Some(report) = &mut node.report {
+                    report.notice.get_or_insert(notice);
+                }
+                (Severity::Warning, "notice", text)
+            }
+            NodeEvent::ReplacementWanted { reason } => {
+                if let Some(report) = &mut node.report {
+                    report.wants_replacement = Some(reason.clone());
+                }
+                (Severity::Warning, "replacement-wanted", reason)
+            }
+            NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason),
+            NodeEvent::CommandDone { operation, outcome } => {
+                self.command_done(now, id, operation, &outcome, out);
+                (Severity::Info, "command", format!("operation {operation}: {outcome:?}"))
+            }
+        };
+        self.tell(now, id, severity, kind, text, out);
+        self.touch(id);
+    }
+
+    fn polled(&mut self, now: Mono, polled: Polled, out: &mut Vec<Action>) {
+        let Polled { node: id, urgent, result } = polled;
+        let timing = self.timing;
+        let Some(node) = self.nodes.get_mut(&id) else { return };
+        node.poll.came_back(urgent);
+        let result = result.and_then(|heartbeat| {
+            let is_its_own = heartbeat.node == id && !node.is_overtaken(heartbeat.incarnation);
+            if is_its_own { Ok(heartbeat) } else { Err(PollFault::Answer) }
+        });
+        let mut suspicion = None;
+        match result {
+            Ok(heartbeat) => {
+                let before = node.report.as_ref().map(dirt);
+                node.take(heartbeat);
+                node.poll.answered(now);
+                self.is_dirty |= before != node.report.as_ref().map(dirt);
+            }
+            Err(fault) => {
+                node.poll.failed(now, urgent, fault);
+                let text = format!("{} poll: {fault}", if urgent { "urgent" } else { "routine" });
+                node.trail.push(now, text);
+                suspicion = (!urgent && fault == PollFault::Refused).then_some(fault);
+            }
+        }
+        let pause = match node.judged(now, &timing) {
+            Belief::Alive | Belief::Unknown => timing.poll_interval + spread(&id, timing.poll_interval / 5),
+            Belief::Gone => timing.poll_interval,
+            Belief::Silent if now.since(node.belief_since) > timing.partition_grace => timing.poll_interval,
+            Belief::Silent | Belief::SuspectPoll | Belief::SuspectPush => timing.urgent_interval,
+        };
+        if !node.poll.is_asked() {
+            node.poll.schedule(now + pause);
+        }
+        self.touch(&id);
+        if suspicion.is_some() {
+            self.challenge(now, &id, out);
+            self.poll_now(now, &id, out);
+        }
+    }
+
+    fn poll_channel_lost(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        node.trail.push(now, "poll connection closed".to_owned());
+        self.challenge(now, id, out);
+        self.poll_now(now, id, out);
+        self.list_soon(now, id);
+        self.touch(id);
+    }
+
+    fn listed(
+        &mut self,
+        now: Mono,
+        provider: &str,
+        result: Result<Vec<Instance>, CloudFault>,
+        out: &mut Vec<Action>,
+    ) {
+        let timing = self.timing;
+        let Some(listing) = self.listings.get_mut(provider) else { return };
+        let was_failing = std::mem::replace(&mut listing.is_failing, result.is_err());
+        listing.is_asked = false;
+        listing.next_at = now + timing.list_interval;
+        if std::mem::take(&mut listing.again) {
+            listing.next_at = now;
+        }
+        let instances = match result {
+            Ok(instances) => instances,
+            Err(fault) => {
+                if !was_failing {
+                    self.note(None, Severity::Alert, "cloud-blind", format!("{provider}: {fault}"), out);
+                }
+                for id in self.nodes_of(provider) {
+                    if let Some(node) = self.nodes.get_mut(&id) {
+                        node.cloud.said(now, Cloud::Failing);
+                        self.touch(&id);
+                    }
+                }
+                return;
+            }
+        };
+        if was_failing {
+            self.note(None, Severity::Info, "cloud-sees", format!("{provider} answers again"), out);
+        }
+        let states: std::collections::BTreeMap<&NodeId, InstanceState> =
+            instances.iter().map(|instance| (&instance.node, instance.state)).collect();
+        for id in self.nodes_of(provider) {
+            let Some(node) = self.nodes.get_mut(&id) else { continue };
+            let should_be_listed = node.cloud.was_listed()
+                || (node.operation.is_none() && now.since(node.known_since) > timing.visibility);
+            let word = match states.get(&id) {
+                Some(InstanceState::Running) => Cloud::Running,
+                Some(InstanceState::Stopped) => Cloud::Stopped,
+                None if should_be_listed => Cloud::Absent,
+                None => continue,
+            };
+            if node.cloud.word(now, &timing) != word {
+                node.trail.push(now, format!("cloud: {word:?}").to_lowercase());
+                self.is_dirty = true;
+            }
+            node.cloud.said(now, word);
+            self.touch(&id);
+        }
+        self.watch_strangers(now, provider, &instances, out);
+    }
+
+    /// A VM with our tag that no row knows is taken over to be terminated, once it has been seen long enough
+    /// that it cannot be the shadow of one just terminated.
+    fn watch_strangers(&mut self, now: Mono, provider: &str, instances: &[Instance], out: &mut Vec<Action>) {
+        let timing = self.timing;
+        let nodes = &self.nodes;
+        let unknown: Vec<&Instance> = instances.iter().filter(|i| !nodes.contains_key(&i.node)).collect();
+        let of_provider = |id: &NodeId| {
+            cic_common::name::ClusterName::parse_node(id)
+                .is_ok_and(|(cluster, _)| cluster.provider == provider)
+        };
+        self.strangers.retain(|id, _| !of_provider(id) || unknown.iter().any(|i| i.node == *id));
+        let Some(deployment) = self.deployments.values().find(|w| w.deployment.provider == provider) else {
+            return;
+        };
+        let (deployment, zone) = (deployment.deployment.name.clone(), deployment.deployment.zone.clone());
+        for instance in unknown {
+            let since = *self.strangers.entry(instance.node.clone()).or_insert(now);
+            if now.since(since) < timing.visibility * 2 {
+                continue;
+            }
+            self.strangers.remove(&instance.node);
+            let record = NodeRecord {
+                node: instance.node.clone(),
+                role: Role::Replica,
+                deployment: Some(deployment.clone()),
+                zone: zone.clone(),
+                address: None,
+                incarnation: Incarnation(0),
+                launched_by: Some(instance.operation),
+            };
+            out.push(Action::SaveNode(record.clone()));
+            let reason = format!(
+                "a VM of operation {} without a row, seen for {}",
+                instance.operation,
+                span(now.since(since))
+            );
+            let mut node = Node::new(now, record);
+            node.leaving = Some(Leaving { cause: Cause::Unowned, reason: reason.clone() });
+            self.nodes.insert(instance.node.clone(), node);
+            self.is_dirty = true;
+            self.tell(now, &instance.node, Severity::Alert, "unowned", reason, out);
+            self.touch(&instance.node);
+        }
+    }
+
+    fn asked(&mut self, now: Mono, id: &NodeId, cause: Cause, reason: &str, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get(id).filter(|node| node.is_ours()) else { return };
+        if node.leaving.as_ref().is_some_and(|leaving| !leaving.cause.is_reversible()) {
+            return;
+        }
+        self.set_leaving(id, Some(Leaving { cause, reason: reason.to_owned() }));
+        self.tell(now, id, Severity::Info, "asked", reason.to_owned(), out);
+        self.touch(id);
+    }
+
+    fn nodes_of(&self, provider: &str) -> Vec<NodeId> {
+        let is_of = |node: &Node| {
+            let name = node.record.deployment.as_ref();
+            name.and_then(|name| self.deployments.get(name))
+                .is_some_and(|w| w.deployment.provider == provider)
+        };
+        self.nodes.iter().filter(|(_, node)| is_of(node)).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Polls at once, on fresh connections, whatever the schedule says.
+    pub(super) fn poll_now(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        let Some(address) = node.record.address.clone() else { return };
+        if node.poll.ask(true) {
+            node.trail.push(now, "urgent poll fired".to_owned());
+            out.push(Action::Poll { node: id.clone(), address, urgent: true });
+        }
+    }
+
+    pub(super) fn poll_if_due(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if node.poll.next_at().is_none_or(|at| now < at) || node.poll.is_asked() {
+            return;
+        }
+        let urgent = match node.belief {
+            Belief::Alive | Belief::Unknown | Belief::Gone => false,
+            Belief::SuspectPoll | Belief::SuspectPush | Belief::Silent => true,
+        };
+        let Some(address) = node.record.address.clone() else { return };
+        if node.poll.ask(urgent) {
+            out.push(Action::Poll { node: id.clone(), address, urgent });
+        }
+    }
+
+    /// The provider of `id` is asked for its word soon, or at once if nothing was asked lately.
+    pub(super) fn list_soon(&mut self, now: Mono, id: &NodeId) {
+        let provider = self
+            .nodes
+            .get(id)
+            .and_then(|node| node.record.deployment.as_ref())
+            .and_then(|name| self.deployments.get(name))
+            .map(|wanted| wanted.deployment.provider.clone());
+        let Some(listing) = provider.and_then(|provider| self.listings.get_mut(&provider)) else { return };
+        let last = self.nodes.get(id).map_or(Mono::ZERO, |node| node.cloud.said_at());
+        let at = now.max(last + self.timing.list_interval_urgent);
+        listing.again |= listing.is_asked && self.nodes.get(id).is_some_and(|n| n.belief_since == now);
+        listing.next_at = listing.next_at.min(at);
+    }
+
+    pub(super) fn list_providers(&mut self, now: Mono, out: &mut Vec<Action>) {
+        for (provider, listing) in &mut self.listings {
+            if now >= listing.next_at && !listing.is_asked {
+                listing.is_asked = true;
+                out.push(Action::ListInstances { provider: provider.clone() });
+            }
+        }
+    }
+}
+
+/// The parts of a report that the plan and the routes rest on.
+fn dirt(report: &cic_common::report::NodeReport) -> (cic_common::report::Phase, bool, bool) {
+    (report.phase, report.notice.is_some(), report.wants_replacement.is_some())
+}
+
+/// A share of `span` that is the same for a node every time, so that polls of many nodes do not coincide.
+fn spread(id: &NodeId, span: Duration) -> Duration {
+    let hash = id
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    span.mul_f64((hash >> 11) as f64 / (1u64 << 53) as f64)
+}

@@ -1,0 +1,296 @@
+//! Operations: decided, recorded, performed, observed.
+
+use std::time::Duration;
+
+use cic_common::id::{NodeId, OperationId};
+use cic_common::time::Mono;
+use cic_common::wire::message::{Command, CommandOutcome};
+
+use super::belief::Cloud;
+use super::fleet::Fleet;
+use super::instance::CloudFault;
+use super::operation::{Operation, OperationKind, OperationState};
+use super::trail::Severity;
+use super::verdict::{Cause, Leaving};
+use super::{Action, Message};
+
+/// Longest wait between tries of an operation that gets no answer.
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Sends of a command that is not acknowledged; then the plan decides anew.
+const COMMAND_TRIES_MAX: u32 = 5;
+
+/// Wait after the first launch that came to nothing; doubled for each further one.
+const LAUNCH_BACKOFF: Duration = Duration::from_secs(10);
+const LAUNCH_BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+/// An operation on its way.
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) operation: Operation,
+    /// It has been asked of the outside at least once: it may have happened.
+    pub(super) is_performed: bool,
+    pub(super) retry_at: Option<Mono>,
+    tries: u32,
+}
+
+impl Open {
+    fn intended(operation: Operation) -> Self {
+        Self { operation, is_performed: false, retry_at: None, tries: 0 }
+    }
+
+    /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
+    pub(super) fn restored(now: Mono, mut operation: Operation) -> Self {
+        operation.state = OperationState::Recorded;
+        Self { operation, is_performed: true, retry_at: Some(now), tries: 0 }
+    }
+}
+
+impl Fleet {
+    /// Decides an operation and asks for it to be stored. Nothing of it happens before it is.
+    pub(super) fn open(
+        &mut self,
+        now: Mono,
+        node: &NodeId,
+        kind: OperationKind,
+        reason: String,
+        out: &mut Vec<Action>,
+    ) -> OperationId {
+        self.operation_last = self.operation_last.next();
+        let id = self.operation_last;
+        let text = format!("operation {id}: {}: {reason}", kind.as_str());
+        let state = OperationState::Intended;
+        let operation = Operation { id, term: self.term, node: node.clone(), kind, state, reason };
+        out.push(Action::Record(operation.clone()));
+        let name = operation.kind.as_str();
+        self.operations.insert(id, Open::intended(operation));
+        if let Some(known) = self.nodes.get_mut(node) {
+            known.operation = Some(id);
+            known.held = None;
+        }
+        self.tell(now, node, Severity::Info, name, text, out);
+        id
+    }
+
+    pub(super) fn recorded(&mut self, now: Mono, id: OperationId, out: &mut Vec<Action>) {
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        if open.operation.state == OperationState::Intended {
+            open.operation.state = OperationState::Recorded;
+            self.perform(now, id, out);
+        }
+    }
+
+    pub(super) fn retry_operations(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let due: Vec<OperationId> = self
+            .operations
+            .iter()
+            .filter(|(_, open)| open.retry_at.is_some_and(|at| now >= at))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.perform(now, id, out);
+        }
+    }
+
+    fn perform(&mut self, now: Mono, id: OperationId, out: &mut Vec<Action>) {
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        open.retry_at = None;
+        let node = open.operation.node.clone();
+        match open.operation.kind.clone() {
+            OperationKind::Launch { deployment, .. } => {
+                let Some(wanted) = self.deployments.get(&deployment) else {
+                    return self.close(now, id, Err("its deployment is gone".to_owned()), out);
+                };
+                open.is_performed = true;
+                let provider = wanted.deployment.provider.clone();
+                let zone = self.nodes.get(&node).map(|node| node.record.zone.clone()).unwrap_or_default();
+                out.push(Action::Launch { operation: id, provider, node, deployment, zone });
+            }
+            OperationKind::Terminate => self.perform_terminate(now, id, &node, out),
+            OperationKind::Drain { within_ms } => {
+                let reason = open.operation.reason.clone();
+                self.perform_command(now, id, &node, Command::Drain { within_ms, reason }, out);
+            }
+            OperationKind::RestartAgent => {
+                let reason = open.operation.reason.clone();
+                self.perform_command(now, id, &node, Command::RestartAgent { reason }, out);
+            }
+        }
+    }
+
+    /// Terminates, unless the reason for it has gone since it was decided, or the brake holds.
+    fn perform_terminate(&mut self, now: Mono, id: OperationId, node: &NodeId, out: &mut Vec<Action>) {
+        let timing = self.timing;
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        let Some(known) = self.nodes.get_mut(node) else {
+            return self.close(now, id, Err("its node is gone".to_owned()), out);
+        };
+        let Some(provider) = known
+            .record
+            .deployment
+            .as_ref()
+            .and_then(|name| self.deployments.get(name))
+            .map(|wanted| wanted.deployment.provider.clone())
+        else {
+            return self.close(now, id, Err("its provider is not known".to_owned()), out);
+        };
+        if !open.is_performed {
+            if known.leaving.is_none() {
+                return self.close(now, id, Err("the node is to stay after all".to_owned()), out);
+            }
+            let may_run = match known.cloud.word(now, &timing) {
+                Cloud::Stopped | Cloud::Absent => false,
+                Cloud::Running | Cloud::Unknown | Cloud::Failing => true,
+            };
+            if may_run {
+                if let Err(hold) = self.brake.may_terminate(now, &provider, &known.record.zone) {
+                    known.held = Some(hold.0);
+                    open.retry_at = Some(now + timing.retry);
+                    return;
+                }
+                self.brake.terminated(now, &provider);
+            }
+            open.is_performed = true;
+        }
+        if known.leaving.is_none() {
+            // Decided by an earlier controller, whose reasons are in the operation.
+            let reason = open.operation.reason.clone();
+            known.leaving = Some(Leaving { cause: Cause::Stopped, reason });
+        }
+        known.held = None;
+        out.push(Action::Terminate { operation: id, provider, node: node.clone() });
+    }
+
+    fn perform_command(
+        &mut self,
+        now: Mono,
+        id: OperationId,
+        node: &NodeId,
+        command: Command,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        if open.tries == COMMAND_TRIES_MAX {
+            return self.close(now, id, Err("the node did not acknowledge it".to_owned()), out);
+        }
+        open.tries += 1;
+        open.is_performed = true;
+        open.retry_at = Some(now + self.timing.retry);
+        let is_drain = matches!(command, Command::Drain { .. });
+        if let Some(known) = self.nodes.get_mut(node).filter(|_| is_drain) {
+            known.draining_since.get_or_insert(now);
+            self.is_dirty = true;
+        }
+        let message = Message::Command { operation: id, term: self.term, command };
+        out.push(Action::Send { node: node.clone(), message });
+    }
+
+    pub(super) fn command_done(
+        &mut self,
+        now: Mono,
+        node: &NodeId,
+        id: OperationId,
+        outcome: &CommandOutcome,
+        out: &mut Vec<Action>,
+    ) {
+        let is_about_it = self.operations.get(&id).is_some_and(|open| {
+            open.operation.node == *node
+                && matches!(open.operation.kind, OperationKind::Drain { .. } | OperationKind::RestartAgent)
+        });
+        if !is_about_it {
+            return;
+        }
+        let result = match outcome {
+            CommandOutcome::Accepted => Ok(()),
+            CommandOutcome::RefusedTerm { newest } => Err(format!("the node follows term {newest}")),
+        };
+        self.close(now, id, result, out);
+    }
+
+    pub(super) fn performed(
+        &mut self,
+        now: Mono,
+        id: OperationId,
+        result: Result<(), CloudFault>,
+        out: &mut Vec<Action>,
+    ) {
+        let retry = self.timing.retry;
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        let node = open.operation.node.clone();
+        let is_launch = matches!(open.operation.kind, OperationKind::Launch { .. });
+        match result {
+            Ok(()) => {
+                self.close(now, id, Ok(()), out);
+                if is_launch {
+                    if let Some(known) = self.nodes.get_mut(&node) {
+                        known.known_since = now;
+                    }
+                    self.touch(&node);
+                } else {
+                    self.forget(&node, out);
+                }
+            }
+            Err(fault @ CloudFault::NoAnswer(_)) => {
+                let pause = (retry * 2u32.saturating_pow(open.tries.min(8))).min(RETRY_MAX);
+                open.tries = open.tries.saturating_add(1);
+                open.retry_at = Some(now + pause);
+                self.tell(now, &node, Severity::Warning, "retry", format!("operation {id}: {fault}"), out);
+            }
+            Err(fault) if is_launch => {
+                self.close(now, id, Err(fault.to_string()), out);
+                let reason = format!("its launch failed: {fault}");
+                self.set_leaving(&node, Some(Leaving { cause: Cause::NotLaunched, reason }));
+                self.count_launch_failure(now, &node, out);
+            }
+            Err(fault) => {
+                open.tries = open.tries.saturating_add(1);
+                open.retry_at = Some(now + RETRY_MAX);
+                let text = format!("operation {id} cannot be performed: {fault}");
+                self.tell(now, &node, Severity::Alert, "terminate-failed", text, out);
+            }
+        }
+    }
+
+    fn close(&mut self, now: Mono, id: OperationId, result: Result<(), String>, out: &mut Vec<Action>) {
+        let Some(open) = self.operations.remove(&id) else { return };
+        let mut operation = open.operation;
+        let (severity, text) = match &result {
+            Ok(()) => (Severity::Info, format!("operation {id} done")),
+            Err(why) => (Severity::Warning, format!("operation {id} ended: {why}")),
+        };
+        operation.state = match result {
+            Ok(()) => OperationState::Done,
+            Err(reason) => OperationState::Failed { reason },
+        };
+        let (node, kind) = (operation.node.clone(), operation.kind.as_str());
+        out.push(Action::Close(operation));
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.operation = None;
+        }
+        self.is_dirty = true;
+        self.tell(now, &node, severity, kind, text, out);
+    }
+
+    fn forget(&mut self, node: &NodeId, out: &mut Vec<Action>) {
+        self.nodes.remove(node);
+        self.is_dirty = true;
+        out.push(Action::ForgetNode(node.clone()));
+    }
+
+    /// A node that never served counts against its deployment: the next launch waits longer each time.
+    pub(super) fn count_launch_failure(&mut self, now: Mono, node: &NodeId, out: &mut Vec<Action>) {
+        let name = self.nodes.get(node).and_then(|node| node.record.deployment.clone());
+        let Some(wanted) = name.and_then(|name| self.deployments.get_mut(&name)) else { return };
+        let pause = LAUNCH_BACKOFF * 2u32.saturating_pow(wanted.launch_failures.min(8));
+        wanted.launch_failures = wanted.launch_failures.saturating_add(1);
+        let pause = pause.min(LAUNCH_BACKOFF_MAX);
+        wanted.launch_after = now + pause;
+        let text = format!(
+            "{} nodes of {} in a row never served; next launch in {} s",
+            wanted.launch_failures,
+            wanted.deployment.name,
+            pause.as_secs()
+        );
+        self.note(None, Severity::Warning, "launch-backoff", text, out);
+    }
+}
