@@ -7,9 +7,13 @@
 
 mod action;
 mod agent;
+mod bringup;
+mod drain;
 mod event;
 mod restart;
 mod stage;
+#[cfg(test)]
+mod tests;
 pub mod timing;
 
 pub use action::{Action, EdgeMode};

@@ -1,0 +1,313 @@
+//! The agent's rules, each driven from the outside by events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
+use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::notice::NoticeKind;
+use cic_common::report::{EdgeReport, Phase, Role};
+use cic_common::time::Mono;
+use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
+
+use super::*;
+
+struct Bench {
+    agent: Agent,
+    now: Mono,
+    out: Vec<Action>,
+}
+
+impl Bench {
+    fn new(role: Role) -> Self {
+        let node = NodeId::new("n1").expect("label");
+        let spec = AgentSpec { node, role, incarnation: Incarnation(1), timing: Timing::default() };
+        Self { agent: Agent::new(spec), now: Mono::ZERO, out: Vec::new() }
+    }
+
+    fn give(&mut self, event: Event) -> &[Action] {
+        self.out.clear();
+        self.agent.step(self.now, event, &mut self.out);
+        &self.out
+    }
+
+    fn pass(&mut self, span: Duration) -> &[Action] {
+        self.now = self.now + span;
+        self.give(Event::Tick)
+    }
+
+    fn phase(&self) -> Phase {
+        self.agent.report(self.now).phase
+    }
+
+    fn loading() -> Self {
+        let mut bench = Self::new(Role::Replica);
+        bench.give(Event::Booted(Booted::default()));
+        bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+        bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+        bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+        bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
+        bench
+    }
+
+    fn serving() -> Self {
+        let mut bench = Self::loading();
+        bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+        bench
+    }
+
+    fn fail_once(&mut self) {
+        self.give(Event::EngineExited { pid: 7, how: "exit code 1".to_owned(), log_tail: vec!["boom".to_owned()] });
+    }
+}
+
+fn assignment(model: &str) -> Assignment {
+    Assignment {
+        deployment: DeploymentName::new("d").expect("label"),
+        model: ModelSpec { name: model.to_owned(), path: "/m".to_owned() },
+        engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
+    }
+}
+
+fn tells_phase(actions: &[Action], wanted: Phase) -> bool {
+    actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::PhaseChanged { to, .. }) if *to == wanted))
+}
+
+#[test]
+fn a_replica_goes_through_every_phase_to_serving_and_admits_only_there() {
+    let mut bench = Bench::new(Role::Replica);
+    let refuses =
+        |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::SetEdge(EdgeMode::Refuse { .. })));
+    assert!(refuses(bench.give(Event::Booted(Booted::default()))));
+    assert_eq!(bench.phase(), Phase::Booting);
+    let steps = [
+        (Event::Assigned { term: Term(1), assignment: assignment("m") }, Phase::Mounting),
+        (Event::ModelMounted { attempt: 1, result: Ok(()) }, Phase::Verifying),
+        (Event::ModelVerified { attempt: 1, result: Ok(()) }, Phase::Loading),
+        (Event::EngineStarted { attempt: 1, pid: 7 }, Phase::Loading),
+    ];
+    for (event, phase) in steps {
+        let actions = bench.give(event);
+        assert!(!actions.contains(&Action::SetEdge(EdgeMode::Admit)));
+        assert_eq!(bench.phase(), phase);
+    }
+    let actions = bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+    assert!(actions.contains(&Action::SetEdge(EdgeMode::Admit)) && tells_phase(actions, Phase::Serving));
+}
+
+#[test]
+fn a_gateway_serves_at_once_and_takes_no_assignment() {
+    let mut bench = Bench::new(Role::Gateway);
+    bench.give(Event::Booted(Booted::default()));
+    assert_eq!(bench.phase(), Phase::Serving);
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    assert_eq!(bench.agent.report(bench.now).deployment, None);
+}
+
+#[test]
+fn an_engine_found_running_is_probed_not_started() {
+    let mut bench = Bench::new(Role::Replica);
+    let engine = Some(EngineFound { pid: 9, assignment: assignment("m") });
+    let remembered = Some((Term(3), assignment("m")));
+    let actions = bench.give(Event::Booted(Booted { engine, remembered })).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::ProbeEngine { pid: 9, deep: true, .. })));
+    let actions = bench.give(Event::EngineProbed { pid: 9, result: Ok(()) }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. } | Action::StopEngine { .. })));
+    let report = bench.agent.report(bench.now);
+    assert!(report.engine.is_adopted && report.phase == Phase::Serving);
+}
+
+#[test]
+fn a_changed_assignment_never_stops_a_running_engine() {
+    let mut bench = Bench::serving();
+    let actions = bench.give(Event::Assigned { term: Term(2), assignment: assignment("other") }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StopEngine { .. } | Action::StartEngine { .. })));
+    assert_eq!(bench.phase(), Phase::Serving);
+}
+
+#[test]
+fn a_crashed_engine_is_started_again_after_a_growing_wait() {
+    let mut bench = Bench::serving();
+    bench.fail_once();
+    assert_ne!(bench.phase(), Phase::Serving);
+    assert!(bench.agent.report(bench.now).reason.contains("boom"), "the last log line is the reason");
+    assert!(!bench.pass(Duration::from_millis(740)).iter().any(|a| matches!(a, Action::MountModel { .. })));
+    let actions = bench.pass(Duration::from_millis(520)).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::MountModel { attempt: 2, .. })));
+}
+
+#[test]
+fn an_exit_code_of_zero_is_a_crash_too() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EngineExited { pid: 7, how: "exit code 0".to_owned(), log_tail: Vec::new() });
+    assert_eq!(bench.phase(), Phase::Loading);
+}
+
+#[test]
+fn the_third_failure_in_the_window_asks_for_a_replacement_once() {
+    let mut bench = Bench::loading();
+    let mut asked = 0;
+    for attempt in 1..=4 {
+        bench.give(Event::EngineStarted { attempt, pid: 7 });
+        bench.fail_once();
+        asked +=
+            bench.out.iter().filter(|a| matches!(a, Action::Tell(NodeEvent::ReplacementWanted { .. }))).count();
+        assert_eq!(asked, usize::from(attempt >= 3), "after {attempt}");
+        bench.pass(Duration::from_secs(400));
+        let attempt = attempt + 1;
+        bench.give(Event::ModelMounted { attempt, result: Ok(()) });
+        bench.give(Event::ModelVerified { attempt, result: Ok(()) });
+    }
+}
+
+#[test]
+fn what_waiting_cannot_heal_is_not_tried_again() {
+    let mut bench = Bench::new(Role::Replica);
+    bench.give(Event::Booted(Booted::default()));
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+    let fault = ModelFault::MissingShard { path: "/m".to_owned(), shard: "b.safetensors".to_owned() };
+    bench.give(Event::ModelVerified { attempt: 1, result: Err(fault) });
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.agent.report(bench.now).reason.contains("b.safetensors"));
+    assert!(!bench.pass(Duration::from_secs(3600)).iter().any(|a| matches!(a, Action::MountModel { .. })));
+}
+
+#[test]
+fn an_engine_not_ready_within_the_start_gate_is_stopped_and_counted() {
+    let mut bench = Bench::loading();
+    let actions = bench.pass(Duration::from_secs(600)).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { pid: 7, .. })));
+    bench.give(Event::EngineExited { pid: 7, how: "signal 9".to_owned(), log_tail: Vec::new() });
+    assert_eq!(bench.agent.report(bench.now).engine.restart_count, 1);
+}
+
+#[test]
+fn a_serving_engine_is_refused_requests_after_three_failed_probes_not_after_two() {
+    let mut bench = Bench::serving();
+    let fault = || ProbeFault::Health("503".to_owned());
+    for _ in 0..2 {
+        bench.give(Event::EngineProbed { pid: 7, result: Err(fault()) });
+        assert_eq!(bench.phase(), Phase::Serving);
+    }
+    let actions = bench.give(Event::EngineProbed { pid: 7, result: Err(fault()) }).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::SetEdge(EdgeMode::Refuse { .. }))));
+    assert_eq!(bench.phase(), Phase::Loading);
+}
+
+#[test]
+fn an_answer_of_an_earlier_attempt_or_process_changes_nothing() {
+    let mut bench = Bench::serving();
+    for event in [
+        Event::ModelMounted { attempt: 0, result: Err(ModelFault::NoDirectory { path: "/x".to_owned() }) },
+        Event::EngineExited { pid: 6, how: "signal 9".to_owned(), log_tail: Vec::new() },
+        Event::EngineProbed { pid: 6, result: Err(ProbeFault::Health("refused".to_owned())) },
+        Event::EngineStartFailed { attempt: 0, reason: "old".to_owned(), may_heal: false },
+    ] {
+        bench.give(event);
+        assert_eq!(bench.phase(), Phase::Serving);
+    }
+}
+
+#[test]
+fn a_command_of_a_lower_term_is_refused_and_changes_nothing() {
+    let mut bench = Bench::serving();
+    bench.give(Event::Assigned { term: Term(5), assignment: assignment("m") });
+    let command = Command::Drain { within_ms: 0, reason: "old leader".to_owned() };
+    let actions = bench.give(Event::Commanded { operation: OperationId(1), term: Term(4), command }).to_vec();
+    let outcome = CommandOutcome::RefusedTerm { newest: Term(5) };
+    assert!(actions.contains(&Action::Tell(NodeEvent::CommandDone { operation: OperationId(1), outcome })));
+    assert_eq!(bench.phase(), Phase::Serving);
+}
+
+#[test]
+fn a_drain_waits_for_running_requests_then_stops_the_engine_and_says_farewell() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 2, ..EdgeReport::default() }));
+    let command = Command::Drain { within_ms: 30_000, reason: "surplus".to_owned() };
+    bench.give(Event::Commanded { operation: OperationId(1), term: Term(1), command });
+    assert_eq!(bench.phase(), Phase::Draining);
+    assert!(!bench.pass(Duration::from_secs(5)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { pid: 7, .. })));
+    let exit = Event::EngineExited { pid: 7, how: "exit code 0".to_owned(), log_tail: Vec::new() };
+    let actions = bench.give(exit).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::Farewell { .. }))));
+    assert_eq!(bench.phase(), Phase::Stopped);
+}
+
+#[test]
+fn a_drain_does_not_wait_beyond_its_deadline() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let command = Command::Drain { within_ms: 1000, reason: "asked".to_owned() };
+    bench.give(Event::Commanded { operation: OperationId(1), term: Term(1), command });
+    let actions = bench.pass(Duration::from_secs(1)).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+}
+
+#[test]
+fn a_notice_is_told_first_and_drains_before_its_deadline_less_the_reserve() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let notice = |left| Event::NoticeSeen {
+        kind: NoticeKind::Terminate,
+        source: "file".to_owned(),
+        id: "a".to_owned(),
+        deadline: left,
+    };
+    let actions = bench.give(notice(Mono::from_millis(120_000))).to_vec();
+    assert!(matches!(actions.first(), Some(Action::Tell(NodeEvent::NoticeSeen { .. }))));
+    assert_eq!(bench.phase(), Phase::Draining);
+    let again = bench.give(notice(Mono::from_millis(121_000))).to_vec();
+    assert!(again.is_empty(), "the same notice with a drifting time is one notice: {again:?}");
+    assert!(!bench.pass(Duration::from_millis(109_900)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
+    assert!(bench.pass(Duration::from_millis(100)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
+}
+
+#[test]
+fn a_lifted_notice_lets_the_node_serve_again() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let (source, id) = ("file".to_owned(), "a".to_owned());
+    let deadline = Mono::from_millis(120_000);
+    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source: source.clone(), id: id.clone(), deadline });
+    bench.give(Event::NoticeLifted { source, id });
+    bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+    assert_eq!(bench.phase(), Phase::Serving);
+}
+
+#[test]
+fn advice_of_a_rebalance_drains_nothing() {
+    let mut bench = Bench::serving();
+    let (source, id) = ("aws".to_owned(), "r".to_owned());
+    let deadline = Mono::from_millis(120_000);
+    bench.give(Event::NoticeSeen { kind: NoticeKind::Rebalance, source, id, deadline });
+    assert_eq!(bench.phase(), Phase::Serving);
+    assert!(bench.agent.report(bench.now).notice.is_some());
+}
+
+#[test]
+fn a_stopping_agent_leaves_the_engine_for_its_next_run() {
+    let mut bench = Bench::serving();
+    let actions = bench.give(Event::StopAsked { with_engine: false, reason: "upgrade".to_owned() }).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::Exit { code: 0, .. })));
+    assert!(!actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+}
+
+#[test]
+fn heartbeats_keep_their_interval_in_every_phase() {
+    for mut bench in [Bench::new(Role::Gateway), Bench::loading(), Bench::serving()] {
+        bench.give(Event::Tick);
+        let mut beats = 0;
+        for _ in 0..100 {
+            let at = bench.agent.deadline().expect("always one");
+            bench.now = bench.now.max(at);
+            beats += bench.give(Event::Tick).iter().filter(|a| **a == Action::Heartbeat).count();
+            if bench.now >= Mono::from_millis(10_000) {
+                break;
+            }
+        }
+        assert!((9..=11).contains(&beats), "{beats} in 10 s");
+    }
+}
