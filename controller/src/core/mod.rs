@@ -23,6 +23,8 @@ mod operation;
 mod perform;
 mod plan;
 mod routing;
+#[cfg(test)]
+mod tests;
 pub mod timing;
 mod trail;
 mod verdict;

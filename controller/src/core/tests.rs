@@ -1,0 +1,466 @@
+//! The fleet's rules, each driven from the outside by events. The table's rows are tested in `belief`, the
+//! brake's limits in `brake`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cic_common::assignment::{EngineSpec, ModelSpec};
+use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::name::ClusterName;
+use cic_common::notice::{Notice, NoticeKind};
+use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::time::Mono;
+use cic_common::wire::message::{Command, Hello, NodeEvent};
+
+use super::*;
+
+/// A fleet whose store and cloud answer at once, and whose healthy nodes push and answer polls.
+struct Bench {
+    fleet: Fleet,
+    now: Mono,
+    beats: BTreeMap<NodeId, (Incarnation, u64, NodeReport)>,
+    /// Nodes that push nothing.
+    mute: BTreeSet<NodeId>,
+    /// Nodes that answer no poll, and how.
+    deaf: BTreeMap<NodeId, PollFault>,
+    instances: BTreeMap<NodeId, InstanceState>,
+    cloud_fails: bool,
+    launched: Vec<NodeId>,
+    terminated: Vec<NodeId>,
+    routed: BTreeSet<NodeId>,
+    notes: Vec<EventRecord>,
+}
+
+impl Bench {
+    fn new(replicas: u16) -> Self {
+        Self::with(replicas, Restored { term: Term(1), ..Restored::default() })
+    }
+
+    fn with(replicas: u16, restored: Restored) -> Self {
+        let mut bench = Self {
+            fleet: Fleet::new(Timing::default(), BrakeRules::default()),
+            now: Mono::ZERO,
+            beats: BTreeMap::new(),
+            mute: BTreeSet::new(),
+            deaf: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            cloud_fails: false,
+            launched: Vec::new(),
+            terminated: Vec::new(),
+            routed: BTreeSet::new(),
+            notes: Vec::new(),
+        };
+        bench.give(Event::Restored(restored));
+        bench.give(Event::Deployed(deployment(replicas)));
+        bench
+    }
+
+    /// A fleet of `replicas` serving nodes.
+    fn serving(replicas: u16) -> Self {
+        let mut bench = Self::new(replicas);
+        bench.run(Duration::from_millis(100));
+        for node in bench.launched.clone() {
+            bench.serve(&node, 1);
+        }
+        bench.run(Duration::from_secs(12));
+        assert_eq!(bench.routed.len(), usize::from(replicas));
+        bench
+    }
+
+    fn serve(&mut self, node: &NodeId, incarnation: u64) {
+        let report = NodeReport { phase: Phase::Serving, ..NodeReport::booting() };
+        let hello = Hello {
+            node: node.clone(),
+            incarnation: Incarnation(incarnation),
+            role: Role::Replica,
+            address: "127.0.0.1:1".to_owned(),
+            version: "test".to_owned(),
+            report: report.clone(),
+        };
+        self.beats.insert(node.clone(), (Incarnation(incarnation), 0, report));
+        self.mute.remove(node);
+        self.deaf.remove(node);
+        self.give(Event::Connected(hello));
+    }
+
+    fn beat(&mut self, node: &NodeId, challenge: u64) -> Option<Heartbeat> {
+        let (incarnation, seq, report) = self.beats.get_mut(node)?;
+        *seq += 1;
+        let (incarnation, seq, report) = (*incarnation, *seq, report.clone());
+        Some(Heartbeat { node: node.clone(), incarnation, seq, challenge, report })
+    }
+
+    fn give(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let mut out = Vec::new();
+            self.fleet.step(self.now, event, &mut out);
+            for action in out {
+                self.perform(action, &mut events);
+            }
+        }
+    }
+
+    fn perform(&mut self, action: Action, events: &mut Vec<Event>) {
+        match action {
+            Action::Record(operation) => events.push(Event::Recorded { operation: operation.id }),
+            Action::Launch { operation, node, .. } => {
+                self.launched.push(node.clone());
+                self.instances.insert(node, InstanceState::Running);
+                events.push(Event::Performed { operation, result: Ok(()) });
+            }
+            Action::Terminate { operation, node, .. } => {
+                self.instances.remove(&node);
+                self.terminated.push(node);
+                events.push(Event::Performed { operation, result: Ok(()) });
+            }
+            Action::ListInstances { provider } => {
+                let instance = |(node, state): (&NodeId, &InstanceState)| Instance {
+                    node: node.clone(),
+                    operation: OperationId(1),
+                    state: *state,
+                };
+                let listed = Ok(self.instances.iter().map(instance).collect());
+                let result =
+                    if self.cloud_fails { Err(CloudFault::NoAnswer("503".to_owned())) } else { listed };
+                events.push(Event::Listed { provider, result });
+            }
+            Action::Poll { node, urgent, .. } => {
+                let result = match self.deaf.get(&node) {
+                    Some(fault) => Err(*fault),
+                    None => self.beat(&node, 0).ok_or(PollFault::Refused),
+                };
+                events.push(Event::Polled(Polled { node, urgent, result }));
+            }
+            Action::Send { node, message: Message::Challenge { number } } if !self.mute.contains(&node) => {
+                events.extend(self.beat(&node, number).map(|beat| Event::Heartbeats(vec![beat])));
+            }
+            Action::Send { node, message: Message::Command { command: Command::Drain { .. }, .. } } => {
+                if let Some((_, _, report)) = self.beats.get_mut(&node) {
+                    report.phase = Phase::Stopped;
+                }
+            }
+            Action::PublishRoutes(table) => {
+                self.routed =
+                    table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
+            }
+            Action::Note(note) => self.notes.push(note),
+            Action::Send { .. }
+            | Action::Close(_)
+            | Action::SaveNode(_)
+            | Action::ForgetNode(_)
+            | Action::SaveDeployment(_) => {}
+        }
+    }
+
+    /// Lets time pass: every node that is not mute pushes once a second, ticks come when they are wanted.
+    fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        let mut beat_at = self.now;
+        while self.now < end {
+            let tick = self.fleet.deadline().unwrap_or(end);
+            self.now = tick.min(beat_at).min(end).max(self.now);
+            if self.now >= beat_at {
+                beat_at = self.now + Duration::from_secs(1);
+                let speakers: Vec<NodeId> =
+                    self.beats.keys().filter(|node| !self.mute.contains(*node)).cloned().collect();
+                let batch = speakers.iter().filter_map(|node| self.beat(node, 0)).collect();
+                self.give(Event::Heartbeats(batch));
+            }
+            self.give(Event::Tick);
+        }
+    }
+
+    fn silence(&mut self, node: &NodeId, fault: PollFault) {
+        self.mute.insert(node.clone());
+        self.deaf.insert(node.clone(), fault);
+    }
+
+    fn belief(&self, node: &NodeId) -> Option<Belief> {
+        self.fleet.view(self.now).nodes.iter().find(|view| view.node == *node).map(|view| view.belief)
+    }
+
+    fn node(&self, i: usize) -> NodeId {
+        self.launched[i].clone()
+    }
+
+    /// The state a store would hold now.
+    fn stored(&self, term: u64) -> Restored {
+        let view = self.fleet.view(self.now);
+        let record = |node: &NodeView| NodeRecord {
+            node: node.node.clone(),
+            role: node.role,
+            deployment: node.deployment.clone(),
+            zone: node.zone.clone(),
+            address: node.address.clone(),
+            incarnation: node.incarnation,
+            launched_by: Some(OperationId(1)),
+        };
+        Restored {
+            term: Term(term),
+            operation_last: OperationId(100),
+            deployments: view.deployments.iter().map(|d| d.deployment.clone()).collect(),
+            nodes: view.nodes.iter().map(record).collect(),
+            operations: view.operations,
+        }
+    }
+}
+
+fn deployment(replicas: u16) -> Deployment {
+    Deployment {
+        name: DeploymentName::new("tiny").expect("label"),
+        model: ModelSpec { name: "tiny".to_owned(), path: "/m".to_owned() },
+        engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
+        replicas,
+        replicas_min: 0,
+        provider: "local".to_owned(),
+        zone: "here".to_owned(),
+        cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("name"),
+        node_next: 1,
+    }
+}
+
+#[test]
+fn nothing_is_performed_before_it_is_recorded() {
+    let mut fleet = Fleet::new(Timing::default(), BrakeRules::default());
+    let mut out = Vec::new();
+    fleet.step(Mono::ZERO, Event::Restored(Restored::default()), &mut out);
+    fleet.step(Mono::ZERO, Event::Deployed(deployment(1)), &mut out);
+    let recorded = out.iter().find_map(|a| if let Action::Record(op) = a { Some(op.id) } else { None });
+    assert!(!out.iter().any(|a| matches!(a, Action::Launch { .. })));
+    out.clear();
+    fleet.step(Mono::ZERO, Event::Recorded { operation: recorded.expect("a launch was decided") }, &mut out);
+    assert!(out.iter().any(|a| matches!(a, Action::Launch { .. })));
+}
+
+#[test]
+fn a_killed_node_is_routed_out_within_a_second_and_replaced_when_the_cloud_confirms() {
+    let mut bench = Bench::serving(2);
+    let dead = bench.node(0);
+    bench.silence(&dead, PollFault::Refused);
+    bench.instances.insert(dead.clone(), InstanceState::Stopped);
+    bench.give(Event::PollChannelLost { node: dead.clone() });
+    assert!(bench.routed.contains(&dead), "one witness alone routes nobody out");
+    bench.run(Duration::from_millis(700));
+    assert!(!bench.routed.contains(&dead));
+    bench.run(Duration::from_secs(3));
+    assert_eq!(bench.launched.len(), 3);
+    assert_eq!(bench.terminated, [dead], "a VM that the cloud denies is given back without waiting");
+}
+
+#[test]
+fn a_frozen_node_is_terminated_only_after_its_replacement_serves() {
+    let mut bench = Bench::serving(2);
+    let frozen = bench.node(0);
+    bench.silence(&frozen, PollFault::Timeout);
+    bench.run(Duration::from_secs(30));
+    assert_eq!(bench.belief(&frozen), Some(Belief::Silent));
+    assert!(!bench.routed.contains(&frozen));
+    assert_eq!(bench.launched.len(), 2, "the grace still runs");
+    bench.run(Duration::from_secs(40));
+    assert_eq!((bench.launched.len(), bench.terminated.len()), (3, 0));
+    let fresh = bench.node(2);
+    bench.serve(&fresh, 1);
+    bench.run(Duration::from_secs(5));
+    assert_eq!(bench.terminated, [frozen]);
+}
+
+#[test]
+fn a_partition_shorter_than_the_grace_is_routed_out_and_back_and_replaces_nothing() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.silence(&node, PollFault::Timeout);
+    bench.run(Duration::from_secs(20));
+    assert!(!bench.routed.contains(&node));
+    bench.mute.clear();
+    bench.deaf.clear();
+    bench.run(Duration::from_secs(80));
+    assert!(bench.routed.contains(&node));
+    assert_eq!((bench.launched.len(), bench.terminated.len()), (2, 0));
+}
+
+#[test]
+fn one_silent_witness_is_a_suspect_not_a_corpse() {
+    let mut no_push = Bench::serving(2);
+    let node = no_push.node(0);
+    no_push.mute.insert(node.clone());
+    no_push.run(Duration::from_secs(300));
+    assert_eq!(no_push.belief(&node), Some(Belief::SuspectPush));
+    let mut no_poll = Bench::serving(2);
+    no_poll.deaf.insert(node.clone(), PollFault::Timeout);
+    no_poll.run(Duration::from_secs(300));
+    assert_eq!(no_poll.belief(&node), Some(Belief::SuspectPoll));
+    for bench in [no_push, no_poll] {
+        assert!(bench.routed.contains(&node));
+        assert_eq!((bench.launched.len(), bench.terminated.len()), (2, 0));
+    }
+}
+
+#[test]
+fn a_failing_cloud_api_holds_terminations() {
+    let mut bench = Bench::serving(3);
+    let node = bench.node(0);
+    bench.cloud_fails = true;
+    bench.silence(&node, PollFault::Timeout);
+    bench.run(Duration::from_secs(70));
+    let fresh = bench.node(3);
+    bench.serve(&fresh, 1);
+    bench.run(Duration::from_secs(300));
+    assert!(bench.terminated.is_empty());
+    bench.cloud_fails = false;
+    bench.run(Duration::from_secs(40));
+    assert_eq!(bench.terminated, [node]);
+}
+
+#[test]
+fn silence_of_all_nodes_together_replaces_and_terminates_nobody_and_keeps_their_routes() {
+    let mut bench = Bench::serving(3);
+    for i in 0..3 {
+        bench.silence(&bench.node(i), PollFault::Timeout);
+    }
+    bench.run(Duration::from_secs(200));
+    assert_eq!((bench.launched.len(), bench.terminated.len()), (3, 0));
+    assert!(!bench.routed.is_empty(), "the edges may reach what this controller cannot");
+    assert!(bench.notes.iter().any(|note| note.severity == Severity::Alert && note.kind == "hold"));
+}
+
+#[test]
+fn a_node_that_returns_before_it_was_terminated_stays_and_the_newcomer_goes() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.silence(&node, PollFault::Timeout);
+    bench.run(Duration::from_secs(70));
+    assert_eq!(bench.launched.len(), 3);
+    bench.mute.clear();
+    bench.deaf.clear();
+    bench.run(Duration::from_secs(20));
+    assert!(bench.routed.contains(&node));
+    assert_eq!(bench.terminated, [bench.node(2)]);
+}
+
+#[test]
+fn a_notice_orders_the_replacement_at_once() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    let notice =
+        Notice { kind: NoticeKind::Terminate, source: "file".to_owned(), id: "a".to_owned(), left_ms: 120_000 };
+    let event = NodeEvent::NoticeSeen { notice };
+    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+    assert_eq!(bench.launched.len(), 3);
+    assert!(bench.terminated.is_empty(), "the window is the node's to use");
+}
+
+#[test]
+fn an_old_incarnation_changes_nothing() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.serve(&node, 5);
+    bench.run(Duration::from_secs(2));
+    let before = bench.fleet.view(bench.now);
+    let stale = NodeReport { phase: Phase::Failed, ..NodeReport::booting() };
+    let beat = |seq| Heartbeat {
+        node: node.clone(),
+        incarnation: Incarnation(4),
+        seq,
+        challenge: u64::MAX,
+        report: stale.clone(),
+    };
+    bench.give(Event::Heartbeats(vec![beat(99_999)]));
+    bench.give(Event::Disconnected { node: node.clone(), incarnation: Incarnation(4) });
+    let event = NodeEvent::ReplacementWanted { reason: "old".to_owned() };
+    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(4), event });
+    let after = bench.fleet.view(bench.now);
+    assert_eq!(before.nodes, after.nodes);
+    assert_eq!(before.routes, after.routes);
+}
+
+#[test]
+fn a_restarted_controller_replaces_nobody_and_keeps_the_old_routes_until_it_has_settled() {
+    let mut first = Bench::serving(2);
+    first.run(Duration::from_secs(1));
+    let mut second = Bench::with(2, first.stored(2));
+    second.instances = first.instances.clone();
+    for node in &first.launched {
+        second.serve(node, 1);
+    }
+    second.run(Duration::from_secs(120));
+    assert!(second.launched.is_empty() && second.terminated.is_empty());
+    assert_eq!(second.routed.len(), 2);
+
+    let mut alone = Bench::with(2, first.stored(2));
+    alone.instances = first.instances;
+    alone.run(Duration::from_secs(9));
+    assert!(!alone.fleet.view(alone.now).is_settled);
+    assert_eq!(alone.fleet.view(alone.now).routes.version, 0, "no table is published before settling");
+}
+
+#[test]
+fn a_late_tick_of_our_own_is_not_evidence_against_anyone() {
+    let mut bench = Bench::serving(2);
+    bench.now = bench.now + Duration::from_secs(40);
+    bench.give(Event::Tick);
+    assert_eq!(bench.routed.len(), 2);
+    bench.run(Duration::from_secs(5));
+    assert!(bench.notes.iter().any(|note| note.kind == "own-stall"));
+    assert_eq!((bench.launched.len(), bench.terminated.len(), bench.routed.len()), (2, 0, 2));
+}
+
+#[test]
+fn launches_that_never_serve_come_ever_more_slowly() {
+    let mut bench = Bench::new(1);
+    let mut failed = 0;
+    let failing =
+        NodeReport { phase: Phase::Failed, wants_replacement: Some("bad flag".into()), ..NodeReport::booting() };
+    while bench.now < Mono::from_millis(600_000) {
+        bench.run(Duration::from_secs(1));
+        if let Some(node) = bench.launched.get(failed).cloned() {
+            failed += 1;
+            bench.beats.insert(node.clone(), (Incarnation(1), 0, failing.clone()));
+            let hello = Hello {
+                node,
+                incarnation: Incarnation(1),
+                role: Role::Replica,
+                address: "127.0.0.1:1".to_owned(),
+                version: "test".to_owned(),
+                report: failing.clone(),
+            };
+            bench.give(Event::Connected(hello));
+        }
+    }
+    assert!((4..=8).contains(&bench.launched.len()), "{} launches in 10 minutes", bench.launched.len());
+    assert!(bench.instances.len() <= 2, "failed nodes are given back: {:?}", bench.instances);
+}
+
+#[test]
+fn fewer_wanted_replicas_drain_the_youngest_first() {
+    let mut bench = Bench::serving(3);
+    bench.give(Event::Deployed(deployment(2)));
+    bench.run(Duration::from_secs(10));
+    assert_eq!(bench.terminated.len(), 1);
+    assert_eq!(bench.routed.len(), 2);
+}
+
+#[test]
+fn a_drain_below_the_minimum_is_held() {
+    let mut bench = Bench::serving(2);
+    bench.give(Event::Deployed(Deployment { replicas_min: 2, ..deployment(2) }));
+    let node = bench.node(0);
+    bench.give(Event::DrainAsked { node: node.clone(), reason: "test".to_owned() });
+    bench.run(Duration::from_secs(30));
+    assert!(bench.terminated.is_empty());
+    let fresh = bench.node(2);
+    bench.serve(&fresh, 1);
+    bench.run(Duration::from_secs(10));
+    assert_eq!(bench.terminated, [node]);
+}
+
+#[test]
+fn a_vm_with_our_tag_and_no_row_is_given_back_after_it_was_seen_long_enough() {
+    let mut bench = Bench::serving(1);
+    let orphan = NodeId::new("cic-local-here-none-dev-20261101-001-node001").expect("label");
+    bench.instances.insert(orphan.clone(), InstanceState::Running);
+    bench.run(Duration::from_secs(90));
+    assert!(bench.terminated.is_empty());
+    bench.run(Duration::from_secs(120));
+    assert_eq!(bench.terminated, [orphan]);
+}
