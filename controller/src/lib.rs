@@ -7,6 +7,13 @@
 //! ```
 //! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
+pub mod api;
+pub mod config;
 pub mod core;
+pub mod driver;
+pub mod identity;
+pub mod ports;
 pub mod provision;
+pub mod record;
+pub mod serve;
 pub mod store;

@@ -21,6 +21,6 @@ mod tests;
 pub use database::{Database, StoreError};
 pub use events::StoredEvent;
 pub use queue::{QueueCounts, StoreQueue};
-pub use tokens::{JoinToken, TokenError};
+pub use tokens::TokenError;
 pub use write::Write;
 pub use writer::run as run_writer;

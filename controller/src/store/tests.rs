@@ -8,6 +8,7 @@ use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
 use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor};
+use cic_common::tls::JoinToken;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
@@ -187,7 +188,7 @@ async fn of_simultaneous_uses_of_a_token_one_succeeds() {
     let token = Arc::new(database.create_join_token(&node("a"), SOON).await.expect("token"));
     let uses = (0..16).map(|_| {
         let (database, token) = (database.clone(), token.clone());
-        async move { database.consume_join_token(token.secret(), &node("a")).await.is_ok() }
+        async move { database.consume_join_token(&token.hash(), &node("a")).await.is_ok() }
     });
     let uses = futures_util::future::join_all(uses).await;
     assert_eq!(uses.into_iter().filter(|used| *used).count(), 1);
@@ -199,16 +200,13 @@ async fn a_token_says_why_it_is_no_good() {
     let database = opened(directory.path()).await;
     let token = database.create_join_token(&node("a"), SOON).await.expect("token");
     let stale = database.create_join_token(&node("a"), Duration::ZERO).await.expect("token");
-    let try_token = |text: String, name: &'static str| {
-        let database = database.clone();
-        async move { database.consume_join_token(&text, &node(name)).await }
-    };
-    let secret = token.secret().to_owned();
-    assert!(matches!(try_token("x".to_owned(), "a").await, Err(TokenError::Unknown)));
-    assert!(matches!(try_token(stale.secret().to_owned(), "a").await, Err(TokenError::Expired)));
-    assert!(matches!(try_token(secret.clone(), "b").await, Err(TokenError::OtherNode)));
-    assert!(try_token(secret.clone(), "a").await.is_ok());
-    assert!(matches!(try_token(secret, "a").await, Err(TokenError::Used)));
+    let unknown = JoinToken::generate().expect("token");
+    let [a, b] = [node("a"), node("b")];
+    assert!(matches!(database.consume_join_token(&unknown.hash(), &a).await, Err(TokenError::Unknown)));
+    assert!(matches!(database.consume_join_token(&stale.hash(), &a).await, Err(TokenError::Expired)));
+    assert!(matches!(database.consume_join_token(&token.hash(), &b).await, Err(TokenError::OtherNode)));
+    assert!(database.consume_join_token(&token.hash(), &a).await.is_ok());
+    assert!(matches!(database.consume_join_token(&token.hash(), &a).await, Err(TokenError::Used)));
     database.save_certificate("01", &node("a"), 1).await.expect("stores");
     database.save_certificate("01", &node("a"), 1).await.expect("repeats");
     assert_eq!(database.certificate_count(&node("a")).await.expect("counts"), 1);

@@ -1,36 +1,13 @@
 //! Join tokens, each good for one enrolment of one node, and the list of certificates issued.
 
-use std::fmt;
 use std::time::Duration;
 
 use cic_common::id::NodeId;
 use cic_common::time::unix_ms;
-use ring::digest::{SHA256, digest};
-use ring::rand::{SecureRandom as _, SystemRandom};
+use cic_common::tls::{JoinToken, TokenHash};
 use sqlx::Row as _;
 
 use super::database::{Database, StoreError, signed, unsigned, within};
-
-/// Entropy of a token. 32 bytes cannot be guessed.
-const TOKEN_BYTES: usize = 32;
-
-/// A secret that lets one node enrol once. Not shown by `Debug`.
-#[derive(Clone, PartialEq, Eq)]
-pub struct JoinToken(String);
-
-impl JoinToken {
-    /// The text that goes into the node's token file.
-    #[must_use]
-    pub fn secret(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for JoinToken {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JoinToken(…)")
-    }
-}
 
 /// Why a token does not let its bearer in.
 #[derive(Debug, thiserror::Error)]
@@ -57,16 +34,14 @@ impl Database {
         node: &NodeId,
         valid_for: Duration,
     ) -> Result<JoinToken, StoreError> {
-        let mut bytes = [0_u8; TOKEN_BYTES];
-        SystemRandom::new().fill(&mut bytes).map_err(|_| StoreError::Randomness)?;
-        let token = JoinToken(hex(&bytes));
+        let token = JoinToken::generate().map_err(|_| StoreError::Randomness)?;
         let now_ms = unix_ms();
         let valid_ms = u64::try_from(valid_for.as_millis()).unwrap_or(u64::MAX);
         within(
             sqlx::query(
                 "INSERT INTO join_tokens (hash, node, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)",
             )
-            .bind(hash(token.secret()))
+            .bind(token.hash().to_string())
             .bind(node.as_str())
             .bind(signed(now_ms))
             .bind(signed(now_ms.saturating_add(valid_ms)))
@@ -76,13 +51,13 @@ impl Database {
         Ok(token)
     }
 
-    /// Uses up `token` for `node`. Of any number of simultaneous uses one succeeds.
+    /// Uses up the token with this `hash` for `node`. Of any number of simultaneous uses one succeeds.
     ///
     /// # Errors
     /// Why the token is no good; [`TokenError::Store`] is worth another try, the others are not.
-    pub async fn consume_join_token(&self, token: &str, node: &NodeId) -> Result<(), TokenError> {
+    pub async fn consume_join_token(&self, hash: &TokenHash, node: &NodeId) -> Result<(), TokenError> {
         let now_ms = signed(unix_ms());
-        let hash = hash(token);
+        let hash = hash.to_string();
         let used = within(
             sqlx::query(
                 "UPDATE join_tokens SET used_at_ms = ?1
@@ -144,16 +119,4 @@ impl Database {
         let query = sqlx::query("SELECT count(*) FROM certificates WHERE node = ?").bind(node.as_str());
         Ok(unsigned(within(query.fetch_one(&self.pool)).await?.get(0)))
     }
-}
-
-fn hash(token: &str) -> String {
-    hex(digest(&SHA256, token.as_bytes()).as_ref())
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

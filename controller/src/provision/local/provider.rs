@@ -150,7 +150,7 @@ impl Local {
         let failed = |error: &dyn std::error::Error| CloudFault::NoAnswer(format!("no join token: {error}"));
         let token =
             self.store.create_join_token(node, TOKEN_VALID_FOR).await.map_err(|error| failed(&error))?;
-        write(&home.file("join-token"), token.secret().as_bytes(), 0o600)
+        write(&home.file("join-token"), token.to_string().as_bytes(), 0o600)
             .map_err(no_answer("write the token"))?;
         write(&home.file("ca.pem"), self.spec.ca_pem.as_bytes(), 0o644).map_err(no_answer("write the CA"))
     }

@@ -1,0 +1,22 @@
+//! The operator's HTTP API, port 7480.
+//!
+//! ```text
+//! GET  /v1/view, nodes, deployments            <- the view the driver publishes
+//! GET  /v1/events, operations                  <- the store
+//! PUT  /v1/deployments/NAME, POST drain, replace -> the core, answered once it is stored
+//! POST /v1/tokens                              -> the store
+//! GET  /healthz, /metrics
+//! ```
+
+mod access;
+mod changes;
+mod deployment;
+mod error;
+mod metrics;
+mod reads;
+mod server;
+
+pub use deployment::{Wanted, WantedBy};
+pub use error::{ErrorBody, ErrorText};
+pub use metrics::Gauge;
+pub use server::{Api, serve};

@@ -1,0 +1,112 @@
+//! The server: its state, its routes and its end.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::{get, post, put};
+use cic_common::supervise::TaskResult;
+use cic_common::time::Clock;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::access::{self, AdminToken};
+use super::error::ApiError;
+use super::metrics::{self, Gauge};
+use super::{changes, reads};
+use crate::driver::{Outlets, Published};
+use crate::store::{Database, StoreQueue};
+
+/// Largest body taken: a deployment with a page of engine arguments is 4 KiB.
+const BODY_BYTES_MAX: usize = 64 * 1024;
+
+/// What the handlers share.
+#[derive(Clone)]
+pub struct Api {
+    pub(super) driver: Outlets,
+    pub(super) database: Database,
+    pub(super) queue: StoreQueue,
+    pub(super) clock: Clock,
+    pub(super) admin_token: Option<AdminToken>,
+    /// One change of deployments at a time: cluster numbers are handed out from what the view shows.
+    pub(super) edits: Arc<Semaphore>,
+    /// Figures of other shells, read when they are asked for.
+    pub(super) gauges: Arc<[Gauge]>,
+}
+
+impl std::fmt::Debug for Api {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Api").finish_non_exhaustive()
+    }
+}
+
+impl Api {
+    /// `admin_token`: when set, changes need it as bearer token.
+    #[must_use]
+    pub fn new(
+        driver: Outlets,
+        database: Database,
+        queue: StoreQueue,
+        clock: Clock,
+        admin_token: Option<&str>,
+        gauges: Vec<Gauge>,
+    ) -> Self {
+        Self {
+            driver,
+            database,
+            queue,
+            clock,
+            admin_token: admin_token.map(AdminToken::new),
+            edits: Arc::new(Semaphore::new(1)),
+            gauges: gauges.into(),
+        }
+    }
+
+    pub(super) fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.driver.views.borrow())
+    }
+}
+
+/// Serves until `token` is cancelled and the requests under way are answered.
+///
+/// # Errors
+/// When the listener breaks.
+pub async fn serve(listener: TcpListener, api: Api, token: CancellationToken) -> TaskResult {
+    let stop = async move { token.cancelled().await };
+    Ok(axum::serve(listener, routes(api)).with_graceful_shutdown(stop).await?)
+}
+
+fn routes(api: Api) -> Router {
+    let changes = Router::new()
+        .route("/v1/deployments/{name}", put(changes::deploy))
+        .route("/v1/nodes/{id}/drain", post(changes::drain))
+        .route("/v1/nodes/{id}/replace", post(changes::replace))
+        .route("/v1/tokens", post(changes::token))
+        .route_layer(middleware::from_fn_with_state(api.clone(), access::check));
+    Router::new()
+        .route("/v1/view", get(reads::view))
+        .route("/v1/nodes", get(reads::nodes))
+        .route("/v1/nodes/{id}", get(reads::node))
+        .route("/v1/nodes/{id}/why", get(reads::why))
+        .route("/v1/deployments", get(reads::deployments))
+        .route("/v1/events", get(reads::events))
+        .route("/v1/operations", get(reads::operations))
+        .route("/healthz", get(reads::healthz))
+        .route("/metrics", get(metrics::metrics))
+        .merge(changes)
+        .fallback(no_route)
+        .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(api)
+}
+
+async fn no_route() -> ApiError {
+    ApiError::new(StatusCode::NOT_FOUND, "no such path", "paths begin with /v1, /healthz or /metrics")
+}
+
+async fn no_method() -> ApiError {
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "this path does not take that method", "lists take GET")
+}

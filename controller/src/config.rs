@@ -1,0 +1,421 @@
+//! `controller.toml`: what it may say, and every mistake in it at once.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cic_common::config::{ConfigMistakes, Key, Kind, Schema, read};
+use cic_common::id::ControllerId;
+use cic_common::telemetry::{LogFormat, check_filter};
+use serde::Deserialize;
+
+use crate::core::{BrakeRules, Timing};
+
+const SCHEMA: Schema = Schema {
+    keys: &[
+        Key::optional("controller", "id", Kind::Text),
+        Key::required("controller", "state_dir", Kind::Text),
+        Key::optional("quic", "listen", Kind::Text),
+        Key::optional("api", "listen", Kind::Text),
+        Key::optional("api", "admin_token_file", Kind::Text),
+        Key::optional("store", "url", Kind::Text),
+        Key::optional("tls", "dir", Kind::Text),
+        Key::optional("local", "dir", Kind::Text),
+        Key::optional("local", "agent_program", Kind::Text),
+        Key::optional("local", "controller_address", Kind::Text),
+        Key::optional("local", "agent_timing", Kind::Free),
+        Key::optional("brake", "terminations_max", Kind::Integer),
+        Key::optional("brake", "launches_max", Kind::Integer),
+        Key::optional("brake", "window_ms", Kind::Integer),
+        Key::optional("brake", "silent_share", Kind::Number),
+        Key::optional("brake", "silent_count_min", Kind::Integer),
+        Key::optional("brake", "silent_launch_after_ms", Kind::Integer),
+        Key::optional("timing", "push_fresh_ms", Kind::Integer),
+        Key::optional("timing", "challenge_ms", Kind::Integer),
+        Key::optional("timing", "poll_interval_ms", Kind::Integer),
+        Key::optional("timing", "poll_failures_max", Kind::Integer),
+        Key::optional("timing", "urgent_interval_ms", Kind::Integer),
+        Key::optional("timing", "partition_grace_ms", Kind::Integer),
+        Key::optional("timing", "boot_grace_ms", Kind::Integer),
+        Key::optional("timing", "serve_grace_ms", Kind::Integer),
+        Key::optional("timing", "settle_ms", Kind::Integer),
+        Key::optional("timing", "own_stall_ms", Kind::Integer),
+        Key::optional("timing", "list_interval_ms", Kind::Integer),
+        Key::optional("timing", "list_interval_urgent_ms", Kind::Integer),
+        Key::optional("timing", "list_fresh_ms", Kind::Integer),
+        Key::optional("timing", "visibility_ms", Kind::Integer),
+        Key::optional("timing", "retry_ms", Kind::Integer),
+        Key::optional("timing", "drain_ms", Kind::Integer),
+        Key::optional("log", "format", Kind::Text),
+        Key::optional("log", "filter", Kind::Text),
+    ],
+};
+
+/// What the file says, defaults filled in.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    pub id: ControllerId,
+    /// Absolute.
+    pub state_dir: PathBuf,
+    pub quic_listen: SocketAddr,
+    pub api_listen: SocketAddr,
+    /// What the token file holds.
+    pub admin_token: Option<String>,
+    pub store_url: String,
+    pub tls_dir: PathBuf,
+    pub local: Option<LocalConfig>,
+    pub brake: BrakeRules,
+    pub timing: Timing,
+    pub log_format: LogFormat,
+    pub log_filter: String,
+}
+
+/// The section of provider `local`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LocalConfig {
+    /// Absolute.
+    pub directory: PathBuf,
+    pub agent_program: PathBuf,
+    /// None: this controller's own QUIC port on the loopback.
+    pub controller_address: Option<SocketAddr>,
+    pub agent_timing: toml::Table,
+}
+
+impl Config {
+    /// Reads the file at `path` with the variables of `environment` over it.
+    ///
+    /// # Errors
+    /// Every mistake, for the caller to print before it exits with 78.
+    pub fn read(
+        path: &Path,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigMistakes> {
+        let mut built = None;
+        let reading = read::<Raw>(Some(path), SCHEMA, environment);
+        reading.check(|raw, mistakes| built = raw.build(mistakes)).finish()?;
+        built.ok_or_else(|| {
+            let mut mistakes = ConfigMistakes::none(Some(path));
+            mistakes.push_whole("cannot be used");
+            mistakes
+        })
+    }
+}
+
+#[derive(Debug, Deserialize)]
+struct Raw {
+    controller: RawController,
+    quic: RawListen,
+    api: RawApi,
+    store: RawStore,
+    tls: RawTls,
+    local: RawLocal,
+    brake: RawBrake,
+    timing: RawTiming,
+    log: RawLog,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawController {
+    id: Option<String>,
+    state_dir: PathBuf,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawListen {
+    listen: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawApi {
+    listen: Option<String>,
+    admin_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawStore {
+    url: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawTls {
+    dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawLocal {
+    dir: Option<PathBuf>,
+    agent_program: Option<PathBuf>,
+    controller_address: Option<String>,
+    #[serde(default)]
+    agent_timing: toml::Table,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawBrake {
+    terminations_max: Option<u32>,
+    launches_max: Option<u32>,
+    window_ms: Option<u64>,
+    silent_share: Option<f32>,
+    silent_count_min: Option<u32>,
+    silent_launch_after_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawTiming {
+    push_fresh_ms: Option<u64>,
+    challenge_ms: Option<u64>,
+    poll_interval_ms: Option<u64>,
+    poll_failures_max: Option<u32>,
+    urgent_interval_ms: Option<u64>,
+    partition_grace_ms: Option<u64>,
+    boot_grace_ms: Option<u64>,
+    serve_grace_ms: Option<u64>,
+    settle_ms: Option<u64>,
+    own_stall_ms: Option<u64>,
+    list_interval_ms: Option<u64>,
+    list_interval_urgent_ms: Option<u64>,
+    list_fresh_ms: Option<u64>,
+    visibility_ms: Option<u64>,
+    retry_ms: Option<u64>,
+    drain_ms: Option<u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawLog {
+    format: Option<String>,
+    filter: Option<String>,
+}
+
+impl Raw {
+    /// None when a mistake leaves nothing to build from; then at least one was pushed.
+    fn build(&self, mistakes: &mut ConfigMistakes) -> Option<Config> {
+        let id = self.controller.id.clone().unwrap_or_else(|| "controller".to_owned());
+        let id = ControllerId::new(id).map_err(|error| mistakes.push("controller", "id", error)).ok();
+        let state_dir = absolute("controller", "state_dir", &self.controller.state_dir, mistakes);
+        let quic_listen = address("quic", "listen", self.quic.listen.as_deref(), "0.0.0.0:7443", mistakes);
+        let api_listen = address("api", "listen", self.api.listen.as_deref(), "127.0.0.1:7480", mistakes);
+        let admin_token = self.admin_token(mistakes);
+        if let Some(listen) = api_listen
+            && !listen.ip().is_loopback()
+            && self.api.admin_token_file.is_none()
+        {
+            let what = "missing: the API listens beyond the loopback, so changes need a token";
+            mistakes.push("api", "admin_token_file", what);
+        }
+        let store_url = self
+            .store
+            .url
+            .clone()
+            .or_else(|| Some(format!("sqlite:{}", state_dir.as_ref()?.join("controller.db").display())));
+        if store_url.as_ref().is_some_and(|url| !url.starts_with("sqlite:")) {
+            mistakes.push("store", "url", "expected sqlite:PATH");
+        }
+        let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
+        let local = self.local(mistakes);
+        let brake = self.brake.over(BrakeRules::default(), mistakes);
+        let (log_format, log_filter) = self.log(mistakes);
+        Some(Config {
+            id: id?,
+            state_dir: state_dir?,
+            quic_listen: quic_listen?,
+            api_listen: api_listen?,
+            admin_token,
+            store_url: store_url?,
+            tls_dir: tls_dir?,
+            local,
+            brake,
+            timing: self.timing.over(Timing::default()),
+            log_format,
+            log_filter,
+        })
+    }
+
+    fn admin_token(&self, mistakes: &mut ConfigMistakes) -> Option<String> {
+        let file = self.api.admin_token_file.as_ref()?;
+        let mut wrong = |what: String| mistakes.push("api", "admin_token_file", what);
+        match std::fs::read_to_string(file) {
+            Ok(text) if text.trim().is_empty() => wrong(format!("{} is empty", file.display())),
+            Ok(text) => return Some(text.trim().to_owned()),
+            Err(error) => wrong(format!("{} cannot be read: {error}", file.display())),
+        }
+        None
+    }
+
+    fn local(&self, mistakes: &mut ConfigMistakes) -> Option<LocalConfig> {
+        let RawLocal { dir, agent_program, controller_address, agent_timing } = &self.local;
+        let Some(directory) = dir else {
+            if agent_program.is_some() || controller_address.is_some() || !agent_timing.is_empty() {
+                mistakes.push("local", "dir", "missing: without it there is no provider local");
+            }
+            return None;
+        };
+        let directory = absolute("local", "dir", directory, mistakes);
+        let agent_program = agent_program.clone().or_else(sibling_agent).unwrap_or_default();
+        if !agent_program.is_file() {
+            let what = format!("there is no program {}", agent_program.display());
+            mistakes.push("local", "agent_program", what);
+        }
+        let controller_address = controller_address
+            .as_deref()
+            .and_then(|text| address("local", "controller_address", Some(text), "", mistakes));
+        let agent_timing = agent_timing.clone();
+        Some(LocalConfig { directory: directory?, agent_program, controller_address, agent_timing })
+    }
+
+    fn log(&self, mistakes: &mut ConfigMistakes) -> (LogFormat, String) {
+        let format = match self.log.format.as_deref() {
+            None | Some("text") => LogFormat::Text,
+            Some("json") => LogFormat::Json,
+            Some(other) => {
+                mistakes.push("log", "format", format_args!("expected text or json, found {other:?}"));
+                LogFormat::Text
+            }
+        };
+        let filter = self.log.filter.clone().unwrap_or_else(|| "info".to_owned());
+        if let Err(error) = check_filter(&filter) {
+            mistakes.push("log", "filter", error);
+        }
+        (format, filter)
+    }
+}
+
+impl RawBrake {
+    fn over(&self, defaults: BrakeRules, mistakes: &mut ConfigMistakes) -> BrakeRules {
+        let silent_share = self.silent_share.unwrap_or(defaults.silent_share);
+        if !(0.0..=1.0).contains(&silent_share) {
+            mistakes.push("brake", "silent_share", "expected a share from 0 to 1");
+        }
+        BrakeRules {
+            terminations_max: self.terminations_max.unwrap_or(defaults.terminations_max),
+            launches_max: self.launches_max.unwrap_or(defaults.launches_max),
+            window: self.window_ms.map_or(defaults.window, Duration::from_millis),
+            silent_share,
+            silent_count_min: self.silent_count_min.unwrap_or(defaults.silent_count_min),
+            silent_launch_after: self
+                .silent_launch_after_ms
+                .map_or(defaults.silent_launch_after, Duration::from_millis),
+        }
+    }
+}
+
+impl RawTiming {
+    fn over(&self, defaults: Timing) -> Timing {
+        let span = |ms: Option<u64>, default| ms.map_or(default, Duration::from_millis);
+        Timing {
+            push_fresh: span(self.push_fresh_ms, defaults.push_fresh),
+            challenge: span(self.challenge_ms, defaults.challenge),
+            poll_interval: span(self.poll_interval_ms, defaults.poll_interval),
+            poll_failures_max: self.poll_failures_max.unwrap_or(defaults.poll_failures_max),
+            urgent_interval: span(self.urgent_interval_ms, defaults.urgent_interval),
+            partition_grace: span(self.partition_grace_ms, defaults.partition_grace),
+            boot_grace: span(self.boot_grace_ms, defaults.boot_grace),
+            serve_grace: span(self.serve_grace_ms, defaults.serve_grace),
+            settle: span(self.settle_ms, defaults.settle),
+            own_stall: span(self.own_stall_ms, defaults.own_stall),
+            list_interval: span(self.list_interval_ms, defaults.list_interval),
+            list_interval_urgent: span(self.list_interval_urgent_ms, defaults.list_interval_urgent),
+            list_fresh: span(self.list_fresh_ms, defaults.list_fresh),
+            visibility: span(self.visibility_ms, defaults.visibility),
+            retry: span(self.retry_ms, defaults.retry),
+            drain: span(self.drain_ms, defaults.drain),
+        }
+    }
+}
+
+fn address(
+    section: &'static str,
+    key: &'static str,
+    text: Option<&str>,
+    default: &str,
+    mistakes: &mut ConfigMistakes,
+) -> Option<SocketAddr> {
+    let text = text.unwrap_or(default);
+    let wrong = |_| mistakes.push(section, key, format_args!("expected ADDRESS:PORT, found {text:?}"));
+    text.parse().map_err(wrong).ok()
+}
+
+fn absolute(
+    section: &'static str,
+    key: &'static str,
+    path: &Path,
+    mistakes: &mut ConfigMistakes,
+) -> Option<PathBuf> {
+    if path.is_absolute() {
+        return Some(path.to_owned());
+    }
+    mistakes.push(
+        section,
+        key,
+        format_args!("expected an absolute path, found {:?}", path.display().to_string()),
+    );
+    None
+}
+
+/// The agent that was installed beside this program.
+fn sibling_agent() -> Option<PathBuf> {
+    Some(std::env::current_exe().ok()?.with_file_name("cic-agent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigMistakes> {
+        let directory = tempfile::tempdir().expect("directory");
+        let path = directory.path().join("controller.toml");
+        std::fs::write(&path, text).expect("writes");
+        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
+        Config::read(&path, environment)
+    }
+
+    #[test]
+    fn a_state_directory_is_enough() {
+        let config = reading("[controller]\nstate_dir = '/var/lib/cic'\n", &[]).expect("right");
+        assert_eq!(config.store_url, "sqlite:/var/lib/cic/controller.db");
+        assert_eq!(config.tls_dir, Path::new("/var/lib/cic/tls"));
+        assert_eq!(config.quic_listen.port(), 7443);
+        assert_eq!(config.api_listen.to_string(), "127.0.0.1:7480");
+        assert_eq!(
+            (config.timing, config.brake, config.local),
+            (Timing::default(), BrakeRules::default(), None)
+        );
+    }
+
+    #[test]
+    fn overrides_reach_the_core() {
+        let text = "[controller]\nstate_dir = '/s'\n[timing]\nsettle_ms = 5\n[brake]\nsilent_share = 0.5\n";
+        let config = reading(text, &[("CIC_TIMING_DRAIN_MS", "7")]).expect("right");
+        assert_eq!(config.timing.settle, Duration::from_millis(5));
+        assert_eq!(config.timing.drain, Duration::from_millis(7));
+        assert!((config.brake.silent_share - 0.5).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn every_mistake_is_listed_at_once() {
+        let text = "[controller]\nid = 'A'\nstate_dir = 'here'\nstate = 1\n\
+                    [api]\nlisten = '0.0.0.0:7480'\n[quic]\nlisten = 'x'\n[store]\nurl = 'mysql:x'\n\
+                    [local]\ndir = '/l'\nagent_program = '/no/such/agent'\n[brake]\nsilent_share = 3\n\
+                    [log]\nformat = 'xml'\n";
+        let mistakes = reading(text, &[]).expect_err("wrong");
+        let mut keys: Vec<_> = mistakes
+            .lines()
+            .iter()
+            .filter_map(|line| line.split("toml: ").nth(1)?.split(':').next())
+            .collect();
+        keys.sort_unstable();
+        assert_eq!(
+            keys,
+            [
+                "[api] admin_token_file",
+                "[brake] silent_share",
+                "[controller] id",
+                "[controller] state",
+                "[controller] state_dir",
+                "[local] agent_program",
+                "[log] format",
+                "[quic] listen",
+                "[store] url",
+            ]
+        );
+    }
+}
