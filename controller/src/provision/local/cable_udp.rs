@@ -49,6 +49,8 @@ pub(super) async fn run(
             make_room(&mut flows);
             let upstream = Arc::new(UdpSocket::bind(("127.0.0.1", 0)).await?);
             upstream.connect(controller).await?;
+            // A new socket counts as full until the runtime has looked at it once.
+            upstream.writable().await?;
             let (back, answers, line) = (Arc::clone(&socket), Arc::clone(&upstream), line.clone());
             let task = tasks
                 .spawn("udp-flow", Kind::Passing, move |token| relay_back(answers, back, agent, line, token));
