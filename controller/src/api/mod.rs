@@ -16,6 +16,9 @@ mod metrics;
 mod reads;
 mod server;
 
+#[cfg(test)]
+mod tests;
+
 pub use deployment::{Wanted, WantedBy};
 pub use error::{ErrorBody, ErrorText};
 pub use metrics::Gauge;

@@ -211,3 +211,19 @@ async fn a_token_says_why_it_is_no_good() {
     database.save_certificate("01", &node("a"), 1).await.expect("repeats");
     assert_eq!(database.certificate_count(&node("a")).await.expect("counts"), 1);
 }
+
+/// Holds the database's write lock, so that every write fails until it is released.
+pub(crate) struct WriteLock(sqlx::Transaction<'static, sqlx::Sqlite>);
+
+impl WriteLock {
+    pub(crate) async fn release(self) {
+        self.0.rollback().await.expect("rolls back");
+    }
+}
+
+impl Database {
+    pub(crate) async fn lock_for_test(&self) -> WriteLock {
+        let transaction = self.pool.begin_with("BEGIN IMMEDIATE").await.expect("locks");
+        WriteLock(transaction)
+    }
+}
