@@ -7,4 +7,8 @@
 //! ```
 //! Sources and effects translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
+pub mod config;
 pub mod core;
+pub mod effect;
+pub mod source;
+pub mod state;

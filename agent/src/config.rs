@@ -1,0 +1,345 @@
+//! `/etc/cic/agent.toml`, and `CIC_<SECTION>_<KEY>` over it.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use cic_common::config::{ConfigMistakes, Key, Kind, Reading, Schema, read};
+use cic_common::id::NodeId;
+use cic_common::report::Role;
+use cic_common::telemetry::{LogFormat, check_filter};
+use serde::Deserialize;
+
+use crate::core::Timing;
+
+/// Where the configuration is unless told otherwise.
+pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
+
+/// Longest span a key in seconds or milliseconds may ask for: a day. More is a slip of the unit.
+const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+const SCHEMA: Schema = Schema {
+    keys: &[
+        Key::required("node", "id", Kind::Text),
+        Key::optional("node", "role", Kind::Text),
+        Key::optional("node", "zone", Kind::Text),
+        Key::required("node", "state_dir", Kind::Text),
+        Key::optional("controller", "addresses", Kind::TextList),
+        Key::optional("controller", "ca_file", Kind::Text),
+        Key::optional("controller", "join_token_file", Kind::Text),
+        Key::optional("peer", "listen", Kind::Text),
+        Key::optional("peer", "advertise", Kind::Text),
+        Key::optional("edge", "listen", Kind::Text),
+        Key::optional("metrics", "listen", Kind::Text),
+        Key::optional("engine", "host_port", Kind::Integer),
+        Key::optional("engine", "start_gate_s", Kind::Integer),
+        Key::optional("engine", "stop_grace_ms", Kind::Integer),
+        Key::optional("engine", "term_mode", Kind::Text),
+        Key::optional("spot", "notice_file", Kind::Text),
+        Key::optional("timing", "heartbeat_ms", Kind::Integer),
+        Key::optional("timing", "probe_loading_ms", Kind::Integer),
+        Key::optional("timing", "probe_serving_ms", Kind::Integer),
+        Key::optional("timing", "probe_deadline_ms", Kind::Integer),
+        Key::optional("timing", "notice_reserve_ms", Kind::Integer),
+        Key::optional("log", "format", Kind::Text),
+        Key::optional("log", "filter", Kind::Text),
+    ],
+};
+
+/// An agent's configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Config {
+    pub node: Node,
+    pub controller: Controller,
+    pub peer: Peer,
+    pub edge: Edge,
+    pub metrics: Metrics,
+    pub engine: Engine,
+    pub spot: Spot,
+    #[serde(rename = "timing")]
+    pub pace: Pace,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Node {
+    pub id: NodeId,
+    #[serde(default = "replica")]
+    pub role: Role,
+    pub zone: Option<String>,
+    pub state_dir: PathBuf,
+}
+
+/// Without addresses the agent serves by what it remembers and tells nobody.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Controller {
+    /// `host:port` of every controller.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+    pub ca_file: Option<PathBuf>,
+    pub join_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Peer {
+    #[serde(default = "peer_listen")]
+    pub listen: SocketAddr,
+    /// `host:port` others reach the peer port by; the port may be 0 for the one that was bound.
+    pub advertise: Option<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Edge {
+    #[serde(default = "edge_listen")]
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Metrics {
+    #[serde(default = "metrics_listen")]
+    pub listen: SocketAddr,
+}
+
+/// What SIGTERM to the agent means for the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TermMode {
+    /// The engine goes on; the next run of the agent adopts it.
+    KeepEngine,
+    /// The engine is drained and stopped too.
+    StopEngine,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Engine {
+    /// 127.0.0.1 port of the engine; 0 picks a free one at each start.
+    #[serde(default = "host_port")]
+    pub host_port: u16,
+    pub start_gate_s: Option<u64>,
+    pub stop_grace_ms: Option<u64>,
+    #[serde(default = "keep_engine")]
+    pub term_mode: TermMode,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Spot {
+    /// A file in which notices are left.
+    pub notice_file: Option<PathBuf>,
+}
+
+/// Spans of the core's time table that may be changed, mostly by tests and `cic dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Pace {
+    pub heartbeat_ms: Option<u64>,
+    pub probe_loading_ms: Option<u64>,
+    pub probe_serving_ms: Option<u64>,
+    pub probe_deadline_ms: Option<u64>,
+    pub notice_reserve_ms: Option<u64>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Log {
+    #[serde(default)]
+    pub format: LogFormat,
+    #[serde(default = "log_filter")]
+    pub filter: String,
+}
+
+impl Config {
+    /// Reads the file at `path` and this process's environment.
+    ///
+    /// # Errors
+    /// Every mistake in it; the caller prints them and exits with 78.
+    pub fn load(path: &Path) -> Result<Self, ConfigMistakes> {
+        Self::reading(path, std::env::vars()).finish()
+    }
+
+    fn reading(path: &Path, environment: impl IntoIterator<Item = (String, String)>) -> Reading<Self> {
+        read::<Self>(Some(path), SCHEMA, environment).check(Self::judge)
+    }
+
+    /// The core's time table with this configuration's changes.
+    #[must_use]
+    pub fn timing(&self) -> Timing {
+        let default = Timing::default();
+        let ms = |changed: Option<u64>, default| changed.map_or(default, Duration::from_millis);
+        Timing {
+            heartbeat: ms(self.pace.heartbeat_ms, default.heartbeat),
+            probe_loading: ms(self.pace.probe_loading_ms, default.probe_loading),
+            probe_serving: ms(self.pace.probe_serving_ms, default.probe_serving),
+            probe_deadline: ms(self.pace.probe_deadline_ms, default.probe_deadline),
+            notice_reserve: ms(self.pace.notice_reserve_ms, default.notice_reserve),
+            start_gate: self.engine.start_gate_s.map_or(default.start_gate, Duration::from_secs),
+            stop_grace: ms(self.engine.stop_grace_ms, default.stop_grace),
+            ..default
+        }
+    }
+
+    /// `host:port` that others reach the peer port by, once it is bound to `port`.
+    #[must_use]
+    pub fn advertised(&self, port: u16) -> String {
+        match self.peer.advertise.as_deref().and_then(|text| text.rsplit_once(':')) {
+            Some((host, "0")) => format!("{host}:{port}"),
+            Some((host, fixed)) => format!("{host}:{fixed}"),
+            None => SocketAddr::new(self.peer.listen.ip(), port).to_string(),
+        }
+    }
+
+    fn judge(&self, mistakes: &mut ConfigMistakes) {
+        for address in &self.controller.addresses {
+            if let Err(what) = check_host_port(address, false) {
+                mistakes.push("controller", "addresses", what);
+            }
+        }
+        if !self.controller.addresses.is_empty() && self.controller.ca_file.is_none() {
+            mistakes.push(
+                "controller",
+                "ca_file",
+                "missing: a controller is believed by its certificate only",
+            );
+        }
+        for (key, file) in
+            [("ca_file", &self.controller.ca_file), ("join_token_file", &self.controller.join_token_file)]
+        {
+            // The token is used up once and may be gone after; the directory tells a typing slip all the same.
+            if let Some(path) = file
+                && !(path.is_file() || key == "join_token_file")
+            {
+                mistakes.push("controller", key, format_args!("no file {}", path.display()));
+            }
+        }
+        match &self.peer.advertise {
+            Some(address) => {
+                if let Err(what) = check_host_port(address, true) {
+                    mistakes.push("peer", "advertise", what);
+                }
+            }
+            None if self.peer.listen.ip().is_unspecified() && !self.controller.addresses.is_empty() => {
+                mistakes.push(
+                    "peer",
+                    "advertise",
+                    format_args!("missing: others cannot reach {} (say host:port)", self.peer.listen),
+                );
+            }
+            None => {}
+        }
+        if !self.node.state_dir.is_absolute() {
+            mistakes.push("node", "state_dir", "must be an absolute path");
+        }
+        for (section, key, span) in self.spans() {
+            if span.is_zero() || span > SPAN_MAX {
+                mistakes.push(section, key, "must be more than 0 and at most a day");
+            }
+        }
+        if let Err(error) = check_filter(&self.log.filter) {
+            mistakes.push("log", "filter", error);
+        }
+    }
+
+    fn spans(&self) -> impl Iterator<Item = (&'static str, &'static str, Duration)> {
+        let (ms, s) = (Duration::from_millis, Duration::from_secs);
+        [
+            ("engine", "start_gate_s", self.engine.start_gate_s.map(s)),
+            ("engine", "stop_grace_ms", self.engine.stop_grace_ms.map(ms)),
+            ("timing", "heartbeat_ms", self.pace.heartbeat_ms.map(ms)),
+            ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),
+            ("timing", "probe_serving_ms", self.pace.probe_serving_ms.map(ms)),
+            ("timing", "probe_deadline_ms", self.pace.probe_deadline_ms.map(ms)),
+            ("timing", "notice_reserve_ms", self.pace.notice_reserve_ms.map(ms)),
+        ]
+        .into_iter()
+        .filter_map(|(section, key, span)| Some((section, key, span?)))
+    }
+}
+
+fn check_host_port(text: &str, may_be_zero: bool) -> Result<(), String> {
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
+    match port {
+        Some(Ok(0)) if !may_be_zero => Err(format!("{text:?} has port 0")),
+        Some(Ok(_)) => Ok(()),
+        Some(Err(_)) | None => Err(format!("{text:?} is not host:port")),
+    }
+}
+
+fn replica() -> Role {
+    Role::Replica
+}
+
+fn peer_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 7444))
+}
+
+fn edge_listen() -> SocketAddr {
+    SocketAddr::from(([0, 0, 0, 0], 8000))
+}
+
+fn metrics_listen() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 7445))
+}
+
+fn host_port() -> u16 {
+    8100
+}
+
+fn keep_engine() -> TermMode {
+    TermMode::KeepEngine
+}
+
+fn log_filter() -> String {
+    "info".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reading(text: &str) -> Result<Config, ConfigMistakes> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("agent.toml");
+        std::fs::write(&path, text).unwrap();
+        Config::reading(&path, []).finish()
+    }
+
+    #[test]
+    fn two_lines_are_a_whole_configuration() {
+        let config = reading("[node]\nid = 'n1'\nstate_dir = '/var/lib/cic'\n").unwrap();
+        assert_eq!(config.node.role, Role::Replica);
+        assert_eq!(config.edge.listen.port(), 8000);
+        assert_eq!(config.engine.host_port, 8100);
+        assert_eq!(config.timing(), Timing::default());
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let error = reading(
+            "[node]\nid = 'n1'\nstate_dir = 'here'\n[controller]\naddresses = ['nowhere']\n\
+             [engine]\nhost_prot = 1\nstart_gate_s = 0\n[log]\nfilter = 'cic=loud'\n",
+        )
+        .unwrap_err();
+        let all = error.to_string();
+        for part in [
+            "[engine] host_prot: unknown key; did you mean host_port?",
+            "[node] state_dir: must be an absolute path",
+            "[controller] addresses: \"nowhere\" is not host:port",
+            "[controller] ca_file: missing",
+            "[peer] advertise: missing",
+            "[engine] start_gate_s: must be more than 0",
+            "[log] filter:",
+        ] {
+            assert!(all.contains(part), "{part} is not in\n{all}");
+        }
+    }
+
+    #[test]
+    fn an_advertised_port_of_0_is_the_one_that_was_bound() {
+        let base = "[node]\nid = 'n1'\nstate_dir = '/s'\n[peer]\nlisten = '127.0.0.1:0'\n";
+        for (advertise, expected) in [
+            ("", "127.0.0.1:4321"),
+            ("advertise = 'gpu-7:0'\n", "gpu-7:4321"),
+            ("advertise = 'gpu-7:9'\n", "gpu-7:9"),
+        ] {
+            assert_eq!(reading(&format!("{base}{advertise}")).unwrap().advertised(4321), expected);
+        }
+    }
+}

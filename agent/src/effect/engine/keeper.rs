@@ -1,0 +1,261 @@
+//! Keeps one engine process: starts or adopts it, watches it, stops it, sweeps after it.
+
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cic_common::assignment::Assignment;
+use cic_common::id::NodeId;
+use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use cic_common::time::Clock;
+use nix::sys::signal::Signal;
+use tokio::process::Child;
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::launch::Launch;
+use super::sweep::{Trail, kill_session, send, sweep};
+use super::{Record, Tag, cgroup, log, procfs};
+use crate::core::{EngineFound, Event};
+use crate::state::{StateDir, name};
+
+/// How long the end of an adopted engine goes unseen. Its parent is gone, so that nobody is told of it.
+const ADOPTED_LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// How often the log's length is looked at. At 100 MB/s, a flood, it is over its bound for at most 1 GB.
+const LOG_LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// What a keeper must know.
+#[derive(Debug, Clone)]
+pub struct KeeperSpec {
+    pub node: NodeId,
+    /// 127.0.0.1 port of the engine; 0 picks a free one at each start.
+    pub host_port: u16,
+    /// A `cic-agent` program, which starts the engine by its `engine-exec`. Outside tests this very one.
+    pub launcher: PathBuf,
+}
+
+/// Keeps the node's engine. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Keeper {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    spec: KeeperSpec,
+    tag: Tag,
+    state: StateDir,
+    clock: Clock,
+    supervisor: Supervisor,
+    events: mpsc::Sender<Event>,
+    running: watch::Sender<Option<Record>>,
+}
+
+impl Keeper {
+    #[must_use]
+    pub fn new(
+        spec: KeeperSpec,
+        state: StateDir,
+        clock: Clock,
+        supervisor: Supervisor,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        let tag = Tag { node: spec.node.clone(), state_dir: state.root().to_owned() };
+        let running = watch::Sender::new(None);
+        Self { shared: Arc::new(Shared { spec, tag, state, clock, supervisor, events, running }) }
+    }
+
+    /// The engine process that is running, as it comes and goes.
+    #[must_use]
+    pub fn running(&self) -> watch::Receiver<Option<Record>> {
+        self.shared.running.subscribe()
+    }
+
+    /// Looks for an engine of an earlier run: adopts the recorded one if it is that very process, and kills
+    /// whatever else carries this node's tag.
+    pub async fn find(&self) -> Option<EngineFound> {
+        let shared = &self.shared;
+        let record: Option<Record> = shared.state.read(name::ENGINE);
+        match record {
+            Some(record) if record.is_alive().await => {
+                info!(pid = record.pid, port = record.port, "adopt the running engine");
+                let found = EngineFound { pid: record.pid, assignment: record.assignment.clone() };
+                self.watch(record, None);
+                Some(found)
+            }
+            Some(record) => {
+                let is_this_boot = record.boot_id == procfs::boot_id().await;
+                sweep(&shared.tag, is_this_boot.then(|| Trail::from(&record))).await;
+                shared.state.remove(name::ENGINE).await;
+                None
+            }
+            None => {
+                sweep(&shared.tag, None).await;
+                None
+            }
+        }
+    }
+
+    /// Starts an engine; ends in `EngineStarted` or `EngineStartFailed`.
+    pub fn start(&self, attempt: u32, assignment: Assignment) {
+        let keeper = self.clone();
+        self.shared.supervisor.spawn("engine start", Kind::Passing, |_| async move {
+            let event = match keeper.start_now(assignment).await {
+                Ok(pid) => Event::EngineStarted { attempt, pid },
+                Err((reason, may_heal)) => Event::EngineStartFailed { attempt, reason, may_heal },
+            };
+            Ok(keeper.shared.events.send(event).await?)
+        });
+    }
+
+    /// SIGTERM now, SIGKILL to everything after `grace`; the watch reports the exit.
+    pub fn stop(&self, pid: u32, grace: Duration) {
+        let keeper = self.clone();
+        self.shared.supervisor.spawn("engine stop", Kind::Passing, move |token| async move {
+            keeper.stop_now(pid, grace, token).await
+        });
+    }
+
+    async fn start_now(&self, assignment: Assignment) -> Result<u32, (String, bool)> {
+        let shared = &self.shared;
+        if let Some(running) = &*shared.running.borrow() {
+            return Err((format!("engine pid {} is still running", running.pid), true));
+        }
+        let port = self.free_port().await?;
+        let name = format!("cic-engine-{}-{}", shared.spec.node, shared.clock.unix_ms());
+        let cgroup = cgroup::make(&name).await;
+        let launch = Launch {
+            launcher: &shared.spec.launcher,
+            tag: &shared.tag,
+            assignment: &assignment,
+            port,
+            cgroup: cgroup.as_deref(),
+            log: &shared.state.path(name::ENGINE_LOG),
+        };
+        let child = match launch.start().await {
+            Ok(child) => child,
+            Err(error) => {
+                if let Some(cgroup) = &cgroup {
+                    cgroup::kill(cgroup).await;
+                }
+                return Err((with_causes(&error), error.may_heal()));
+            }
+        };
+        // A child that was not waited for keeps its pid and its line in /proc, even if it has ended already.
+        let Some(pid) = child.id() else { return Err(("engine ended at once".to_owned(), true)) };
+        let Some(process) = procfs::process(pid).await else {
+            return Err((format!("/proc shows no engine pid {pid}"), true));
+        };
+        let record = Record {
+            pid,
+            start_ticks: process.start_ticks,
+            boot_id: procfs::boot_id().await,
+            port,
+            cgroup,
+            assignment,
+        };
+        if let Err(error) = shared.state.write(name::ENGINE, &record).await {
+            sweep(&shared.tag, Some(Trail::from(&record))).await;
+            return Err((with_causes(&error), true));
+        }
+        info!(pid, port, program = %record.assignment.engine.program, "engine started");
+        self.watch(record, Some(child));
+        Ok(pid)
+    }
+
+    async fn free_port(&self) -> Result<u16, (String, bool)> {
+        let port = self.shared.spec.host_port;
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await.map_err(|error| {
+            (format!("port {port} for the engine cannot be had ([engine] host_port): {error}"), true)
+        })?;
+        listener.local_addr().map(|address| address.port()).map_err(|error| (error.to_string(), true))
+    }
+
+    fn watch(&self, record: Record, child: Option<Child>) {
+        let keeper = self.clone();
+        self.shared.running.send_replace(Some(record.clone()));
+        self.shared.supervisor.spawn("engine watch", Kind::Passing, |token| async move {
+            keeper.watch_now(record, child, token).await
+        });
+    }
+
+    async fn watch_now(&self, record: Record, child: Option<Child>, token: CancellationToken) -> TaskResult {
+        let shared = &self.shared;
+        let path = shared.state.path(name::ENGINE_LOG);
+        let mut looks = tokio::time::interval(LOG_LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let ended = ended(&record, child);
+        tokio::pin!(ended);
+        let how = loop {
+            // Cancel safe: `ended` is polled on by reference, a tick that is dropped comes again.
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                how = &mut ended => break how,
+                _ = looks.tick() => {
+                    if let Err(error) = log::bound(&path).await {
+                        warn!(path = %path.display(), %error, "engine log cannot be bounded");
+                    }
+                }
+            }
+        };
+        sweep(&shared.tag, Some(Trail::from(&record))).await;
+        let log_tail = log::tail(&path).await;
+        shared.state.remove(name::ENGINE).await;
+        shared.running.send_replace(None);
+        Ok(shared.events.send(Event::EngineExited { pid: record.pid, how, log_tail }).await?)
+    }
+
+    async fn stop_now(&self, pid: u32, grace: Duration, token: CancellationToken) -> TaskResult {
+        let mut running = self.running();
+        let record = running.borrow_and_update().clone().filter(|record| record.pid == pid);
+        let Some(record) = record else {
+            let event = Event::EngineExited { pid, how: "was not running".to_owned(), log_tail: Vec::new() };
+            return Ok(self.shared.events.send(event).await?);
+        };
+        if record.is_alive().await {
+            send(pid, Signal::SIGTERM);
+        }
+        let is_gone = |now: &Option<Record>| now.as_ref().is_none_or(|now| now.pid != pid);
+        // All arms are cancel safe.
+        tokio::select! {
+            _ = running.wait_for(is_gone) => return Ok(()),
+            () = token.cancelled() => return Ok(()),
+            () = tokio::time::sleep(grace) => {}
+        }
+        warn!(pid, ?grace, "engine did not end by SIGTERM, killing its session");
+        kill_session(Trail::from(&record)).await;
+        Ok(())
+    }
+}
+
+/// Waits for the end of the engine's main process and says how it was, for people.
+async fn ended(record: &Record, child: Option<Child>) -> String {
+    let Some(mut child) = child else {
+        while record.is_alive().await {
+            tokio::time::sleep(ADOPTED_LOOK_EVERY).await;
+        }
+        return "ended; exit status unknown, since an earlier agent run started it".to_owned();
+    };
+    match child.wait().await {
+        Ok(status) => how(status),
+        Err(error) => format!("ended; its exit status cannot be read: {error}"),
+    }
+}
+
+fn how(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}

@@ -1,0 +1,9 @@
+//! What the agent does to the world. Each effect performs actions of [`crate::core`] and answers with events.
+//!
+//! - [`engine`]: the engine process: start, adopt, watch, stop, sweep what it leaves behind.
+//! - [`link`]: the connections to the controllers, and enrolment.
+//! - [`model`]: whether the model's files are there.
+
+pub mod engine;
+pub mod link;
+pub mod model;
