@@ -1,1 +1,3 @@
 //! The simulator and the harness of the tests with real processes.
+
+pub mod process;

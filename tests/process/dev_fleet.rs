@@ -1,0 +1,295 @@
+//! A fleet run by the real `cic dev`, taken down at the end whatever happened.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use super::http::request;
+
+/// Between two looks at a condition that is waited for.
+const LOOK: Duration = Duration::from_millis(10);
+
+/// How `cic dev` is run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    pub replicas: u16,
+    /// `standin`, or `vllm` from the repository's `.engine`.
+    pub engine: &'static str,
+    /// `CIC_…` variables for the controller, such as `CIC_TIMING_PARTITION_GRACE_MS`.
+    pub env: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { replicas: 2, engine: "standin", env: Vec::new() }
+    }
+}
+
+/// What `cic fault` can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Kill,
+    Freeze,
+    KillAgent,
+    Partition,
+    Mend,
+    Notice,
+}
+
+impl Fault {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Freeze => "freeze",
+            Self::KillAgent => "kill-agent",
+            Self::Partition => "partition",
+            Self::Mend => "mend",
+            Self::Notice => "notice",
+        }
+    }
+}
+
+/// A running fleet.
+#[derive(Debug)]
+pub struct DevFleet {
+    child: Child,
+    dir: tempfile::TempDir,
+    pub api: String,
+    pub edge: String,
+}
+
+impl DevFleet {
+    /// Starts a fleet and waits until its API answers.
+    ///
+    /// # Errors
+    /// When it does not come up; the error holds what it printed.
+    pub fn start(options: &Options) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let output = File::create(dir.path().join("dev.out"))?;
+        let fleet_dir = dir.path().join("fleet");
+        let mut command = Command::new(binary("cic"));
+        command
+            .args(["dev", "--engine", options.engine, "--api", "127.0.0.1:0", "--edge", "127.0.0.1:0"])
+            .args(["--replicas", &options.replicas.to_string()])
+            .arg("--engine-dir")
+            .arg(repository().join(".engine"))
+            .arg("--dir")
+            .arg(&fleet_dir)
+            .envs(options.env.iter().map(|(key, value)| (key, value)))
+            .env("TMPDIR", dir.path())
+            .env("NO_COLOR", "1")
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
+        let child = command.spawn().context("start cic dev")?;
+        let mut fleet = Self { child, dir, api: String::new(), edge: String::new() };
+        let record = fleet.wait_for("dev.json", Duration::from_secs(30), |fleet| {
+            let text = std::fs::read(fleet.path().join("dev.json")).ok()?;
+            serde_json::from_slice::<Value>(&text).ok()
+        })?;
+        fleet.api = text_of(&record, "api")?;
+        fleet.edge = text_of(&record, "edge")?;
+        fleet.wait_for("the API", Duration::from_secs(30), |fleet| fleet.view().ok())?;
+        Ok(fleet)
+    }
+
+    /// The fleet's directory.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.dir.path().join("fleet")
+    }
+
+    /// The controller's whole view.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn view(&self) -> anyhow::Result<Value> {
+        request(&self.api, "GET", "/v1/view", None, Duration::from_secs(5))?.json()
+    }
+
+    /// The replicas' views: nodes that belong to a deployment.
+    #[must_use]
+    pub fn replicas(&self) -> Vec<Value> {
+        let view = self.view().unwrap_or_default();
+        let nodes = view["view"]["nodes"].as_array().or(view["nodes"].as_array()).cloned().unwrap_or_default();
+        nodes.into_iter().filter(|node| !node["deployment"].is_null()).collect()
+    }
+
+    /// One node's view.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<Value> {
+        self.replicas().into_iter().find(|node| node["node"] == name)
+    }
+
+    /// Names of the replicas that serve and are routed.
+    #[must_use]
+    pub fn serving(&self) -> Vec<String> {
+        let serves = |node: &Value| node["is_routed"] == true && node["report"]["phase"] == "serving";
+        self.replicas()
+            .iter()
+            .filter(|node| serves(node))
+            .filter_map(|n| n["node"].as_str().map(str::to_owned))
+            .collect()
+    }
+
+    /// Waits until `count` replicas serve and are routed.
+    ///
+    /// # Errors
+    /// When they do not within `within`.
+    pub fn wait_serving(&mut self, count: usize, within: Duration) -> anyhow::Result<Vec<String>> {
+        self.wait_for("serving replicas", within, |fleet| Some(fleet.serving()).filter(|s| s.len() >= count))
+    }
+
+    /// Runs `cic fault NODE KIND`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn fault(&self, node: &str, fault: Fault) -> anyhow::Result<()> {
+        let output = Command::new(binary("cic"))
+            .args(["fault", node, fault.as_str(), "--dir"])
+            .arg(self.path())
+            .env("TMPDIR", self.dir.path())
+            .output()?;
+        if output.status.success() {
+            return Ok(());
+        }
+        bail!("cic fault {node} {}: {}", fault.as_str(), String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// Events of the log so far, oldest first.
+    ///
+    /// # Errors
+    /// When the API does not answer.
+    pub fn events(&self) -> anyhow::Result<Vec<Value>> {
+        let answer = request(&self.api, "GET", "/v1/events?limit=1000", None, Duration::from_secs(5))?.json()?;
+        Ok(answer["events"].as_array().or(answer.as_array()).cloned().unwrap_or_default())
+    }
+
+    /// The controller's process.
+    ///
+    /// # Errors
+    /// When none is found.
+    pub fn controller_pid(&self) -> anyhow::Result<i32> {
+        find_pids(&["cic-controller", "serve"], &self.path()).into_iter().next().context("no controller process")
+    }
+
+    /// Processes that still carry this fleet's directory in their command line or environment.
+    #[must_use]
+    pub fn processes(&self) -> Vec<i32> {
+        find_pids(&[], &self.path())
+    }
+
+    /// Stops it as Ctrl-C would and returns what it printed.
+    ///
+    /// # Errors
+    /// When it does not end in 30 s, or leaves a process behind.
+    pub fn stop(mut self) -> anyhow::Result<String> {
+        self.interrupt();
+        let status = self.wait_for("cic dev to end", Duration::from_secs(30), |fleet| {
+            fleet.child.try_wait().ok().flatten()
+        })?;
+        let left = self.processes();
+        if !left.is_empty() || !status.success() {
+            bail!("ended with {status} and left {left:?} running:\n{}", self.output());
+        }
+        Ok(self.output())
+    }
+
+    /// What `cic dev` printed so far.
+    #[must_use]
+    pub fn output(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("dev.out")).unwrap_or_default()
+    }
+
+    /// Looks again and again until `look` finds something.
+    ///
+    /// # Errors
+    /// When it finds nothing within `within`, or `cic dev` ended.
+    pub fn wait_for<T>(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut look: impl FnMut(&mut Self) -> Option<T>,
+    ) -> anyhow::Result<T> {
+        let began = Instant::now();
+        loop {
+            if let Some(found) = look(self) {
+                return Ok(found);
+            }
+            if began.elapsed() > within {
+                bail!("no {what} within {within:?}; nodes: {:#?}\n{}", self.replicas(), self.output());
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                bail!("cic dev ended with {status} while waiting for {what}:\n{}", self.output());
+            }
+            std::thread::sleep(LOOK); // bounded wait: by `within`
+        }
+    }
+
+    fn interrupt(&self) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
+    }
+}
+
+impl Drop for DevFleet {
+    fn drop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(Some(_))) && self.processes().is_empty() {
+            return;
+        }
+        self.interrupt();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(15) && matches!(self.child.try_wait(), Ok(None)) {
+            std::thread::sleep(LOOK); // bounded wait: 15 s
+        }
+        for pid in self.processes() {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The binary of this build, built beforehand by `cargo build --workspace --bins`.
+///
+/// # Panics
+/// When the test's own path is not known.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let this = std::env::current_exe().expect("a running program has a path");
+    let folder = this.ancestors().find(|dir| dir.join(name).is_file());
+    folder.map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+}
+
+/// The repository's root.
+#[must_use]
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+fn text_of(record: &Value, key: &str) -> anyhow::Result<String> {
+    record[key].as_str().map(str::to_owned).with_context(|| format!("dev.json has no {key}"))
+}
+
+/// Living processes whose command line holds every word, and which name `dir` there or in their environment.
+fn find_pids(words: &[&str], dir: &Path) -> Vec<i32> {
+    let dir = dir.to_string_lossy().into_owned();
+    let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
+    let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+    let own = std::process::id().cast_signed();
+    pids.filter(|pid| *pid != own)
+        .filter(|pid| {
+            let read = |name: &str| std::fs::read(format!("/proc/{pid}/{name}")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&read("cmdline")).into_owned();
+            let environ = String::from_utf8_lossy(&read("environ")).into_owned();
+            !command.is_empty()
+                && words.iter().all(|word| command.contains(word))
+                && (command.contains(&dir) || environ.contains(&dir))
+        })
+        .collect()
+}
