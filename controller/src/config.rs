@@ -117,7 +117,8 @@ struct Raw {
 #[derive(Debug, Deserialize)]
 struct RawController {
     id: Option<String>,
-    state_dir: PathBuf,
+    /// Required, and still optional here: without it the rest can be checked all the same.
+    state_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -191,7 +192,8 @@ impl Raw {
     fn build(&self, mistakes: &mut ConfigMistakes) -> Option<Config> {
         let id = self.controller.id.clone().unwrap_or_else(|| "controller".to_owned());
         let id = ControllerId::new(id).map_err(|error| mistakes.push("controller", "id", error)).ok();
-        let state_dir = absolute("controller", "state_dir", &self.controller.state_dir, mistakes);
+        let state_dir = self.controller.state_dir.as_ref();
+        let state_dir = state_dir.and_then(|path| absolute("controller", "state_dir", path, mistakes));
         let quic_listen = address("quic", "listen", self.quic.listen.as_deref(), "0.0.0.0:7443", mistakes);
         let api_listen = address("api", "listen", self.api.listen.as_deref(), "127.0.0.1:7480", mistakes);
         let admin_token = self.admin_token(mistakes);

@@ -171,23 +171,28 @@ impl Driver {
     /// Runs the fleet from what was `restored` until `token` is cancelled. The nodes are left alone then.
     ///
     /// # Errors
-    /// When a shell's end of a queue is gone.
+    /// Never; an end before the program was told to stop is the failure.
     pub async fn run(mut self, restored: Restored, token: CancellationToken) -> TaskResult {
         self.step(Event::Restored(restored));
         self.publish();
         loop {
             let (wake, tick) = self.wake();
-            // Cancel safe: receiving and sleeping lose nothing when another arm is taken.
+            // Cancel safe: receiving and sleeping lose nothing when another arm is taken. A closed queue means
+            // that the program stops.
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                operation = self.inlets.recorded.recv() => {
-                    self.step(Event::Recorded { operation: operation.ok_or("store task is gone")? });
-                }
+                recorded = self.inlets.recorded.recv() => match recorded {
+                    Some(operation) => self.step(Event::Recorded { operation }),
+                    None => return Ok(()),
+                },
                 ask = self.asks.recv() => match ask {
                     Some(ask) => self.obey(ask),
-                    None => return Err("nobody can ask any more".into()),
+                    None => return Ok(()),
                 },
-                event = self.inlets.events.recv() => self.step(event.ok_or("no shell is left")?),
+                event = self.inlets.events.recv() => match event {
+                    Some(event) => self.step(event),
+                    None => return Ok(()),
+                },
                 () = sleep_until(&self.clock, wake) => if tick.is_some_and(|at| at <= self.clock.now()) {
                     self.ticked_at = self.clock.now();
                     self.step(Event::Tick);

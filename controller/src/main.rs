@@ -54,13 +54,16 @@ enum Command {
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cic-controller: {error:#}");
-            match error.downcast_ref::<ConfigMistakes>() {
-                Some(_) => ExitCode::from(EXIT_CONFIG),
-                None => ExitCode::FAILURE,
+        Err(error) => match error.downcast_ref::<ConfigMistakes>() {
+            Some(mistakes) => {
+                eprintln!("{mistakes}");
+                ExitCode::from(EXIT_CONFIG)
             }
-        }
+            None => {
+                eprintln!("cic-controller: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
     }
 }
 

@@ -16,7 +16,7 @@ pub struct Ports {
 
 /// A port that cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({key}): {source}")]
+#[error("cannot listen on {address}: free the port, or set {key} to another")]
 pub struct ListenError {
     address: SocketAddr,
     key: &'static str,
@@ -52,10 +52,8 @@ impl Sockets {
     /// # Errors
     /// Names the address and the key to change.
     pub fn bind(quic: SocketAddr, api: SocketAddr, earlier: Option<Ports>) -> Result<Self, ListenError> {
-        let quic =
-            bind(quic, earlier.map(|ports| ports.quic), "quic.listen", |address| UdpSocket::bind(address))?;
-        let api =
-            bind(api, earlier.map(|ports| ports.api), "api.listen", |address| TcpListener::bind(address))?;
+        let quic = bind(quic, earlier.map(|ports| ports.quic), "quic.listen", UdpSocket::bind)?;
+        let api = bind(api, earlier.map(|ports| ports.api), "api.listen", TcpListener::bind)?;
         Ok(Self { quic, api })
     }
 
