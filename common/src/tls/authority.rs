@@ -10,8 +10,9 @@ use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
+use ring::rand::{SecureRandom as _, SystemRandom};
 use rustls_pki_types::CertificateSigningRequestDer;
 
 use super::identity::{Identity, IdentityError, PendingKey};
@@ -56,8 +57,23 @@ pub enum AuthorityError {
     Algorithm,
     #[error("certificate cannot be signed")]
     Sign(#[source] rcgen::Error),
+    #[error("the system gives no random bytes")]
+    Random,
     #[error("own identity cannot be kept")]
     Identity(#[from] IdentityError),
+}
+
+/// Random bits of a serial number: unique without a counter to keep (RFC 5280 allows 20 bytes).
+const SERIAL_BYTES: usize = 16;
+
+/// A certificate that was signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Issued {
+    /// PEM, leaf first.
+    pub chain_pem: String,
+    /// Hexadecimal, for the list of certificates issued.
+    pub serial: String,
+    pub not_after_ms: u64,
 }
 
 /// Signs the certificates of one fleet.
@@ -122,7 +138,7 @@ impl CertificateAuthority {
         Ok(Trust::from_pem(&self.certificate_pem)?)
     }
 
-    /// Signs the key of a request for `peer`, from `now_ms` (Unix time) on for `span`. Returns the chain as PEM.
+    /// Signs the key of a request for `peer`, from `now_ms` (Unix time) on for `span`.
     ///
     /// # Errors
     /// When the request is not signed by its own key or the key is of another kind than this fleet's.
@@ -132,7 +148,7 @@ impl CertificateAuthority {
         peer: &Peer,
         span: Duration,
         now_ms: u64,
-    ) -> Result<String, AuthorityError> {
+    ) -> Result<Issued, AuthorityError> {
         let request =
             CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der.to_vec()))
                 .map_err(AuthorityError::Request)?;
@@ -146,9 +162,18 @@ impl CertificateAuthority {
             vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         params.use_authority_key_identifier_extension = true;
         set_life(&mut params, span, now_ms);
+        let mut serial = [0; SERIAL_BYTES];
+        SystemRandom::new().fill(&mut serial).map_err(|_| AuthorityError::Random)?;
+        // A positive number without a leading zero, so that every reader shows the same digits.
+        serial[0] = serial[0] & 0x7f | 0x40;
+        params.serial_number = Some(SerialNumber::from_slice(&serial));
         let certificate =
             params.signed_by(&request.public_key, &self.issuer).map_err(AuthorityError::Sign)?;
-        Ok(certificate.pem())
+        Ok(Issued {
+            chain_pem: certificate.pem(),
+            serial: serial.iter().map(|byte| format!("{byte:02x}")).collect(),
+            not_after_ms: now_ms.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)),
+        })
     }
 
     /// Makes a key and certificate for `peer` and keeps them at `path`: the controller's own, or a test's.
@@ -163,8 +188,8 @@ impl CertificateAuthority {
         now_ms: u64,
     ) -> Result<Identity, AuthorityError> {
         let key = PendingKey::generate()?;
-        let chain_pem = self.sign(&key.csr_der()?, peer, span, now_ms)?;
-        Ok(Identity::adopt(path, &key, &chain_pem)?)
+        let issued = self.sign(&key.csr_der()?, peer, span, now_ms)?;
+        Ok(Identity::adopt(path, &key, &issued.chain_pem)?)
     }
 }
 
@@ -221,7 +246,7 @@ mod tests {
         let request = greedy.serialize_request(&key).unwrap();
         let chain = authority.sign(request.der(), &node(), DAY, NOW_MS).unwrap();
         let path = directory.path().join("identity.pem");
-        std::fs::write(&path, format!("{}{chain}", key.serialize_pem())).unwrap();
+        std::fs::write(&path, format!("{}{}", key.serialize_pem(), chain.chain_pem)).unwrap();
         let identity = Identity::load(&path).unwrap().unwrap();
         assert_eq!(identity.peer(), &node());
     }
@@ -263,7 +288,9 @@ mod tests {
         let path = directory.path().join("n1.pem");
         let identity = authority.issue(&path, &node(), DAY, NOW_MS).unwrap();
         let key = PendingKey::generate().unwrap();
-        let sign = |peer| authority.sign(&key.csr_der().unwrap(), &peer, DAY, NOW_MS + 60_000_000).unwrap();
+        let sign = |peer| {
+            authority.sign(&key.csr_der().unwrap(), &peer, DAY, NOW_MS + 60_000_000).unwrap().chain_pem
+        };
 
         let stolen = sign(Peer::Controller(ControllerId::new("c1").unwrap()));
         assert!(matches!(identity.renew(&key, &stolen), Err(IdentityError::OtherPeer { .. })));

@@ -17,7 +17,7 @@ pub mod quic;
 mod secret_file;
 mod trust;
 
-pub use authority::CertificateAuthority;
+pub use authority::{CertificateAuthority, Issued};
 pub use identity::{Identity, PendingKey, Validity};
 pub use join::{JoinToken, TokenHash};
 pub use peer::Peer;
