@@ -10,5 +10,6 @@
 pub mod config;
 pub mod core;
 pub mod effect;
+pub mod serve;
 pub mod source;
 pub mod state;

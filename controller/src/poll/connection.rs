@@ -1,0 +1,143 @@
+//! One HTTP connection to one agent's peer port, driven by whoever holds it.
+
+use std::error::Error;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cic_common::id::NodeId;
+use cic_common::report::Heartbeat;
+use cic_common::tls::Peer;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, HOST};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::core::PollFault;
+
+/// A heartbeat as JSON is about 1 KiB; with eight GPUs a few.
+const ANSWER_BYTES_MAX: usize = 64 << 10;
+
+type Driver = http1::Connection<TokioIo<TlsStream<TcpStream>>, Empty<Bytes>>;
+
+/// An open connection. Nothing happens on it unless one of its methods is being awaited.
+pub(super) struct Connection {
+    node: NodeId,
+    sender: http1::SendRequest<Empty<Bytes>>,
+    driver: Pin<Box<Driver>>,
+}
+
+impl Connection {
+    /// Connects to `address`, which must show the certificate of `node`.
+    pub(super) async fn open(
+        node: &NodeId,
+        address: &str,
+        tls: &Arc<rustls::ClientConfig>,
+    ) -> Result<Self, PollFault> {
+        let stream = TcpStream::connect(address).await.map_err(|error| fault(&error))?;
+        stream.set_nodelay(true).map_err(|error| fault(&error))?;
+        let name = Peer::Node(node.clone()).server_name();
+        let stream =
+            TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|error| fault(&error))?;
+        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| fault(&error))?;
+        Ok(Self { node: node.clone(), sender, driver: Box::pin(driver) })
+    }
+
+    /// Asks for a heartbeat. After an error the connection is of no more use.
+    pub(super) async fn ask(&mut self) -> Result<Heartbeat, PollFault> {
+        let request = Request::get("/v1/poll")
+            .header(HOST, "agent")
+            .header(ACCEPT, "application/json")
+            .body(Empty::new())
+            .map_err(|_| PollFault::Answer)?;
+        let exchange = async {
+            let response = self.sender.send_request(request).await.map_err(|error| fault(&error))?;
+            if response.status() != StatusCode::OK {
+                return Err(PollFault::Answer);
+            }
+            let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+            body.map(http_body_util::Collected::to_bytes).map_err(|error| fault(error.as_ref()))
+        };
+        tokio::pin!(exchange);
+        let json = tokio::select! {
+            // The answer first: a server may close right after it.
+            biased;
+            result = &mut exchange => result?,
+            ended = &mut self.driver => match ended {
+                // What had arrived before the end may still hold the answer.
+                Ok(()) => exchange.await?,
+                Err(error) => return Err(fault(&error)),
+            },
+        };
+        let heartbeat: Heartbeat = serde_json::from_slice(&json).map_err(|_| PollFault::Answer)?;
+        if heartbeat.node != self.node {
+            return Err(PollFault::Answer);
+        }
+        Ok(heartbeat)
+    }
+
+    /// Resolves when the agent closes the idle connection. Cancel-safe. Not to be awaited again afterwards.
+    pub(super) async fn closed(&mut self) {
+        // However it ended, it ended; the next poll says why.
+        let _ = (&mut self.driver).await;
+    }
+
+    /// Whether a request can be sent: the other side has not closed yet, as far as is known.
+    pub(super) fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+}
+
+/// Finds the reason in an error or its causes.
+fn fault(error: &(dyn Error + 'static)) -> PollFault {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.is::<rustls::Error>() {
+            return PollFault::Tls;
+        }
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
+                return PollFault::Tls;
+            }
+            return match error.kind() {
+                // A dying agent refuses, resets or cuts; one that is cut off is silent or unreachable.
+                io::ErrorKind::TimedOut
+                | io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown => PollFault::Timeout,
+                io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => PollFault::Answer,
+                _ => PollFault::Refused,
+            };
+        }
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            if error.is_parse() {
+                return PollFault::Answer;
+            }
+            if error.is_incomplete_message() || error.is_canceled() || error.is_closed() {
+                return PollFault::Refused;
+            }
+        }
+        cause = error.source();
+    }
+    PollFault::Answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_is_named_by_its_cause() {
+        let refused = io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert_eq!(fault(&refused), PollFault::Refused);
+        let unreachable = io::Error::from(io::ErrorKind::HostUnreachable);
+        assert_eq!(fault(&unreachable), PollFault::Timeout);
+        let tls = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::DecryptError);
+        assert_eq!(fault(&tls), PollFault::Tls);
+    }
+}

@@ -1,0 +1,243 @@
+//! Performs the core's polls, bounded, and watches the warm connections.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cic_common::id::NodeId;
+use cic_common::supervise::{Kind, Supervisor, TaskHandle, TaskResult};
+use cic_common::tls::config::{TlsError, tcp_client};
+use cic_common::tls::{Identity, Trust};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::ask;
+use super::connection::Connection;
+use crate::core::{Event, PollFault, Polled};
+
+/// Routine polls at once. Each takes a round trip; 64 over 10 s are tens of thousands of nodes.
+const ROUTINE_MAX: usize = 64;
+
+/// Urgent polls at once: a whole zone may turn suspect in one moment, and each may take two seconds.
+const URGENT_MAX: usize = 256;
+
+/// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
+const URGENT_WAITING_MAX: usize = 4096;
+
+/// Routine polls are delayed by up to this much, so that nodes that came up together do not stay in step.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// One poll under way and one asked for; the core asks again anyway.
+const ASKED_MAX: usize = 1;
+
+/// What polls came to, for `/metrics`.
+#[derive(Debug, Default)]
+pub struct PollCounts {
+    pub routine: AtomicU64,
+    pub urgent: AtomicU64,
+    pub failed: AtomicU64,
+    pub channels_lost: AtomicU64,
+}
+
+/// Asks agents for heartbeats. Clones share everything.
+#[derive(Debug, Clone)]
+pub struct Poller {
+    shared: Arc<Shared>,
+    supervisor: Supervisor,
+}
+
+#[derive(Debug)]
+struct Shared {
+    tls: Arc<rustls::ClientConfig>,
+    core: mpsc::Sender<Event>,
+    routine: Semaphore,
+    urgent: Semaphore,
+    urgent_waiting: Arc<Semaphore>,
+    spread: Duration,
+    counts: PollCounts,
+    /// One entry a node that is polled; the core forgets a node when its VM is gone.
+    nodes: Mutex<BTreeMap<NodeId, Watched>>,
+}
+
+#[derive(Debug)]
+struct Watched {
+    asked: mpsc::Sender<String>,
+    task: TaskHandle,
+}
+
+impl Poller {
+    /// Answers go to `core`.
+    ///
+    /// # Errors
+    /// When TLS cannot be configured.
+    pub fn start(
+        supervisor: &Supervisor,
+        identity: &Identity,
+        trust: &Trust,
+        core: mpsc::Sender<Event>,
+    ) -> Result<Self, TlsError> {
+        let shared = Shared {
+            tls: tcp_client(identity, trust)?,
+            core,
+            routine: Semaphore::new(ROUTINE_MAX),
+            urgent: Semaphore::new(URGENT_MAX),
+            urgent_waiting: Arc::new(Semaphore::new(URGENT_WAITING_MAX)),
+            spread: SPREAD,
+            counts: PollCounts::default(),
+            nodes: Mutex::default(),
+        };
+        Ok(Self { shared: Arc::new(shared), supervisor: supervisor.clone() })
+    }
+
+    /// Polls `node` at `address` and answers with one `Polled`, except a routine poll that was asked for while
+    /// another is waiting: that one's answer serves both.
+    pub fn poll(&self, node: NodeId, address: String, is_urgent: bool) {
+        if is_urgent { self.poll_urgently(node, address) } else { self.poll_in_turn(node, address) }
+    }
+
+    /// Ends the watch over a node that is gone for good.
+    pub fn forget(&self, node: &NodeId) {
+        if let Some(watched) = self.shared.nodes().remove(node) {
+            watched.task.cancel();
+        }
+    }
+
+    #[must_use]
+    pub fn counts(&self) -> &PollCounts {
+        &self.shared.counts
+    }
+
+    fn poll_in_turn(&self, node: NodeId, address: String) {
+        let mut nodes = self.shared.nodes();
+        let watched = nodes.entry(node.clone()).or_insert_with(|| {
+            let (asked, queue) = mpsc::channel(ASKED_MAX);
+            let shared = Arc::clone(&self.shared);
+            let task = self.supervisor.spawn("node poll", Kind::Passing, |token| {
+                Watch { shared, node, address: String::new(), warm: None }.run(queue, token)
+            });
+            Watched { asked, task }
+        });
+        // Full: one is waiting already.
+        let _ = watched.asked.try_send(address);
+    }
+
+    fn poll_urgently(&self, node: NodeId, address: String) {
+        let shared = Arc::clone(&self.shared);
+        let waiting = Arc::clone(&shared.urgent_waiting).try_acquire_owned();
+        self.supervisor.spawn("urgent poll", Kind::Passing, |token| async move {
+            let asked = async {
+                if waiting.is_err() {
+                    return Err(PollFault::Timeout);
+                }
+                // The semaphore is never closed.
+                let _turn = shared.urgent.acquire().await;
+                ask::urgent(&node, &address, &shared.tls).await
+            };
+            // Cancel-safe: an answer is of no use once the program stops.
+            let result = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                result = asked => result,
+            };
+            shared.counts.urgent.fetch_add(1, Ordering::Relaxed);
+            shared.answer(Polled { node: node.clone(), urgent: true, result }).await;
+            Ok(())
+        });
+    }
+}
+
+impl Shared {
+    async fn answer(&self, polled: Polled) {
+        if let Err(fault) = polled.result {
+            self.counts.failed.fetch_add(1, Ordering::Relaxed);
+            debug!(node = %polled.node, %fault, urgent = polled.urgent, "poll failed");
+        }
+        // Fails only when the driver has gone, and with it all who would care.
+        let _ = self.core.send(Event::Polled(polled)).await;
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Watched>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The task of one node.
+struct Watch {
+    shared: Arc<Shared>,
+    node: NodeId,
+    address: String,
+    warm: Option<Connection>,
+}
+
+impl Watch {
+    async fn run(mut self, mut asked: mpsc::Receiver<String>, token: CancellationToken) -> TaskResult {
+        // The first poll opens the warm connection and goes at once; later ones are spread.
+        let mut is_first = true;
+        loop {
+            // Cancel-safe: a queue loses nothing, and the connection is polled on in the next turn.
+            let address = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                address = asked.recv() => match address {
+                    Some(address) => address,
+                    None => return Ok(()),
+                },
+                () = closed(&mut self.warm) => {
+                    self.lost().await;
+                    continue;
+                }
+            };
+            let poll = self.poll(address, std::mem::take(&mut is_first));
+            // Cancel-safe: an answer is of no use once the program stops.
+            tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                () = poll => {}
+            }
+        }
+    }
+
+    async fn poll(&mut self, address: String, is_first: bool) {
+        if self.address != address {
+            self.warm = None;
+            self.address = address;
+        }
+        if !is_first {
+            self.wait_turn().await;
+        }
+        // The semaphore is never closed.
+        let shared = Arc::clone(&self.shared);
+        let turn = shared.routine.acquire().await;
+        let result = ask::routine(&mut self.warm, &self.node, &self.address, &shared.tls).await;
+        drop(turn);
+        shared.counts.routine.fetch_add(1, Ordering::Relaxed);
+        shared.answer(Polled { node: self.node.clone(), urgent: false, result }).await;
+    }
+
+    /// Waits a random part of the spread; a connection that closes meanwhile is noticed all the same.
+    async fn wait_turn(&mut self) {
+        let wait = tokio::time::sleep(self.shared.spread.mul_f64(fastrand::f64()));
+        tokio::pin!(wait);
+        // Cancel-safe: the wait goes on, and the connection is polled on elsewhere.
+        tokio::select! {
+            () = &mut wait => return,
+            () = closed(&mut self.warm) => self.lost().await,
+        }
+        wait.await;
+    }
+
+    async fn lost(&mut self) {
+        self.warm = None;
+        self.shared.counts.channels_lost.fetch_add(1, Ordering::Relaxed);
+        // Fails only when the driver has gone.
+        let _ = self.shared.core.send(Event::PollChannelLost { node: self.node.clone() }).await;
+    }
+}
+
+/// Resolves when the warm connection closes; never without one.
+async fn closed(warm: &mut Option<Connection>) {
+    match warm {
+        Some(connection) if connection.is_open() => connection.closed().await,
+        Some(_) => {}
+        None => std::future::pending().await,
+    }
+}
