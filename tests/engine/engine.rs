@@ -20,7 +20,8 @@ pub(crate) enum Mode {
     Stalled,
     /// Running requests go on, new ones are refused.
     Draining,
-    /// The drain outlived its timeout: vLLM 0.32 then hangs with its streams open until it is killed.
+    /// Asked to stop, and hanging with its streams open until it is killed: what vLLM 0.32 does when a drain outlives
+    /// its timeout.
     Stuck,
     Stopping(StopWith),
     /// The core has died; the process is about to follow.

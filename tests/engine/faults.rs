@@ -66,8 +66,8 @@ pub(crate) struct Faults {
     #[arg(long = "standin-ignore-sigterm", env = "CIC_STANDIN_IGNORE_SIGTERM", value_parser = FalseyValueParser::new())]
     pub(crate) ignore_sigterm: bool,
 
-    /// How running requests end on SIGTERM. vLLM does either: abort when its whole group is signalled, error when only
-    /// its first process is
+    /// How running requests end on SIGTERM: `abort` as finish reason, an `error` event, or not at all (`hang`: only
+    /// SIGKILL helps). vLLM does each of these, by chance
     #[arg(
         long = "standin-stop-with",
         env = "CIC_STANDIN_STOP_WITH",
@@ -102,6 +102,7 @@ pub(crate) struct Faults {
 pub(crate) enum StopWith {
     Abort,
     Error,
+    Hang,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

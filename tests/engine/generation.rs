@@ -124,7 +124,7 @@ impl Generation {
             let mode = *self.mode.borrow_and_update();
             match mode {
                 Mode::Serving | Mode::Draining => {}
-                Mode::Stalled | Mode::Stuck => {
+                Mode::Stalled | Mode::Stuck | Mode::Stopping(StopWith::Hang) => {
                     self.mode.changed().await.ok()?;
                     continue;
                 }

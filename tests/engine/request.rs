@@ -150,7 +150,7 @@ impl Job {
         let limit = served.max_model_len;
         let max_tokens = max_tokens.map(|asked| check_max_tokens(asked, limit)).transpose()?;
         for prompt in &prompts {
-            check_prompt(prompt, max_tokens, limit)?;
+            check_prompt(prompt, limit)?;
         }
         if let Some(temperature) = body.temperature.filter(|temperature| *temperature < 0.0) {
             let message = format!("temperature must be non-negative, got {temperature:?}.");
@@ -253,29 +253,21 @@ fn check_max_tokens(asked: i64, limit: usize) -> Result<usize, ApiError> {
     }
 }
 
-fn check_prompt(prompt: &[Token], max_tokens: Option<usize>, limit: usize) -> Result<(), ApiError> {
+/// An answer that would outgrow the context is cut there, not refused; only a prompt without room for an answer is.
+fn check_prompt(prompt: &[Token], limit: usize) -> Result<(), ApiError> {
     if let Some(token) = prompt.iter().find(|token| **token >= tokens::vocabulary_size()) {
         return Err(ApiError::bad_request(&format!("Token id {token} is out of vocabulary"), None));
     }
     let length = prompt.len();
-    let fits = length + max_tokens.unwrap_or(1) <= limit;
-    let which = match max_tokens {
-        _ if length >= limit => {
-            format!(
-                "your prompt contains {length} input tokens, which exceeds this limit even without any output tokens."
-            )
-        }
-        Some(max_tokens) => format!(
-            "you requested {max_tokens} output tokens and your prompt contains {length} input tokens, for a total of {} tokens.",
-            length + max_tokens
-        ),
-        None => String::new(),
-    };
-    if fits {
+    if length < limit {
         return Ok(());
     }
+    if length == limit {
+        return check_max_tokens(0, limit).map(drop);
+    }
     let message = format!(
-        "This model's maximum context length is {limit} tokens. However, {which} Please reduce the length of the input prompt."
+        "This model's maximum context length is {limit} tokens. However, your prompt contains {length} input tokens, \
+         which exceeds this limit even without any output tokens. Please reduce the length of the input prompt."
     );
     Err(ApiError::bad_parameter(&message, "input_tokens", &length.to_string()))
 }

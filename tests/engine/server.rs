@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
 use crate::engine::{Engine, Mode};
-use crate::faults::CORE_DEATH_LASTS;
+use crate::faults::{CORE_DEATH_LASTS, StopWith};
 use crate::options::Options;
 use crate::routes;
 
@@ -104,20 +104,29 @@ async fn until_stopped(engine: &Engine, signals: &mut Signals) {
     if !options.shutdown_timeout.is_zero() {
         engine.enter(Mode::Draining);
         if timeout(options.shutdown_timeout, drained(engine)).await.is_err() {
-            engine.enter(Mode::Stuck);
-            std::future::pending::<()>().await;
+            return hang(engine).await;
         }
+    }
+    if !is_idle(engine) && options.faults.stop_with == StopWith::Hang {
+        return hang(engine).await;
     }
     engine.enter(Mode::Stopping(options.faults.stop_with));
 }
 
+async fn hang(engine: &Engine) {
+    engine.enter(Mode::Stuck);
+    std::future::pending().await
+}
+
 async fn drained(engine: &Engine) {
-    while {
-        let metrics = engine.metrics();
-        metrics.running + metrics.waiting > 0
-    } {
+    while !is_idle(engine) {
         sleep(DRAIN_POLL).await;
     }
+}
+
+fn is_idle(engine: &Engine) -> bool {
+    let metrics = engine.metrics();
+    metrics.running + metrics.waiting == 0
 }
 
 enum Asked {
