@@ -16,6 +16,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("controller", "id", Kind::Text),
         Key::required("controller", "state_dir", Kind::Text),
         Key::optional("quic", "listen", Kind::Text),
+        Key::optional("quic", "heartbeat_ms", Kind::Integer),
         Key::optional("api", "listen", Kind::Text),
         Key::optional("api", "admin_token_file", Kind::Text),
         Key::optional("store", "url", Kind::Text),
@@ -51,6 +52,12 @@ const SCHEMA: Schema = Schema {
     ],
 };
 
+/// Between heartbeats. Design table: 1 s.
+const HEARTBEAT_MS: u32 = 1000;
+
+/// Faster costs agents and controller more than it tells; slower outlasts the transport's idle timeout of 4 s.
+const HEARTBEATS_MS: std::ops::RangeInclusive<u32> = 50..=3000;
+
 /// What the file says, defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -58,6 +65,8 @@ pub struct Config {
     /// Absolute.
     pub state_dir: PathBuf,
     pub quic_listen: SocketAddr,
+    /// Between heartbeats of an agent.
+    pub heartbeat_ms: u32,
     pub api_listen: SocketAddr,
     /// What the token file holds.
     pub admin_token: Option<String>,
@@ -104,7 +113,7 @@ impl Config {
 #[derive(Debug, Deserialize)]
 struct Raw {
     controller: RawController,
-    quic: RawListen,
+    quic: RawQuic,
     api: RawApi,
     store: RawStore,
     tls: RawTls,
@@ -122,8 +131,9 @@ struct RawController {
 }
 
 #[derive(Debug, Deserialize)]
-struct RawListen {
+struct RawQuic {
     listen: Option<String>,
+    heartbeat_ms: Option<u32>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -196,6 +206,15 @@ impl Raw {
         let state_dir = state_dir.and_then(|path| absolute("controller", "state_dir", path, mistakes));
         let quic_listen = address("quic", "listen", self.quic.listen.as_deref(), "0.0.0.0:7443", mistakes);
         let api_listen = address("api", "listen", self.api.listen.as_deref(), "127.0.0.1:7480", mistakes);
+        let heartbeat_ms = self.quic.heartbeat_ms.unwrap_or(HEARTBEAT_MS);
+        if !HEARTBEATS_MS.contains(&heartbeat_ms) {
+            let (first, last) = HEARTBEATS_MS.into_inner();
+            mistakes.push(
+                "quic",
+                "heartbeat_ms",
+                format_args!("expected {first} to {last}, found {heartbeat_ms}"),
+            );
+        }
         let admin_token = self.admin_token(mistakes);
         if let Some(listen) = api_listen
             && !listen.ip().is_loopback()
@@ -220,6 +239,7 @@ impl Raw {
             id: id?,
             state_dir: state_dir?,
             quic_listen: quic_listen?,
+            heartbeat_ms,
             api_listen: api_listen?,
             admin_token,
             store_url: store_url?,

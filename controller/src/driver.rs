@@ -89,10 +89,16 @@ pub struct Shells {
     pub network: Box<dyn Network>,
 }
 
-/// The way to the nodes: agents' control streams and the poller, or a test's stand-in.
+/// The ways to the nodes, or a stand-in where there are none.
 pub trait Network: Send {
-    /// Performs a `Send`, `PublishRoutes` or `Poll` without waiting.
+    /// Performs `Send`, `PublishRoutes`, `Poll` and its part of `ForgetNode` without waiting.
     fn perform(&mut self, action: Action);
+}
+
+impl std::fmt::Debug for Shells {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shells").field("store", &self.store).finish_non_exhaustive()
+    }
 }
 
 /// What flows into the driver.
@@ -129,12 +135,6 @@ pub struct Outlets {
 impl std::fmt::Debug for Driver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Driver").field("counts", &self.counts).finish_non_exhaustive()
-    }
-}
-
-impl std::fmt::Debug for Shells {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shells").field("store", &self.store).finish_non_exhaustive()
     }
 }
 
@@ -256,7 +256,10 @@ impl Driver {
             Action::Record(operation) => Write::Operation { operation, is_new: true },
             Action::Close(operation) => Write::Operation { operation, is_new: false },
             Action::SaveNode(record) => Write::SaveNode(record),
-            Action::ForgetNode(node) => Write::ForgetNode(node),
+            Action::ForgetNode(node) => {
+                self.shells.network.perform(Action::ForgetNode(node.clone()));
+                Write::ForgetNode(node)
+            }
             Action::SaveDeployment(deployment) => Write::SaveDeployment(deployment),
             Action::Launch { operation, provider, node, deployment, zone } => {
                 return self.shells.provision.launch(operation, &provider, node, deployment, zone);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::links::CERTIFICATE_SPAN;
 use cic_common::id::ControllerId;
 use cic_common::supervise::TaskResult;
 use cic_common::time::{Clock, unix_ms};
@@ -12,9 +13,6 @@ use cic_common::tls::identity::IdentityError;
 use cic_common::tls::{CertificateAuthority, Identity, Peer, PendingKey};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
-
-/// Life of the controller's certificate: the same as a node's, so that both paths of renewal are walked daily.
-const SPAN: Duration = Duration::from_secs(24 * 3600);
 
 /// Between looks at whether it is time to renew: far less than the eight hours that are left then.
 const LOOK_INTERVAL: Duration = Duration::from_secs(60);
@@ -45,7 +43,7 @@ pub fn open(
     {
         return Ok((authority, identity));
     }
-    let identity = authority.issue(&path, &peer, SPAN, now_ms)?;
+    let identity = authority.issue(&path, &peer, CERTIFICATE_SPAN, now_ms)?;
     Ok((authority, identity))
 }
 
@@ -78,6 +76,6 @@ pub async fn keep_renewed(
 
 fn renew(authority: &CertificateAuthority, identity: &Identity, now_ms: u64) -> Result<(), OwnIdentityError> {
     let key = PendingKey::generate()?;
-    let issued = authority.sign(&key.csr_der()?, identity.peer(), SPAN, now_ms)?;
+    let issued = authority.sign(&key.csr_der()?, identity.peer(), CERTIFICATE_SPAN, now_ms)?;
     Ok(identity.renew(&key, &issued.chain_pem)?)
 }

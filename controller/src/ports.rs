@@ -23,11 +23,11 @@ pub struct ListenError {
     source: io::Error,
 }
 
-/// Both sockets, not blocking.
+/// Both sockets.
 #[derive(Debug)]
 pub struct Sockets {
-    pub quic: UdpSocket,
-    pub api: TcpListener,
+    quic: UdpSocket,
+    api: TcpListener,
 }
 
 impl Ports {
@@ -61,6 +61,16 @@ impl Sockets {
     /// When a socket does not know its own address.
     pub fn ports(&self) -> io::Result<Ports> {
         Ok(Ports { quic: self.quic.local_addr()?.port(), api: self.api.local_addr()?.port() })
+    }
+
+    /// Both, ready for the runtime.
+    ///
+    /// # Errors
+    /// When a socket does not take the mode.
+    pub fn into_parts(self) -> io::Result<(UdpSocket, tokio::net::TcpListener)> {
+        self.quic.set_nonblocking(true)?;
+        self.api.set_nonblocking(true)?;
+        Ok((self.quic, tokio::net::TcpListener::from_std(self.api)?))
     }
 }
 

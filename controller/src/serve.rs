@@ -8,16 +8,16 @@ use std::time::Duration;
 
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Clock;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::api::{self, Api};
 use crate::config::Config;
-use crate::core::{Action, Fleet};
-use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Network, Shells};
+use crate::core::Fleet;
+use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Shells};
 use crate::identity::{self, OwnIdentityError};
+use crate::links::{LinksError, LinksSpec};
 use crate::ports::{ListenError, Ports, Sockets};
 use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
@@ -44,6 +44,8 @@ pub enum ServeError {
     Store(#[from] StoreError),
     #[error("identity cannot be used")]
     Identity(#[from] OwnIdentityError),
+    #[error("nodes cannot be reached")]
+    Links(#[from] LinksError),
     #[error("record {path:?} cannot be written")]
     Record { path: PathBuf, source: io::Error },
     #[error("cannot {act}")]
@@ -77,14 +79,23 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
 
     let local = local(&config, ports, authority.certificate_pem(), &database)?;
     let provision = Provision::new(local, front.clone(), told.clone());
-    let authority = Arc::new(authority);
     let recorder = record.map(|path| recorder(path, &config, &back)).transpose()?;
-    let shells = Shells { store: queue.clone(), provision, network: Box::new(Unplugged) };
+    let authority = Arc::new(authority);
+    let (socket, listener) = sockets.into_parts().map_err(io_error("use the sockets"))?;
+    let spec = LinksSpec {
+        socket,
+        controller: config.id.clone(),
+        heartbeat_ms: config.heartbeat_ms,
+        tls_dir: &config.tls_dir,
+        authority: Arc::clone(&authority),
+        identity: &identity,
+    };
+    let links = spec.open(&front, &database, &queue, &told)?;
+    let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()) };
     let fleet = Fleet::new(config.timing, config.brake);
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
-    let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Vec::new());
+    let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));
 
-    let listener = listener(sockets.api).map_err(io_error("listen for the API"))?;
     front.spawn("identity", Kind::Vital, move |token| {
         identity::keep_renewed(authority, identity, clock, token)
     });
@@ -95,13 +106,6 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
 
     wait_for_end(&front, &back).await.map_err(io_error("listen for signals"))?;
     stop(&front, &back, &database).await
-}
-
-/// Stands where the ways to the nodes will be joined.
-struct Unplugged;
-
-impl Network for Unplugged {
-    fn perform(&mut self, _action: Action) {}
 }
 
 fn io_error(act: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -147,11 +151,6 @@ fn local(
 fn recorder(path: &Path, config: &Config, tasks: &Supervisor) -> Result<Recorder, ServeError> {
     Recorder::create(path, config.timing, config.brake, tasks)
         .map_err(|source| ServeError::Record { path: path.to_owned(), source })
-}
-
-fn listener(socket: std::net::TcpListener) -> io::Result<TcpListener> {
-    socket.set_nonblocking(true)?;
-    TcpListener::from_std(socket)
 }
 
 async fn wait_for_end(front: &Supervisor, back: &Supervisor) -> io::Result<()> {

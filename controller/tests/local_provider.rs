@@ -47,8 +47,16 @@ impl World {
     }
 
     fn provider_with(&self, machine_program: &Path) -> Local {
+        self.make(self.directory.path(), machine_program)
+    }
+
+    fn provider_at(&self, directory: &Path) -> Local {
+        self.make(directory, Path::new(env!("CARGO_BIN_EXE_cic-controller")))
+    }
+
+    fn make(&self, directory: &Path, machine_program: &Path) -> Local {
         let spec = LocalSpec {
-            directory: self.directory.path().to_owned(),
+            directory: directory.to_owned(),
             machine_program: machine_program.to_owned(),
             agent_program: self.directory.path().join("agent"),
             controller_addresses: vec![self.controller.to_string()],
@@ -190,6 +198,19 @@ async fn giving_back_a_machine_whose_processes_are_stopped_leaves_none() {
     assert!(!world.home().path().exists());
     assert!(world.directory.path().join("graveyard/n1/machine.log").is_file());
     provider.terminate(&node()).await.expect("absent counts as done");
+}
+
+#[tokio::test]
+async fn a_machine_is_given_back_by_whatever_path_its_directory_is_reached() {
+    let world = World::new(LASTING).await;
+    world.launched().await;
+    until(|| world.tag().processes().len() == 3).await;
+    let link = world.directory.path().join("link");
+    std::os::unix::fs::symlink(world.directory.path(), &link).expect("links");
+    world.provider_at(&link).terminate(&node()).await.expect("terminates");
+    assert_eq!(state(&world.provider()).await, None);
+    let tag = Tag::new(node(), &world.directory.path().join("nodes/n1"));
+    assert!(tag.processes().is_empty());
 }
 
 #[tokio::test]

@@ -33,7 +33,11 @@ pub(super) async fn deploy(
     let by = WantedBy { name: &name, view: &published.view, now_unix_ms: api.clock.unix_ms() };
     let deployment = wanted.check(&by).map_err(ApiError::mistakes)?;
     api.driver.asking.ask(Event::Deployed(deployment.clone())).await?;
-    Ok(Json(deployment))
+    // As the core took it: it keeps the cluster of a deployment it knows.
+    let published = api.published();
+    let mut taken = published.view.deployments.iter().map(|view| &view.deployment);
+    let taken = taken.find(|taken| taken.name == deployment.name).cloned();
+    Ok(Json(taken.unwrap_or(deployment)))
 }
 
 /// Why an operator wants it. The body may be left out.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -11,6 +11,7 @@ use axum::response::IntoResponse;
 use super::server::Api;
 use crate::core::{Belief, View};
 use crate::driver::StepCounts;
+use crate::links::Links;
 use crate::store::QueueCounts;
 
 /// Version 0.0.4 of the exposition format, which every scraper reads.
@@ -19,28 +20,14 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const BELIEFS: [Belief; 6] =
     [Belief::Unknown, Belief::Alive, Belief::SuspectPoll, Belief::SuspectPush, Belief::Silent, Belief::Gone];
 
-/// A figure of another shell.
-pub struct Gauge {
-    /// In full, ending in its unit: `cic_ingest_heartbeats_total`.
-    pub name: &'static str,
-    pub help: &'static str,
-    pub read: Box<dyn Fn() -> u64 + Send + Sync>,
-}
-
-impl std::fmt::Debug for Gauge {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Gauge").field("name", &self.name).finish_non_exhaustive()
-    }
-}
-
 /// `GET /metrics`
 pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let mut page = Page::default();
     fleet(&mut page, &api.published().view);
     store(&mut page, &api.queue.counts());
     steps(&mut page, &api.driver.counts);
-    for gauge in api.gauges.iter() {
-        page.one(gauge.name, gauge.help, (gauge.read)());
+    if let Some(links) = &api.links {
+        nodes(&mut page, links);
     }
     ([(CONTENT_TYPE, TEXT_FORMAT)], page.text)
 }
@@ -85,8 +72,25 @@ fn store(page: &mut Page, counts: &QueueCounts) {
     page.one("cic_store_failures_in_row", "failed attempts since the last good one", counts.failures_in_row);
 }
 
+fn nodes(page: &mut Page, links: &Links) {
+    page.one("cic_ingest_connected", "agents with a control stream", links.ingest.connected_count());
+    page.head("cic_ingest_refused_total", "counter", "what the agents' port did not let in, by kind");
+    for (kind, count) in links.ingest.refusals().counts() {
+        page.row("cic_ingest_refused_total", &[("kind", kind.as_str())], count);
+    }
+    let (polls, read) = (links.poller.counts(), |count: &AtomicU64| count.load(Ordering::Relaxed));
+    page.one("cic_polls_routine_total", "routine polls", read(&polls.routine));
+    page.one("cic_polls_urgent_total", "urgent polls", read(&polls.urgent));
+    page.one("cic_polls_failed_total", "polls without a report", read(&polls.failed));
+    page.one(
+        "cic_poll_channels_lost_total",
+        "warm connections closed by the node",
+        read(&polls.channels_lost),
+    );
+}
+
 fn steps(page: &mut Page, counts: &StepCounts) {
-    let read = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+    let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     #[allow(clippy::cast_precision_loss)]
     let seconds = |nanos: u64| nanos as f64 / 1e9;
     page.head("cic_step_seconds", "summary", "time of one step of the core");

@@ -21,5 +21,4 @@ mod tests;
 
 pub use deployment::{Wanted, WantedBy};
 pub use error::{ErrorBody, ErrorText};
-pub use metrics::Gauge;
 pub use server::{Api, serve};

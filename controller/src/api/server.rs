@@ -15,9 +15,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, AdminToken};
 use super::error::ApiError;
-use super::metrics::{self, Gauge};
+use super::metrics;
 use super::{changes, reads};
 use crate::driver::{Outlets, Published};
+use crate::links::Links;
 use crate::store::{Database, StoreQueue};
 
 /// Largest body taken: a deployment with a page of engine arguments is 4 KiB.
@@ -33,8 +34,7 @@ pub struct Api {
     pub(super) admin_token: Option<AdminToken>,
     /// One change of deployments at a time: cluster numbers are handed out from what the view shows.
     pub(super) edits: Arc<Semaphore>,
-    /// Figures of other shells, read when they are asked for.
-    pub(super) gauges: Arc<[Gauge]>,
+    pub(super) links: Option<Links>,
 }
 
 impl std::fmt::Debug for Api {
@@ -52,7 +52,7 @@ impl Api {
         queue: StoreQueue,
         clock: Clock,
         admin_token: Option<&str>,
-        gauges: Vec<Gauge>,
+        links: Option<Links>,
     ) -> Self {
         Self {
             driver,
@@ -61,7 +61,7 @@ impl Api {
             clock,
             admin_token: admin_token.map(AdminToken::new),
             edits: Arc::new(Semaphore::new(1)),
-            gauges: gauges.into(),
+            links,
         }
     }
 

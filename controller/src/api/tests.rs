@@ -26,6 +26,7 @@ use crate::store::{Database, StoreQueue, run_writer};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// No way to any node.
 struct Deaf;
 
 impl Network for Deaf {
@@ -66,7 +67,7 @@ impl World {
         tasks.spawn("driver", Kind::Vital, move |token| driver.run(restored, token));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
-        let api = Api::new(outlets, database.clone(), queue.clone(), clock, token, Vec::new());
+        let api = Api::new(outlets, database.clone(), queue.clone(), clock, token, None);
         tasks.spawn("api", Kind::Vital, move |token| serve(listener, api, token));
         Self { directory, tasks, database, queue, address }
     }

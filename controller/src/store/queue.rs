@@ -132,7 +132,8 @@ fn last_of_node<'a>(writes: &'a mut VecDeque<Write>, node: &NodeId) -> Option<&'
             Write::SaveNode(_)
             | Write::ForgetNode(_)
             | Write::Operation { .. }
-            | Write::SaveDeployment(_) => {}
+            | Write::SaveDeployment(_)
+            | Write::Certificate { .. } => {}
         }
     }
     None

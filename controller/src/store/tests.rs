@@ -207,9 +207,9 @@ async fn a_token_says_why_it_is_no_good() {
     assert!(matches!(database.consume_join_token(&token.hash(), &b).await, Err(TokenError::OtherNode)));
     assert!(database.consume_join_token(&token.hash(), &a).await.is_ok());
     assert!(matches!(database.consume_join_token(&token.hash(), &a).await, Err(TokenError::Used)));
-    database.save_certificate("01", &node("a"), 1).await.expect("stores");
-    database.save_certificate("01", &node("a"), 1).await.expect("repeats");
-    assert_eq!(database.certificate_count(&node("a")).await.expect("counts"), 1);
+    let certificate = || Write::Certificate { serial: "01".to_owned(), node: a.clone(), expires_at_ms: 1 };
+    database.store(Term(1), &[certificate(), certificate()], &[]).await.expect("stores");
+    assert_eq!(database.certificate_count(&a).await.expect("counts"), 1);
 }
 
 /// Holds the database's write lock, so that every write fails until it is released.

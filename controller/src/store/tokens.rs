@@ -1,4 +1,4 @@
-//! Join tokens, each good for one enrolment of one node, and the list of certificates issued.
+//! Join tokens, each good for one enrolment of one node, and how many certificates a node has had.
 
 use std::time::Duration;
 
@@ -84,31 +84,6 @@ impl Database {
             Some(row) if row.get::<Option<i64>, _>(1).is_some() => TokenError::Used,
             Some(_) => TokenError::Expired,
         })
-    }
-
-    /// Keeps for audit that a certificate was issued.
-    ///
-    /// # Errors
-    /// When it cannot be stored.
-    pub async fn save_certificate(
-        &self,
-        serial: &str,
-        node: &NodeId,
-        expires_unix_ms: u64,
-    ) -> Result<(), StoreError> {
-        within(
-            sqlx::query(
-                "INSERT INTO certificates (serial, node, issued_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)
-                 ON CONFLICT (serial) DO NOTHING",
-            )
-            .bind(serial)
-            .bind(node.as_str())
-            .bind(signed(unix_ms()))
-            .bind(signed(expires_unix_ms))
-            .execute(&self.pool),
-        )
-        .await
-        .map(|_| ())
     }
 
     /// Number of certificates ever issued to `node`.

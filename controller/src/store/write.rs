@@ -20,6 +20,12 @@ pub enum Write {
     SaveNode(NodeRecord),
     ForgetNode(NodeId),
     SaveDeployment(Deployment),
+    /// For audit.
+    Certificate {
+        serial: String,
+        node: NodeId,
+        expires_at_ms: u64,
+    },
     /// Answered once everything queued before it is stored.
     Barrier(oneshot::Sender<()>),
 }
@@ -84,6 +90,14 @@ async fn apply(connection: &mut SqliteConnection, write: &Write, now_ms: i64) ->
         .bind(deployment.name.as_str())
         .bind(json(deployment)?)
         .bind(now_ms),
+        Write::Certificate { serial, node, expires_at_ms } => sqlx::query(
+            "INSERT INTO certificates (serial, node, issued_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)
+             ON CONFLICT (serial) DO NOTHING",
+        )
+        .bind(serial.as_str())
+        .bind(node.as_str())
+        .bind(now_ms)
+        .bind(signed(*expires_at_ms)),
         Write::Barrier(_) => return Ok(()),
     };
     query.execute(connection).await.map(|_| ())

@@ -98,7 +98,8 @@ async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token:
             Write::Operation { is_new: false, .. }
             | Write::SaveNode(_)
             | Write::ForgetNode(_)
-            | Write::SaveDeployment(_) => {}
+            | Write::SaveDeployment(_)
+            | Write::Certificate { .. } => {}
         }
     }
 }

@@ -58,7 +58,7 @@ impl MachineRecord {
 pub struct Home(PathBuf);
 
 impl Home {
-    /// The home of `node` under the provider's directory. The directory must be absolute: it is part of the tag.
+    /// The home of `node` under the provider's directory.
     #[must_use]
     pub fn of(directory: &Path, node: &NodeId) -> Self {
         Self(directory.join("nodes").join(node.as_str()))
@@ -84,9 +84,11 @@ impl Home {
         self.0.join("state")
     }
 
+    /// The tag holds the directory's one true path: whoever looks for it may have come by a link.
     #[must_use]
     pub fn tag(&self, node: &NodeId) -> Tag {
-        Tag::new(node.clone(), &self.0)
+        let path = self.0.canonicalize();
+        Tag::new(node.clone(), path.as_deref().unwrap_or(&self.0))
     }
 
     /// # Errors

@@ -1,0 +1,128 @@
+//! The two ways to the nodes: their control streams and the poller.
+
+use std::net::UdpSocket;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cic_common::id::ControllerId;
+use cic_common::supervise::Supervisor;
+use cic_common::tls::authority::AuthorityError;
+use cic_common::tls::config::TlsError;
+use cic_common::tls::{CertificateAuthority, Identity};
+use tokio::sync::mpsc;
+
+use crate::core::{Action, Event};
+use crate::driver::Network;
+use crate::ingest::{Ingest, IngestError, IngestSpec, IssueLog, JoinDesk, JoinRefusal};
+use crate::poll::Poller;
+use crate::store::{Database, StoreQueue, TokenError, Write};
+
+/// Life of a node's and of a controller's certificate. Renewal comes at two thirds of it, so a fleet lives eight hours without any
+/// controller; and a stolen key is of use for a day at most.
+pub const CERTIFICATE_SPAN: Duration = Duration::from_secs(24 * 3600);
+
+/// Both ways. Clones share them.
+#[derive(Debug, Clone)]
+pub struct Links {
+    pub ingest: Ingest,
+    pub poller: Poller,
+}
+
+impl Network for Links {
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Send { node, message } => self.ingest.send(&node, message),
+            Action::PublishRoutes(table) => self.ingest.publish_routes(table),
+            Action::Poll { node, address, urgent } => self.poller.poll(node, address, urgent),
+            Action::ForgetNode(node) => {
+                self.ingest.forget(&node);
+                self.poller.forget(&node);
+            }
+            Action::Record(_)
+            | Action::Close(_)
+            | Action::SaveNode(_)
+            | Action::SaveDeployment(_)
+            | Action::Launch { .. }
+            | Action::Terminate { .. }
+            | Action::ListInstances { .. }
+            | Action::Note(_) => {}
+        }
+    }
+}
+
+/// What the links are made of.
+#[derive(Debug)]
+pub struct LinksSpec<'a> {
+    pub socket: UdpSocket,
+    pub controller: ControllerId,
+    pub heartbeat_ms: u32,
+    pub tls_dir: &'a Path,
+    pub authority: Arc<CertificateAuthority>,
+    pub identity: &'a Identity,
+}
+
+/// Why there is no way to the nodes.
+#[derive(Debug, thiserror::Error)]
+pub enum LinksError {
+    #[error("agents' port cannot be opened")]
+    Ingest(#[from] IngestError),
+    #[error("poller cannot be started")]
+    Poller(#[from] TlsError),
+    #[error("fleet authority cannot be trusted")]
+    Trust(#[from] AuthorityError),
+}
+
+impl LinksSpec<'_> {
+    /// Serves the agents' port and starts the poller. What nodes say goes to `core`.
+    ///
+    /// # Errors
+    /// When TLS cannot be configured or the socket is of no use.
+    pub fn open(
+        self,
+        tasks: &Supervisor,
+        database: &Database,
+        queue: &StoreQueue,
+        core: &mpsc::Sender<Event>,
+    ) -> Result<Links, LinksError> {
+        let trust = self.authority.trust()?;
+        let poller = Poller::start(tasks, self.identity, &trust, core.clone())?;
+        let spec = IngestSpec {
+            controller: self.controller,
+            heartbeat_ms: self.heartbeat_ms,
+            identity: self.identity.clone(),
+            trust,
+            authority: self.authority,
+            certificate_span: CERTIFICATE_SPAN,
+            reset_key_path: self.tls_dir.join("reset.key"),
+            desk: desk(database.clone()),
+            issue_log: issue_log(queue.clone()),
+        };
+        Ok(Links { ingest: Ingest::start(tasks, self.socket, spec, core.clone())?, poller })
+    }
+}
+
+fn desk(database: Database) -> JoinDesk {
+    Arc::new(move |hash, node| {
+        let database = database.clone();
+        Box::pin(async move {
+            database.consume_join_token(&hash, &node).await.map_err(|error| match error {
+                TokenError::Store(error) => JoinRefusal::Unavailable(error.to_string()),
+                TokenError::Unknown | TokenError::OtherNode | TokenError::Used | TokenError::Expired => {
+                    JoinRefusal::Token(error.to_string())
+                }
+            })
+        })
+    })
+}
+
+fn issue_log(queue: StoreQueue) -> IssueLog {
+    Arc::new(move |node, issued| {
+        // A full queue loses an entry of the audit list, which is counted, not the node's certificate.
+        queue.push(Write::Certificate {
+            serial: issued.serial.clone(),
+            node: node.clone(),
+            expires_at_ms: issued.not_after_ms,
+        });
+    })
+}
