@@ -1,3 +1,4 @@
 //! The simulator and the harness of the tests with real processes.
 
 pub mod process;
+pub mod world;

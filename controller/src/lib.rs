@@ -8,6 +8,7 @@
 //! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod driver;

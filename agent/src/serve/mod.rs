@@ -1,4 +1,8 @@
-//! What the agent answers: other nodes and controllers on the peer port, users on the edge.
+//! What the agent answers.
+//!
+//! - [`peer`]: controllers' polls and other nodes' requests, over mutual TLS.
+//! - [`edge`]: users' requests, answered by whichever replica can.
 
+pub mod edge;
 pub mod executor;
 pub mod peer;

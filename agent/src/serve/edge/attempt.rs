@@ -1,0 +1,213 @@
+//! One attempt at one replica, up to the moment its answer may go to the client.
+
+use std::collections::VecDeque;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Frame, Incoming};
+use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::http::response::Parts;
+use hyper::StatusCode;
+use serde::Deserialize;
+
+use super::answer::REFUSED_HEADER;
+use super::pool::{Lease, Pool, SendError, Upstream};
+use super::request::Buffered;
+
+/// Answers up to this are read whole before the client has a byte, so that a replica that dies inside one is
+/// hidden. The longest completions of a 128 k context are about 1 MiB of JSON; embeddings batches are longer.
+const HELD_BYTES_MAX: usize = 4 << 20;
+
+/// A first event longer than this is sent without having been looked at.
+const FIRST_EVENT_BYTES_MAX: usize = 64 << 10;
+
+/// An answer that may go to the client.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) head: Parts,
+    pub(super) frames: VecDeque<Frame<Bytes>>,
+    /// What follows the frames; `None` when they are all.
+    pub(super) rest: Option<(Incoming, Lease)>,
+}
+
+/// Why an attempt failed, with what that means for the next.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The engine never had the request: it costs nothing to try elsewhere, or here again later.
+    NotTaken(String),
+    /// The engine had it and failed, perhaps because of it. `answer` is what it said, if anything.
+    Broken { why: String, answer: Option<Held> },
+}
+
+/// Sends `request` to `upstream` and holds the answer until it can be trusted.
+pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered) -> Result<Held, Failure> {
+    let (response, lease) = match pool.send(upstream, request.copy(&upstream.host())).await {
+        Ok(sent) => sent,
+        Err(error) if error.is_unsent() => return Err(Failure::NotTaken(error.to_string())),
+        Err(error @ (SendError::Broken(_) | SendError::Connect(_) | SendError::ConnectLate | SendError::NoIdentity)) => {
+            return Err(broken(error.to_string()));
+        }
+    };
+    let (head, body) = response.into_parts();
+    let status = head.status;
+    if let Some(reason) = head.headers.get(REFUSED_HEADER) {
+        return Err(Failure::NotTaken(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()))));
+    }
+    match status {
+        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+            Err(Failure::NotTaken(format!("answered {status}")))
+        }
+        StatusCode::INTERNAL_SERVER_ERROR => {
+            let answer = hold(head, body, lease).await.ok();
+            Err(Failure::Broken { why: format!("answered {status}"), answer })
+        }
+        StatusCode::OK if is_event_stream(&head.headers) => first_event(head, body, lease).await,
+        _ => {
+            let held = hold(head, body, lease).await?;
+            match &held.rest {
+                None if status == StatusCode::OK && was_aborted(&held) => {
+                    Err(broken("engine aborted the request".to_owned()))
+                }
+                _ => Ok(held),
+            }
+        }
+    }
+}
+
+fn broken(why: String) -> Failure {
+    Failure::Broken { why, answer: None }
+}
+
+fn is_event_stream(headers: &HeaderMap) -> bool {
+    let content = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content.is_some_and(|content| content.trim_start().starts_with("text/event-stream"))
+}
+
+/// Reads the body to its end, or up to the bound.
+async fn hold(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Failure> {
+    let mut frames = VecDeque::new();
+    let mut length = 0;
+    while length <= HELD_BYTES_MAX {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                length += frame.data_ref().map_or(0, Bytes::len);
+                frames.push_back(frame);
+            }
+            Some(Err(error)) => return Err(broken(format!("answer broke off: {error}"))),
+            None => {
+                lease.give_back();
+                return Ok(Held { head, frames, rest: None });
+            }
+        }
+    }
+    Ok(Held { head, frames, rest: Some((body, lease)) })
+}
+
+/// Reads until the first event is whole, and refuses one that only says that the engine failed.
+async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Failure> {
+    let mut frames = VecDeque::new();
+    let mut seen = BytesMut::new();
+    loop {
+        match body.frame().await {
+            Some(Ok(frame)) => {
+                seen.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                frames.push_back(frame);
+            }
+            Some(Err(error)) => return Err(broken(format!("stream broke off before its first event: {error}"))),
+            None => return Err(broken("stream ended before its first event".to_owned())),
+        }
+        if let Some(event) = whole_event(&seen) {
+            if let Some(why) = failure_in(event) {
+                return Err(broken(why));
+            }
+            break;
+        }
+        if seen.len() > FIRST_EVENT_BYTES_MAX {
+            break;
+        }
+    }
+    if body.is_end_stream() {
+        lease.give_back();
+        return Ok(Held { head, frames, rest: None });
+    }
+    Ok(Held { head, frames, rest: Some((body, lease)) })
+}
+
+/// The first event, once the blank line after it is there.
+fn whole_event(seen: &[u8]) -> Option<&[u8]> {
+    let ends = [&b"\n\n"[..], b"\r\n\r\n"];
+    ends.iter().filter_map(|end| seen.windows(end.len()).position(|window| window == *end)).min().map(|at| &seen[..at])
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    #[serde(default)]
+    error: Option<serde_json::Value>,
+    #[serde(default)]
+    choices: Vec<Choice>,
+}
+
+#[derive(Deserialize)]
+struct Choice {
+    #[serde(default)]
+    finish_reason: Option<String>,
+}
+
+/// How a vLLM that dies says so: as an event of its own, or as a choice finished by `abort`.
+fn failure_in(event: &[u8]) -> Option<String> {
+    let data = event.strip_prefix(b"data:")?;
+    let answer: Answer = serde_json::from_slice(data).ok()?;
+    if let Some(error) = answer.error {
+        return Some(format!("stream began with an error: {error}"));
+    }
+    is_aborted(&answer).then(|| "engine aborted the request".to_owned())
+}
+
+fn is_aborted(answer: &Answer) -> bool {
+    answer.choices.iter().any(|choice| choice.finish_reason.as_deref() == Some("abort"))
+}
+
+/// Whether a whole answer was cut short by an engine that stops. Looks closer only when the word is there.
+fn was_aborted(held: &Held) -> bool {
+    let data: Vec<&Bytes> = held.frames.iter().filter_map(Frame::data_ref).collect();
+    let whole = data.iter().fold(BytesMut::new(), |mut whole, part| {
+        whole.extend_from_slice(part);
+        whole
+    });
+    let word = b"\"abort\"";
+    whole.windows(word.len()).any(|window| window == word)
+        && serde_json::from_slice(&whole).is_ok_and(|answer| is_aborted(&answer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_whole_event_is_looked_at() {
+        for (seen, event) in [
+            (&b"data: {"[..], None),
+            (b"data: {}\n", None),
+            (b"data: {}\n\ndata", Some(&b"data: {}"[..])),
+            (b"data: {}\r\n\r\n", Some(b"data: {}")),
+            (b"\n\n", Some(b"")),
+        ] {
+            assert_eq!(whole_event(seen), event);
+        }
+    }
+
+    #[test]
+    fn an_error_or_an_abort_as_first_event_is_a_failure() {
+        for (event, is_failure) in [
+            (&br#"data: {"error":{"message":"EngineCore died"}}"#[..], true),
+            (br#"data: {"choices":[{"delta":{},"finish_reason":"abort"}]}"#, true),
+            (br#"data: {"choices":[{"delta":{"content":"{\"error\""},"finish_reason":null}]}"#, false),
+            (br#"data: {"choices":[{"text":"a","finish_reason":"stop"}]}"#, false),
+            (br#"data: {"error":null,"choices":[]}"#, false),
+            (b": keep-alive", false),
+            (b"data: [DONE]", false),
+        ] {
+            assert_eq!(failure_in(event).is_some(), is_failure, "{}", String::from_utf8_lossy(event));
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! What passes through the edge, counted exactly: a guard lives as long as the body it stands for.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// Counters of one edge. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Counts {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    users: AtomicU32,
+    own_engine: AtomicU32,
+    requests: AtomicU64,
+    retries: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// Which requests a guard counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// Requests of users, wherever they are answered.
+    Users,
+    /// Requests at this node's own engine, from users and peers.
+    OwnEngine,
+}
+
+/// Counted in while alive.
+#[derive(Debug)]
+pub(super) struct InFlight {
+    counts: Counts,
+    flow: Flow,
+}
+
+impl Counts {
+    pub(super) fn enter(&self, flow: Flow) -> InFlight {
+        self.of(flow).fetch_add(1, Ordering::Relaxed);
+        InFlight { counts: self.clone(), flow }
+    }
+
+    pub(super) fn in_flight(&self, flow: Flow) -> u32 {
+        self.of(flow).load(Ordering::Relaxed)
+    }
+
+    pub(super) fn request(&self) {
+        self.shared.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn retry(&self) {
+        self.shared.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn failure(&self) {
+        self.shared.failures.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn requests(&self) -> u64 {
+        self.shared.requests.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn retries(&self) -> u64 {
+        self.shared.retries.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn failures(&self) -> u64 {
+        self.shared.failures.load(Ordering::Relaxed)
+    }
+
+    fn of(&self, flow: Flow) -> &AtomicU32 {
+        match flow {
+            Flow::Users => &self.shared.users,
+            Flow::OwnEngine => &self.shared.own_engine,
+        }
+    }
+}
+
+impl InFlight {
+    /// Another of the same kind, so that no moment is uncounted while one hands over to the next.
+    pub(super) fn again(&self) -> Self {
+        self.counts.enter(self.flow)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.counts.of(self.flow).fetch_sub(1, Ordering::Relaxed);
+    }
+}

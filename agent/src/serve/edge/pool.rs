@@ -1,0 +1,260 @@
+//! Connections to replicas, kept open between requests.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cic_common::id::NodeId;
+use cic_common::supervise::{Kind, Supervisor};
+use cic_common::time::{Clock, Mono};
+use cic_common::tls::Peer;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::HeaderValue;
+use hyper::{Request, Response};
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+/// Name, TCP and TLS together. Between regions a handshake takes 0.5 s; a node that takes longer is passed over.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// vLLM's server closes an idle connection after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
+const OWN_IDLE_MAX: Duration = Duration::from_secs(3);
+
+/// The peer port closes an idle connection after 75 s.
+const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Idle connections kept per replica.
+const IDLE_MAX: usize = 32;
+
+/// A connection that was given back is ready once its task has run; one that is not by then is broken.
+const READY_DEADLINE: Duration = Duration::from_millis(100);
+
+/// When the program stops: time for answers under way to end.
+const FINISH_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where a request can be sent.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Upstream {
+    /// This node's engine on 127.0.0.1.
+    Own { node: NodeId, port: u16 },
+    /// Another node's peer port. Its certificate must name `node`, whatever the address.
+    Peer { node: NodeId, address: String },
+}
+
+impl Upstream {
+    pub(super) fn node(&self) -> &NodeId {
+        match self {
+            Self::Own { node, .. } | Self::Peer { node, .. } => node,
+        }
+    }
+
+    /// What it is called in the `Host` header.
+    pub(super) fn host(&self) -> HeaderValue {
+        let host = match self {
+            Self::Own { port, .. } => format!("127.0.0.1:{port}"),
+            Self::Peer { address, .. } => address.clone(),
+        };
+        HeaderValue::from_str(&host).unwrap_or_else(|_| HeaderValue::from_static("replica"))
+    }
+
+    fn idle_max(&self) -> Duration {
+        match self {
+            Self::Own { .. } => OWN_IDLE_MAX,
+            Self::Peer { .. } => PEER_IDLE_MAX,
+        }
+    }
+}
+
+/// Why a request brought no response.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("not connected: {0}")]
+    Connect(#[source] io::Error),
+    #[error("not connected within {} s", CONNECT_DEADLINE.as_secs())]
+    ConnectLate,
+    #[error("this node has no identity to show to its peers")]
+    NoIdentity,
+    #[error("connection broke: {0}")]
+    Broken(#[source] hyper::Error),
+}
+
+impl SendError {
+    /// Whether the replica cannot have seen the request.
+    pub(super) fn is_unsent(&self) -> bool {
+        match self {
+            Self::Connect(_) | Self::ConnectLate | Self::NoIdentity => true,
+            Self::Broken(_) => false,
+        }
+    }
+}
+
+type Sender = SendRequest<Full<Bytes>>;
+
+/// Open connections to replicas. Clones share them.
+#[derive(Clone)]
+pub(super) struct Pool {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    clock: Clock,
+    supervisor: Supervisor,
+    tls: Option<Arc<ClientConfig>>,
+    idle: Mutex<BTreeMap<Upstream, Vec<Idle>>>,
+}
+
+struct Idle {
+    sender: Sender,
+    since: Mono,
+}
+
+impl std::fmt::Debug for Pool {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pool").finish_non_exhaustive()
+    }
+}
+
+/// The connection a response comes on. Dropped before the body's end, it closes the connection, which is how a
+/// replica learns that nobody waits any more.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pool: Pool,
+    upstream: Upstream,
+    sender: Sender,
+}
+
+impl Pool {
+    /// `tls` shows this node's certificate to peers; without it only the own engine is reached.
+    pub(super) fn new(clock: Clock, supervisor: Supervisor, tls: Option<Arc<ClientConfig>>) -> Self {
+        Self { shared: Arc::new(Shared { clock, supervisor, tls, idle: Mutex::default() }) }
+    }
+
+    /// Sends `request` on an open connection, or on a new one.
+    pub(super) async fn send(
+        &self,
+        upstream: &Upstream,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<(Response<Incoming>, Lease), SendError> {
+        while let Some(mut sender) = self.take(upstream).await {
+            match sender.try_send_request(request).await {
+                Ok(response) => return Ok((response, self.lease(upstream, sender))),
+                // Closed by the other side while it lay idle: it never saw the request.
+                Err(mut error) => match error.take_message() {
+                    Some(unsent) => request = unsent,
+                    None => return Err(SendError::Broken(error.into_error())),
+                },
+            }
+        }
+        let mut sender = self.connect(upstream).await?;
+        let response = sender.send_request(request).await.map_err(SendError::Broken)?;
+        Ok((response, self.lease(upstream, sender)))
+    }
+
+    /// Sends `request` on a new connection: what one that was frozen cannot answer.
+    pub(super) async fn send_afresh(
+        &self,
+        upstream: &Upstream,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, SendError> {
+        let mut sender = self.connect(upstream).await?;
+        sender.send_request(request).await.map_err(SendError::Broken)
+    }
+
+    /// Closes every idle connection.
+    pub(super) fn clear(&self) {
+        self.lock().clear();
+    }
+
+    fn lease(&self, upstream: &Upstream, sender: Sender) -> Lease {
+        Lease { pool: self.clone(), upstream: upstream.clone(), sender }
+    }
+
+    async fn take(&self, upstream: &Upstream) -> Option<Sender> {
+        loop {
+            let idle = self.lock().get_mut(upstream)?.pop()?;
+            let is_fresh = self.shared.clock.now().since(idle.since) < upstream.idle_max();
+            let mut sender = idle.sender;
+            if is_fresh && matches!(timeout(READY_DEADLINE, sender.ready()).await, Ok(Ok(()))) {
+                return Some(sender);
+            }
+        }
+    }
+
+    fn give_back(&self, upstream: Upstream, sender: Sender) {
+        if self.shared.supervisor.token().is_cancelled() || sender.is_closed() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        let mut idle = self.lock();
+        // Replicas come and go; a list nobody takes from any more ends here.
+        idle.retain(|upstream, list| {
+            list.retain(|idle| now.since(idle.since) < upstream.idle_max() && !idle.sender.is_closed());
+            !list.is_empty()
+        });
+        let list = idle.entry(upstream).or_default();
+        if list.len() < IDLE_MAX {
+            list.push(Idle { sender, since: now });
+        }
+    }
+
+    async fn connect(&self, upstream: &Upstream) -> Result<Sender, SendError> {
+        let connecting = async {
+            match upstream {
+                Upstream::Own { port, .. } => self.begin(tcp(&format!("127.0.0.1:{port}")).await?).await,
+                Upstream::Peer { node, address } => {
+                    let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
+                    let stream = tcp(address).await?;
+                    let name = Peer::Node(node.clone()).server_name();
+                    let stream = TlsConnector::from(tls).connect(name, stream).await;
+                    self.begin(stream.map_err(SendError::Connect)?).await
+                }
+            }
+        };
+        timeout(CONNECT_DEADLINE, connecting).await.unwrap_or(Err(SendError::ConnectLate))
+    }
+
+    async fn begin<S>(&self, stream: S) -> Result<Sender, SendError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (sender, connection) =
+            handshake(TokioIo::new(stream)).await.map_err(|error| SendError::Connect(io::Error::other(error)))?;
+        self.shared.supervisor.spawn("replica connection", Kind::Passing, |token| async move {
+            let cut = async {
+                token.cancelled().await;
+                tokio::time::sleep(FINISH_WITHIN).await;
+            };
+            // Cancel safe: both ways the connection is over.
+            tokio::select! {
+                result = connection => Ok(result?),
+                () = cut => Ok(()),
+            }
+        });
+        Ok(sender)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Upstream, Vec<Idle>>> {
+        self.shared.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Lease {
+    /// The body was read to its end: the connection can carry another request.
+    pub(super) fn give_back(self) {
+        self.pool.give_back(self.upstream, self.sender);
+    }
+}
+
+async fn tcp(address: &str) -> Result<TcpStream, SendError> {
+    let stream = TcpStream::connect(address).await.map_err(SendError::Connect)?;
+    stream.set_nodelay(true).map_err(SendError::Connect)?;
+    Ok(stream)
+}

@@ -1,0 +1,118 @@
+//! A user's request, read whole so that it can be sent more than once.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, Uri};
+use serde::Deserialize;
+
+use super::answer::{REQUEST_ID_HEADER, Refusal};
+
+/// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
+pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
+
+/// A client that takes longer to send its body is cut off. 8 MiB at 2 Mbit/s take 33 s.
+const BODY_DEADLINE: Duration = Duration::from_secs(60);
+
+/// Longest request id taken over from a client.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+
+/// Headers that belong to one connection (RFC 9110, 7.6.1), or that are made anew for the next.
+const NOT_FORWARDED: [HeaderName; 10] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::CONTENT_LENGTH,
+    header::EXPECT,
+];
+
+/// What is sent to a replica, as often as it takes.
+#[derive(Debug, Clone)]
+pub(super) struct Buffered {
+    method: Method,
+    target: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+    pub(super) request_id: HeaderValue,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    model: Option<String>,
+}
+
+impl Buffered {
+    /// Reads `request` to its end.
+    pub(super) async fn read(request: Request<Incoming>) -> Result<Self, Refusal> {
+        let (parts, body) = request.into_parts();
+        let collected = Limited::new(body, EDGE_BODY_BYTES_MAX).collect();
+        let body = match tokio::time::timeout(BODY_DEADLINE, collected).await {
+            Ok(Ok(body)) => body.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                return Err(Refusal::BodyTooLong { bytes_max: EDGE_BODY_BYTES_MAX });
+            }
+            Ok(Err(_)) => return Err(Refusal::BodyBroken),
+            Err(_) => return Err(Refusal::BodyLate),
+        };
+        Ok(Self::new(parts, body))
+    }
+
+    fn new(parts: Parts, body: Bytes) -> Self {
+        let Parts { method, uri, mut headers, .. } = parts;
+        let request_id = headers
+            .get(REQUEST_ID_HEADER)
+            .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
+            .cloned()
+            .unwrap_or_else(fresh_id);
+        strip(&mut headers);
+        headers.remove(header::HOST);
+        headers.insert(REQUEST_ID_HEADER, request_id.clone());
+        let path = uri.path_and_query().map_or("/", |path| path.as_str());
+        // A path that came in as part of a URI is one.
+        let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        Self { method, target, headers, body, request_id }
+    }
+
+    /// The model named in a JSON body.
+    pub(super) fn model(&self) -> Option<String> {
+        serde_json::from_slice::<Named>(&self.body).ok()?.model
+    }
+
+    /// One copy to send; `host` is what the receiver is called.
+    pub(super) fn copy(&self, host: &HeaderValue) -> Request<Full<Bytes>> {
+        let mut request = Request::new(Full::new(self.body.clone()));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.target.clone();
+        *request.headers_mut() = self.headers.clone();
+        request.headers_mut().insert(header::HOST, host.clone());
+        request
+    }
+}
+
+/// Removes what belongs to the connection the message came on, including what its `Connection` header names.
+pub(super) fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in NOT_FORWARDED.into_iter().chain(named) {
+        headers.remove(name);
+    }
+}
+
+fn fresh_id() -> HeaderValue {
+    let id = format!("cic-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
+    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("cic"))
+}

@@ -1,0 +1,171 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use super::span;
+
+/// Operate a cic fleet: what is there, why, and what should be.
+#[derive(Debug, Parser)]
+#[command(name = "cic", version, max_term_width = 100)]
+pub struct Cli {
+    /// The controller's API, such as 127.0.0.1:7480; by default that of the running `cic dev`
+    #[arg(long, global = true, env = "CIC_API", value_name = "URL")]
+    pub(super) api: Option<String>,
+
+    #[command(subcommand)]
+    pub(super) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// List the nodes: phase, belief and why
+    Nodes {
+        /// Redraw each second until Ctrl-C
+        #[arg(long)]
+        watch: bool,
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the deployments and how they fare
+    Deployments {
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// List what happened, oldest first
+    Events {
+        /// Only of this node
+        #[arg(long)]
+        node: Option<String>,
+        /// Go on until Ctrl-C
+        #[arg(long)]
+        follow: bool,
+        /// The newest so many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        /// Print one JSON object a line
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the evidence behind a node's last verdict, in order
+    Why {
+        /// A node, by any ending of its name that no other has, such as `node001`
+        node: String,
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the recorded acts, newest first
+    Operations {
+        /// The newest so many
+        #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// Set the deployments that a TOML file describes; others are left alone
+    Apply {
+        /// `[deployments.NAME]` tables with model, engine and replicas
+        file: PathBuf,
+    },
+    /// Empty a node and give it back
+    Drain {
+        node: String,
+        /// Kept in the event log
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Put another node in a node's place, then give it back
+    Replace {
+        node: String,
+        /// Kept in the event log
+        #[arg(long)]
+        reason: Option<String>,
+    },
+    /// Make a single-use join token for a node
+    Token {
+        /// The node's full name
+        node: String,
+    },
+    /// Print each decision of a recorded run again (`cic-controller serve --record FILE`)
+    Replay { file: PathBuf },
+    /// Break a node of provider `local`, to see what the fleet does about it
+    Fault(FaultArgs),
+    /// Run a whole fleet on this machine: real programs, real processes
+    Dev(DevArgs),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct FaultArgs {
+    pub(super) node: String,
+    pub(super) kind: FaultKind,
+    /// notice: seconds until the node is taken
+    #[arg(long = "in", value_name = "SPAN", value_parser = span::parse, default_value = "30s")]
+    pub(super) within: Duration,
+    /// partition, freeze: mend or thaw after this
+    #[arg(long = "for", value_name = "SPAN", value_parser = span::parse)]
+    pub(super) lasting: Option<Duration>,
+    /// The fleet's directory; by default that of the running `cic dev`
+    #[arg(long)]
+    pub(super) dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FaultKind {
+    /// The VM loses power: SIGKILL to all of it
+    Kill,
+    /// SIGSTOP to agent and engine
+    Freeze,
+    /// SIGCONT to agent and engine
+    Thaw,
+    /// SIGKILL to the agent; its engine stays
+    KillAgent,
+    /// Its network drops everything
+    Partition,
+    /// Its network works again
+    Mend,
+    /// The cloud says that it will take the node
+    Notice,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct DevArgs {
+    /// Which engine; by default vLLM where it is installed, else the stand-in
+    #[arg(long)]
+    pub(super) engine: Option<EngineKind>,
+    /// Where `cargo xtask engine` installed vLLM
+    #[arg(long, default_value = ".engine")]
+    pub(super) engine_dir: PathBuf,
+    /// Serve this model; by default the tiny one of the engine directory
+    #[arg(long)]
+    pub(super) model: Option<PathBuf>,
+    /// More arguments for the engine, each given by itself
+    #[arg(long = "engine-arg", value_name = "ARG", allow_hyphen_values = true)]
+    pub(super) engine_args: Vec<String>,
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(super) replicas: u16,
+    /// Where users' requests are taken
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
+    pub(super) edge: SocketAddr,
+    /// Keep everything in this directory; by default a temporary one, removed at the end
+    #[arg(long)]
+    pub(super) dir: Option<PathBuf>,
+    /// Wait until every replica serves, send one request, print the answer and stop
+    #[arg(long)]
+    pub(super) once: bool,
+    /// What --once asks
+    #[arg(long, default_value = "Say something.")]
+    pub(super) prompt: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum EngineKind {
+    Vllm,
+    Standin,
+}

@@ -1,0 +1,172 @@
+//! HTTP to the controller's API and to an edge, each request with a deadline.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::header::CONTENT_TYPE;
+use hyper::{Method, Request, StatusCode};
+use hyper_util::client::legacy::Client as Pool;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::endpoint::Endpoint;
+use super::failure::Failure;
+
+/// A connection over any network we operate takes less.
+const CONNECT_WITHIN: Duration = Duration::from_secs(3);
+
+/// The API answers changes within 5 s, once they are stored.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+
+/// Why there is no answer to use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ClientError {
+    #[error("cannot reach the controller at {endpoint}: {why}; {way_out}")]
+    Unreachable { endpoint: String, why: String, way_out: String },
+    #[error("{message}; {hint}")]
+    Refused { status: StatusCode, message: String, hint: String },
+    #[error("{endpoint}{path} answered {status} with something that this command does not understand: {why}")]
+    Answer { endpoint: String, path: String, status: StatusCode, why: String },
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pool: Pool<HttpConnector, Full<Bytes>>,
+    endpoint: Endpoint,
+}
+
+/// `{"error":{…}}` of the API.
+#[derive(Debug, Deserialize)]
+struct Refusal {
+    error: RefusalText,
+}
+
+#[derive(Debug, Deserialize)]
+struct RefusalText {
+    message: String,
+    #[serde(default)]
+    hint: String,
+}
+
+impl Client {
+    pub(super) fn new(endpoint: Endpoint) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(CONNECT_WITHIN));
+        connector.set_nodelay(true);
+        Self { pool: Pool::builder(TokioExecutor::new()).build(connector), endpoint }
+    }
+
+    pub(super) fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.json(Method::GET, path, None).await
+    }
+
+    pub(super) async fn put(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.json(Method::PUT, path, Some(body)).await
+    }
+
+    pub(super) async fn post(&self, path: &str, body: &Value) -> Result<Value, ClientError> {
+        self.json(Method::POST, path, Some(body)).await
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&Value>,
+    ) -> Result<T, ClientError> {
+        let (status, answer) = self.send(method, path, body, ANSWER_WITHIN).await?;
+        if !status.is_success() {
+            return Err(self.refusal(path, status, &answer));
+        }
+        serde_json::from_slice(&answer).map_err(|error| self.strange(path, status, error))
+    }
+
+    /// Sends one request and takes the whole answer, whatever its status, within `deadline`.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<&(impl Serialize + ?Sized)>,
+        deadline: Duration,
+    ) -> Result<(StatusCode, Bytes), ClientError> {
+        let content = body.map(serde_json::to_vec).transpose().map_err(|error| self.unreachable(&error))?;
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.endpoint))
+            .header(CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::from(content.unwrap_or_default())))
+            .map_err(|error| self.unreachable(&error))?;
+        let exchange = async {
+            let response = self.pool.request(request).await.map_err(|error| self.unreachable(&error))?;
+            let status = response.status();
+            let answer = response.into_body().collect().await.map_err(|error| self.unreachable(&error))?;
+            Ok((status, answer.to_bytes()))
+        };
+        let late = |_| self.silent(&format!("no answer within {} s", deadline.as_secs()));
+        tokio::time::timeout(deadline, exchange).await.map_err(late)?
+    }
+
+    fn refusal(&self, path: &str, status: StatusCode, answer: &[u8]) -> ClientError {
+        match serde_json::from_slice::<Refusal>(answer) {
+            Ok(Refusal { error: RefusalText { message, hint } }) => {
+                ClientError::Refused { status, message, hint }
+            }
+            Err(error) => self.strange(path, status, error),
+        }
+    }
+
+    fn strange(&self, path: &str, status: StatusCode, error: serde_json::Error) -> ClientError {
+        let (endpoint, why) = (self.endpoint.to_string(), error.to_string());
+        ClientError::Answer { endpoint, path: path.to_owned(), status, why }
+    }
+
+    fn unreachable(&self, error: &dyn std::error::Error) -> ClientError {
+        // The innermost cause is the operating system's: `Connection refused`.
+        let mut innermost = error;
+        while let Some(source) = innermost.source() {
+            innermost = source;
+        }
+        let text = innermost.to_string();
+        let why = text.split(" (os error").next().unwrap_or(&text).to_lowercase();
+        self.silent(&why)
+    }
+
+    fn silent(&self, why: &str) -> ClientError {
+        ClientError::Unreachable {
+            endpoint: self.endpoint.to_string(),
+            why: why.to_owned(),
+            way_out: self.endpoint.way_out(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_controller_that_is_not_there_is_named_with_the_way_out() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+        let address = listener.local_addr().expect("bound");
+        drop(listener);
+        let error = Client::new(Endpoint::at(address)).get::<Value>("/v1/view").await.expect_err("nobody");
+        let text = error.to_string();
+        assert!(text.starts_with(&format!("cannot reach the controller at http://{address}: ")), "{text}");
+        assert!(text.contains("connection refused; "), "{text}");
+        assert_eq!(text.lines().count(), 1);
+    }
+}

@@ -1,0 +1,33 @@
+//! The operator's command, `cic`.
+//!
+//! ```text
+//! args (clap) -> run -> one file per command -> client (HTTP with deadlines) -> the controller's API
+//!                         |                        '- endpoint: which API, and how it was found
+//!                         |- table, style, span, shown: what people see
+//!                         |- fault: signals to the processes of local nodes
+//!                         '- dev/: a whole fleet on this machine
+//! ```
+//! Commands speak to the API as any other client; only `dev` and `fault` touch this machine.
+
+mod apply;
+mod args;
+mod ask;
+mod client;
+mod deployments;
+mod dev;
+mod endpoint;
+mod events;
+mod failure;
+mod fault;
+mod nodes;
+mod operations;
+mod run;
+mod screen;
+mod shown;
+mod span;
+mod style;
+mod table;
+mod why;
+
+pub use args::Cli;
+pub use run::run;

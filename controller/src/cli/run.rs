@@ -1,0 +1,50 @@
+//! From what was typed to an exit code.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::args::{Cli, Command};
+use super::client::Client;
+use super::endpoint::Endpoint;
+use super::failure::Failure;
+use super::{apply, ask, deployments, dev, events, fault, nodes, operations, why};
+
+/// Runs the command; failures go to standard error, one line each.
+pub async fn run(cli: Cli) -> ExitCode {
+    match perform(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            for line in failure.to_string().lines() {
+                eprintln!("cic: {line}");
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn perform(cli: Cli) -> Result<(), Failure> {
+    let client = || Ok::<_, Failure>(Client::new(Endpoint::find(cli.api.as_deref())?));
+    match &cli.command {
+        Command::Nodes { watch, json } => nodes::nodes(&client()?, *watch, *json).await,
+        Command::Deployments { json } => deployments::deployments(&client()?, *json).await,
+        Command::Events { node, follow, limit, json } => {
+            let wanted =
+                events::Wanted { node: node.as_deref(), follow: *follow, limit: *limit, json: *json };
+            events::events(&client()?, &wanted).await
+        }
+        Command::Why { node, json } => why::why(&client()?, node, *json).await,
+        Command::Operations { limit, json } => operations::operations(&client()?, *limit, *json).await,
+        Command::Apply { file } => apply::apply(&client()?, file).await,
+        Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
+        Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,
+        Command::Token { node } => ask::token(&client()?, node).await,
+        Command::Replay { file } => replay(file),
+        Command::Fault(args) => fault::fault(args).await,
+        Command::Dev(args) => dev::run(args, cli.api.as_deref()).await,
+    }
+}
+
+fn replay(file: &Path) -> Result<(), Failure> {
+    crate::record::replay(file, &mut std::io::stdout().lock())
+        .map_err(|error| Failure::new(format!("{} cannot be replayed: {error}", file.display())))
+}

@@ -1,0 +1,363 @@
+//! Runs the controller's real core: its clock, its store, its calls, and the kills and stalls it must survive.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cic_common::id::Incarnation;
+use cic_common::report::{Heartbeat, NodeReport};
+use cic_common::time::Mono;
+use cic_common::wire::message::Command;
+use cic_controller::core::{Action, Event, Fleet, Message, View};
+
+use super::agent_host::TICKS_AT_ONCE_MAX;
+use super::clock::Origin;
+use super::fact::Fact;
+use super::happening::{CloudAct, Happening};
+use super::session::Packet;
+use super::store::{WRITES_MAX, Write};
+use super::world::World;
+
+/// One group commit of the store.
+const COMMIT_MS: (u64, u64) = (1, 20);
+
+/// Actions that one step may give: a fixed part, and some for each node it may conclude about.
+const ACTIONS_BASE_MAX: usize = 64;
+const ACTIONS_PER_NODE_MAX: usize = 16;
+
+/// A moment at which the controller is killed, in the middle of a step's actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashPoint {
+    BeforeRecord,
+    AfterRecord,
+    BeforeLaunch,
+    AfterLaunch,
+    BeforeTerminate,
+    AfterTerminate,
+    BeforeClose,
+}
+
+/// The controller's process and what its shells keep.
+#[derive(Debug, Default)]
+pub struct Controller {
+    process: Option<Process>,
+    pub(super) run: u32,
+    pub(super) is_frozen: bool,
+    /// What came while it was stopped by a signal.
+    pub(super) pile: Vec<Happening>,
+    pub(super) sessions: BTreeMap<usize, usize>,
+    /// The newest reliable event of each node, so that each is told once.
+    pub(super) told: BTreeMap<usize, (Incarnation, u64)>,
+    /// The newest heartbeat of each node since the last batch.
+    pub(super) mailbox: BTreeMap<usize, Heartbeat>,
+    pub(super) is_batch_due: bool,
+    is_commit_due: bool,
+    /// Highest incarnation of each node that this run knows.
+    pub(super) incarnations: BTreeMap<usize, Incarnation>,
+    pub(super) armed: Option<(CrashPoint, Duration)>,
+}
+
+#[derive(Debug)]
+struct Process {
+    fleet: Fleet,
+    origin: Origin,
+    wake: Option<Mono>,
+    ticks_at: (Mono, u32),
+}
+
+impl Controller {
+    /// Whether this run is the current one and alive, if perhaps stopped by a signal.
+    #[must_use]
+    pub fn is_running(&self, run: u32) -> bool {
+        self.process.is_some() && self.run == run
+    }
+
+    /// Whether it would answer a handshake.
+    #[must_use]
+    pub fn answers(&self) -> bool {
+        self.process.is_some() && !self.is_frozen
+    }
+
+    /// What people would be shown.
+    #[must_use]
+    pub fn view(&self, world_now: Mono) -> Option<View> {
+        self.process.as_ref().map(|process| process.fleet.view(process.origin.local(world_now)))
+    }
+}
+
+impl World {
+    pub(super) fn controller_starts(&mut self) {
+        let now = self.now();
+        if self.controller.process.is_some() {
+            return;
+        }
+        if self.store.back_at() > now {
+            self.queue.push(self.store.back_at(), Happening::ControllerStarts);
+            return;
+        }
+        let restored = self.store.restore();
+        let open = restored.operations.iter().map(|operation| operation.id).collect();
+        self.facts.push(Fact::ControllerStarted { term: restored.term, open });
+        let incarnations = restored
+            .nodes
+            .iter()
+            .filter_map(|record| Some((self.index(&record.node)?, record.incarnation)))
+            .collect();
+        let fleet = Fleet::new(self.setup.timing, self.setup.rules);
+        let process = Process { fleet, origin: Origin::at(now), wake: None, ticks_at: (now, 0) };
+        let run = self.controller.run + 1;
+        let armed = self.controller.armed.take();
+        self.controller = Controller { process: Some(process), run, incarnations, armed, ..Default::default() };
+        self.fleet_step(Event::Restored(restored));
+        self.later(Duration::from_secs(1), Happening::OperatorLooks);
+    }
+
+    pub(super) fn controller_wakes(&mut self, run: u32, at: Mono) {
+        let now = self.now();
+        if !self.controller.is_running(run) {
+            return;
+        }
+        let is_frozen = self.controller.is_frozen;
+        let Some(process) = self.controller.process.as_mut().filter(|process| process.wake == Some(at)) else {
+            return;
+        };
+        process.wake = None;
+        if is_frozen {
+            return;
+        }
+        if process.fleet.deadline().is_some_and(|due| process.origin.world(due) <= now) {
+            process.ticks_at = if process.ticks_at.0 == now { (now, process.ticks_at.1 + 1) } else { (now, 0) };
+            let count = process.ticks_at.1;
+            if count > TICKS_AT_ONCE_MAX {
+                let max = TICKS_AT_ONCE_MAX as usize;
+                let what = "ticks of the controller without time passing";
+                self.facts.push(Fact::Overfull { what, count: count as usize, max });
+                return;
+            }
+            self.fleet_step(Event::Tick);
+        } else {
+            self.wake_controller();
+        }
+    }
+
+    /// One step of the core, and what it asks for.
+    pub(super) fn fleet_step(&mut self, event: Event) {
+        let mut out = std::mem::take(&mut self.fleet_out);
+        self.fleet_hears(event, &mut out);
+        let max = ACTIONS_BASE_MAX + ACTIONS_PER_NODE_MAX * self.machines.len();
+        if out.len() > max {
+            self.facts.push(Fact::Overfull { what: "actions of one controller step", count: out.len(), max });
+        }
+        let run = self.controller.run;
+        for action in out.drain(..) {
+            if self.controller.is_running(run) {
+                self.fleet_does(action);
+            }
+        }
+        self.fleet_out = out;
+        self.wake_controller();
+    }
+
+    /// Steps the core without performing anything.
+    pub(super) fn fleet_hears(&mut self, event: Event, out: &mut Vec<Action>) {
+        let now = self.now();
+        self.note_heard(&event);
+        let Some(process) = self.controller.process.as_mut() else { return };
+        if !matches!(event, Event::Tick | Event::Heartbeats(_)) {
+            self.trace.line(now, || format!("controller <- {event:?}"));
+        }
+        process.fleet.step(process.origin.local(now), event, out);
+    }
+
+    fn wake_controller(&mut self) {
+        let now = self.now();
+        let run = self.controller.run;
+        let Some(process) = self.controller.process.as_mut() else { return };
+        let Some(at) = process.fleet.deadline().map(|due| process.origin.world(due).max(now)) else { return };
+        if process.wake.is_none_or(|wake| at < wake) {
+            process.wake = Some(at);
+            self.queue.push(at, Happening::ControllerWakes { run, at });
+        }
+    }
+
+    /// Writes down whose words reached the controller, whatever the core makes of them.
+    fn note_heard(&mut self, event: &Event) {
+        match event {
+            Event::Connected(hello) => self.heard(&hello.node, false, hello.incarnation, &hello.report),
+            Event::Heartbeats(batch) => {
+                for heartbeat in batch {
+                    self.heard(&heartbeat.node, false, heartbeat.incarnation, &heartbeat.report);
+                }
+            }
+            Event::Polled(polled) => {
+                if let Ok(heartbeat) = &polled.result {
+                    self.heard(&heartbeat.node, true, heartbeat.incarnation, &heartbeat.report);
+                }
+            }
+            Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
+            _ => {}
+        }
+    }
+
+    fn heard(
+        &mut self,
+        node: &cic_common::id::NodeId,
+        is_poll: bool,
+        incarnation: Incarnation,
+        report: &NodeReport,
+    ) {
+        let Some(node) = self.index(node) else { return };
+        let newest = self.controller.incarnations.entry(node).or_insert(incarnation);
+        if incarnation < *newest {
+            return;
+        }
+        *newest = incarnation;
+        self.facts.push(Fact::Heard {
+            node,
+            is_poll,
+            phase: report.phase,
+            has_notice: report.notice.as_ref().is_some_and(|notice| notice.kind.takes_the_node()),
+            wants_replacement: report.wants_replacement.is_some(),
+        });
+    }
+
+    fn fleet_does(&mut self, action: Action) {
+        let now = self.now();
+        if !matches!(action, Action::Poll { .. }) {
+            self.trace.line(now, || format!("controller -> {action:?}"));
+        }
+        let (before, after) = match &action {
+            Action::Record(_) => (Some(CrashPoint::BeforeRecord), Some(CrashPoint::AfterRecord)),
+            Action::Launch { .. } => (Some(CrashPoint::BeforeLaunch), Some(CrashPoint::AfterLaunch)),
+            Action::Terminate { .. } => (Some(CrashPoint::BeforeTerminate), Some(CrashPoint::AfterTerminate)),
+            Action::Close(_) => (Some(CrashPoint::BeforeClose), None),
+            _ => (None, None),
+        };
+        if self.crash_if_armed(before) {
+            return;
+        }
+        self.perform(action);
+        self.crash_if_armed(after);
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::Record(operation) => {
+                self.facts.push(Fact::Intended(operation.clone()));
+                self.write(Write::Record(operation));
+            }
+            Action::Close(operation) => {
+                self.facts.push(Fact::Closed { operation: operation.id });
+                self.write(Write::Close(operation));
+            }
+            Action::SaveNode(record) => self.write(Write::SaveNode(record)),
+            Action::ForgetNode(node) => self.write(Write::ForgetNode(node)),
+            Action::SaveDeployment(deployment) => self.write(Write::SaveDeployment(deployment)),
+            Action::Launch { operation, node, deployment, zone, provider: _ } => {
+                let (fact_node, fact_deployment) = (node.clone(), deployment.clone());
+                self.facts.push(Fact::Launch { operation, node: fact_node, deployment: fact_deployment });
+                self.call_cloud(CloudAct::Launch { operation, node, deployment, zone });
+            }
+            Action::Terminate { operation, node, provider: _ } => {
+                self.facts.push(Fact::Terminate { operation, node: node.clone() });
+                self.call_cloud(CloudAct::Terminate { operation, node });
+            }
+            Action::ListInstances { provider } => self.call_cloud(CloudAct::List { provider }),
+            Action::Poll { node, address: _, urgent } => self.poll(&node, urgent),
+            Action::Send { node, message } => {
+                if let Message::Command { operation, command, .. } = &message {
+                    let is_drain = matches!(command, Command::Drain { .. });
+                    let (operation, node) = (*operation, node.clone());
+                    self.facts.push(Fact::Commanded { operation, node, is_drain });
+                }
+                if let Some(node) = self.index(&node) {
+                    self.send_down(node, Packet::Message(message));
+                }
+            }
+            Action::PublishRoutes(table) => {
+                let nodes: Vec<usize> = self.controller.sessions.keys().copied().collect();
+                for node in nodes {
+                    self.send_down(node, Packet::Routes(table.clone()));
+                }
+                self.facts.push(Fact::Routes(table));
+            }
+            Action::Note(_) => {}
+        }
+    }
+
+    fn write(&mut self, write: Write) {
+        self.store.submit(write);
+        let count = self.store.waiting();
+        if count > WRITES_MAX {
+            self.facts.push(Fact::Overfull { what: "writes waiting for the store", count, max: WRITES_MAX });
+        }
+        self.commit_soon();
+    }
+
+    fn commit_soon(&mut self) {
+        let count = self.store.waiting();
+        if self.controller.is_commit_due || count == 0 {
+            return;
+        }
+        self.controller.is_commit_due = true;
+        let wait = self.rng.ms(COMMIT_MS.0, COMMIT_MS.1);
+        self.later(wait, Happening::StoreCommits { run: self.controller.run, count });
+    }
+
+    pub(super) fn store_commits(&mut self, count: usize) {
+        let back_at = self.store.back_at();
+        if back_at > self.now() {
+            self.queue.push(back_at, Happening::StoreCommits { run: self.controller.run, count });
+            return;
+        }
+        self.controller.is_commit_due = false;
+        let recorded = self.store.commit(count);
+        self.commit_soon();
+        for operation in recorded {
+            self.fleet_step(Event::Recorded { operation });
+        }
+    }
+
+    fn crash_if_armed(&mut self, here: Option<CrashPoint>) -> bool {
+        let Some((point, down_for)) = self.controller.armed else { return false };
+        if here != Some(point) {
+            return false;
+        }
+        self.controller.armed = None;
+        self.controller_dies(down_for);
+        true
+    }
+
+    /// SIGKILL: what it had not written is lost, its peers notice by silence.
+    pub(super) fn controller_dies(&mut self, down_for: Duration) {
+        if self.controller.process.take().is_none() {
+            return;
+        }
+        self.store.crash(&mut self.rng);
+        for machine in &mut self.machines {
+            machine.is_warm = false;
+        }
+        self.facts.push(Fact::ControllerDied);
+        let now = self.now();
+        self.trace.line(now, || "controller dies".to_owned());
+        self.later(down_for, Happening::ControllerStarts);
+    }
+
+    /// Everything that piled up is noticed now; its own timer may be noticed before, between or after.
+    pub(super) fn controller_thaws(&mut self, run: u32) {
+        if !self.controller.is_running(run) || !std::mem::replace(&mut self.controller.is_frozen, false) {
+            return;
+        }
+        self.facts.push(Fact::ControllerThawed);
+        let pile = std::mem::take(&mut self.controller.pile);
+        let tick_at = self.rng.index(pile.len() + 1);
+        for (i, happening) in pile.into_iter().enumerate() {
+            if i == tick_at && self.controller.is_running(run) {
+                self.fleet_step(Event::Tick);
+            }
+            self.happen(happening);
+        }
+        if self.controller.is_running(run) {
+            self.fleet_step(Event::Tick);
+        }
+    }
+}
