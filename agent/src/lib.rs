@@ -9,7 +9,11 @@
 
 pub mod config;
 pub mod core;
+pub mod driver;
 pub mod effect;
+pub mod preflight;
+pub mod run;
 pub mod serve;
 pub mod source;
 pub mod state;
+pub mod status;

@@ -1,8 +1,13 @@
 //! `cic-agent`: see [`cic_agent`].
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
+use cic_agent::{preflight, run, status};
+use cic_common::config::EXIT_CONFIG;
+use cic_common::telemetry;
 use clap::{Parser, Subcommand};
 
 /// Keeps one GPU VM serving: engine, model, notices, edge, heartbeats.
@@ -15,6 +20,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Act {
+    /// Keep this node until told to stop
+    Run {
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// Write every event the core hears to this file
+        #[arg(long)]
+        record: Option<PathBuf>,
+    },
+    /// Say what would keep `run` from working here
+    Preflight {
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+    },
+    /// Print what the running agent says of itself
+    Status {
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+    },
     /// Becomes the engine in a session of its own. Used by the agent itself.
     #[command(name = "engine-exec", hide = true)]
     EngineExec(ExecArgs),
@@ -23,5 +46,32 @@ enum Act {
 fn main() -> ExitCode {
     match Cli::parse().act {
         Act::EngineExec(args) => ExitCode::from(exec(&args)),
+        Act::Run { config, record } => with(&config, |config| {
+            telemetry::begin(config.log.format, &config.log.filter)?;
+            runtime()?.block_on(run::run(config, record.as_deref()))
+        }),
+        Act::Preflight { config } => with(&config, |config| preflight::preflight(&config)),
+        Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
+    }
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()
+}
+
+fn with(path: &Path, act: impl FnOnce(Config) -> anyhow::Result<u8>) -> ExitCode {
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(mistakes) => {
+            eprintln!("{mistakes}");
+            return ExitCode::from(EXIT_CONFIG);
+        }
+    };
+    match act(config) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("cic-agent: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

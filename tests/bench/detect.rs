@@ -70,7 +70,8 @@ pub(crate) fn run(runs: usize) -> anyhow::Result<Table> {
 fn after(fleet: &mut DevFleet, zero: u64, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<u64> {
     fleet.wait_for("the event", WITHIN, |fleet| {
         let events = fleet.events().ok()?;
-        let moments = events.iter().filter(|event| wanted(event)).filter_map(|event| event["at_unix_ms"].as_u64());
+        let moments =
+            events.iter().filter(|event| wanted(event)).filter_map(|event| event["at_unix_ms"].as_u64());
         moments.filter(|at| *at >= zero).min().map(|at| at - zero)
     })
 }

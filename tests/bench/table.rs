@@ -36,9 +36,7 @@ impl Table {
 
     /// One JSON object on one line.
     pub(crate) fn json(&self, bench: &str) -> String {
-        let row = |row: &Row| {
-            json!({ "name": row.name, "value": row.value, "unit": row.unit, "target": row.target, "better": "lower" })
-        };
+        let row = |row: &Row| json!({ "name": row.name, "value": row.value, "unit": row.unit, "target": row.target, "better": "lower" });
         json!({ "bench": bench, "rows": self.rows.iter().map(row).collect::<Vec<_>>() }).to_string()
     }
 }

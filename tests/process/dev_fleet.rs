@@ -117,7 +117,8 @@ impl DevFleet {
     #[must_use]
     pub fn replicas(&self) -> Vec<Value> {
         let view = self.view().unwrap_or_default();
-        let nodes = view["view"]["nodes"].as_array().or(view["nodes"].as_array()).cloned().unwrap_or_default();
+        let nodes =
+            view["view"]["nodes"].as_array().or(view["nodes"].as_array()).cloned().unwrap_or_default();
         nodes.into_iter().filter(|node| !node["deployment"].is_null()).collect()
     }
 
@@ -167,7 +168,8 @@ impl DevFleet {
     /// # Errors
     /// When the API does not answer.
     pub fn events(&self) -> anyhow::Result<Vec<Value>> {
-        let answer = request(&self.api, "GET", "/v1/events?limit=1000", None, Duration::from_secs(5))?.json()?;
+        let answer =
+            request(&self.api, "GET", "/v1/events?limit=1000", None, Duration::from_secs(5))?.json()?;
         Ok(answer["events"].as_array().or(answer.as_array()).cloned().unwrap_or_default())
     }
 
@@ -176,7 +178,10 @@ impl DevFleet {
     /// # Errors
     /// When none is found.
     pub fn controller_pid(&self) -> anyhow::Result<i32> {
-        find_pids(&["cic-controller", "serve"], &self.path()).into_iter().next().context("no controller process")
+        find_pids(&["cic-controller", "serve"], &self.path())
+            .into_iter()
+            .next()
+            .context("no controller process")
     }
 
     /// Processes that still carry this fleet's directory in their command line or environment.

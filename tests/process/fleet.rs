@@ -103,7 +103,9 @@ fn a_partition_shorter_than_the_grace_is_routed_out_and_back() {
 fn traffic_goes_on_without_a_controller_and_the_next_one_knows_every_node_and_replaces_none() {
     let (mut fleet, serving) = fleet(&[]);
     let load = Load::start(&fleet.edge, &model(&fleet), 4);
-    let term = |fleet: &DevFleet| fleet.view().ok().and_then(|view| view["term"].as_u64().or(view["view"]["term"].as_u64()));
+    let term = |fleet: &DevFleet| {
+        fleet.view().ok().and_then(|view| view["term"].as_u64().or(view["view"]["term"].as_u64()))
+    };
     let before = term(&fleet);
     kill(Pid::from_raw(fleet.controller_pid().expect("controller")), Signal::SIGKILL).expect("killed");
     let began = Instant::now();

@@ -31,7 +31,8 @@ impl Load {
     #[must_use]
     pub fn start(edge: &str, model: &str, clients: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let body = serde_json::json!({ "model": model, "prompt": "one two three", "max_tokens": 8 }).to_string();
+        let body =
+            serde_json::json!({ "model": model, "prompt": "one two three", "max_tokens": 8 }).to_string();
         let client = |_| {
             let (stop, edge, body) = (Arc::clone(&stop), edge.to_owned(), body.clone());
             std::thread::spawn(move || run(&stop, &edge, &body))

@@ -2,9 +2,7 @@
 
 use std::time::Duration;
 
-use cic_agent::core::{
-    Action, Agent, AgentSpec, Booted, EdgeMode, EngineFound, Event, ModelFault,
-};
+use cic_agent::core::{Action, Agent, AgentSpec, Booted, EdgeMode, EngineFound, Event, ModelFault};
 use cic_common::id::Term;
 use cic_common::report::{EdgeReport, GpuReport, HostReport, Role};
 use cic_common::route::RoutingTable;
@@ -109,7 +107,8 @@ impl World {
             return;
         }
         if process.agent.deadline().is_some_and(|due| process.origin.world(due) <= now) {
-            process.ticks_at = if process.ticks_at.0 == now { (now, process.ticks_at.1 + 1) } else { (now, 0) };
+            process.ticks_at =
+                if process.ticks_at.0 == now { (now, process.ticks_at.1 + 1) } else { (now, 0) };
             let count = process.ticks_at.1;
             if count > TICKS_AT_ONCE_MAX {
                 let max = TICKS_AT_ONCE_MAX as usize;

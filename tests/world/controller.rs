@@ -106,7 +106,8 @@ impl World {
         let process = Process { fleet, origin: Origin::at(now), wake: None, ticks_at: (now, 0) };
         let run = self.controller.run + 1;
         let armed = self.controller.armed.take();
-        self.controller = Controller { process: Some(process), run, incarnations, armed, ..Default::default() };
+        self.controller =
+            Controller { process: Some(process), run, incarnations, armed, ..Default::default() };
         self.fleet_step(Event::Restored(restored));
         self.later(Duration::from_secs(1), Happening::OperatorLooks);
     }
@@ -117,7 +118,8 @@ impl World {
             return;
         }
         let is_frozen = self.controller.is_frozen;
-        let Some(process) = self.controller.process.as_mut().filter(|process| process.wake == Some(at)) else {
+        let Some(process) = self.controller.process.as_mut().filter(|process| process.wake == Some(at))
+        else {
             return;
         };
         process.wake = None;
@@ -125,7 +127,8 @@ impl World {
             return;
         }
         if process.fleet.deadline().is_some_and(|due| process.origin.world(due) <= now) {
-            process.ticks_at = if process.ticks_at.0 == now { (now, process.ticks_at.1 + 1) } else { (now, 0) };
+            process.ticks_at =
+                if process.ticks_at.0 == now { (now, process.ticks_at.1 + 1) } else { (now, 0) };
             let count = process.ticks_at.1;
             if count > TICKS_AT_ONCE_MAX {
                 let max = TICKS_AT_ONCE_MAX as usize;

@@ -43,10 +43,15 @@ pub struct Engine {
 }
 
 impl Engine {
-    pub fn start(now: Mono, pid: u32, assignment: Assignment, manners: &EngineManners, rng: &mut Rng) -> Self {
-        let fails_at = rng
-            .chance(manners.fails_at_start)
-            .then(|| now + rng.ms(START_FAILURE_MS.0, START_FAILURE_MS.1));
+    pub fn start(
+        now: Mono,
+        pid: u32,
+        assignment: Assignment,
+        manners: &EngineManners,
+        rng: &mut Rng,
+    ) -> Self {
+        let fails_at =
+            rng.chance(manners.fails_at_start).then(|| now + rng.ms(START_FAILURE_MS.0, START_FAILURE_MS.1));
         let never = rng.chance(manners.never_ready);
         let load = rng.ms(manners.load_ms.0, manners.load_ms.1);
         let ignores_term = rng.chance(manners.ignores_term);

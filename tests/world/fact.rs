@@ -12,34 +12,79 @@ use cic_controller::core::Operation;
 #[derive(Debug, Clone)]
 pub enum Fact {
     /// A controller started; `open` were recorded and open in the store.
-    ControllerStarted { term: Term, open: Vec<OperationId> },
+    ControllerStarted {
+        term: Term,
+        open: Vec<OperationId>,
+    },
     ControllerDied,
     /// It did not run for a while and does again.
     ControllerThawed,
     /// A report reached the controller: a heartbeat, a Hello, or a poll's answer.
-    Heard { node: usize, is_poll: bool, phase: Phase, has_notice: bool, wants_replacement: bool },
+    Heard {
+        node: usize,
+        is_poll: bool,
+        phase: Phase,
+        has_notice: bool,
+        wants_replacement: bool,
+    },
     /// The controller was told that the store has it.
-    Recorded { operation: OperationId },
+    Recorded {
+        operation: OperationId,
+    },
     /// The controller asked the store to record it.
     Intended(Operation),
-    Launch { operation: OperationId, node: NodeId, deployment: DeploymentName },
-    Terminate { operation: OperationId, node: NodeId },
+    Launch {
+        operation: OperationId,
+        node: NodeId,
+        deployment: DeploymentName,
+    },
+    Terminate {
+        operation: OperationId,
+        node: NodeId,
+    },
     /// The controller is done with it.
-    Closed { operation: OperationId },
+    Closed {
+        operation: OperationId,
+    },
     /// A command left the controller.
-    Commanded { operation: OperationId, node: NodeId, is_drain: bool },
+    Commanded {
+        operation: OperationId,
+        node: NodeId,
+        is_drain: bool,
+    },
     Routes(RoutingTable),
-    Scaled { deployment: DeploymentName, replicas: u16 },
+    Scaled {
+        deployment: DeploymentName,
+        replicas: u16,
+    },
     /// An operator wants the node replaced or empty.
-    OperatorAsked { node: usize, is_drain: bool },
+    OperatorAsked {
+        node: usize,
+        is_drain: bool,
+    },
     /// A VM came to be.
-    Launched { node: usize },
+    Launched {
+        node: usize,
+    },
     /// Something was done to this node, so that replacing it may be right.
-    Blemished { node: usize },
+    Blemished {
+        node: usize,
+    },
     /// Words of an older incarnation were fed; the text says what they changed, if anything.
-    StaleWord { node: usize, kind: &'static str, changed: Option<String> },
+    StaleWord {
+        node: usize,
+        kind: &'static str,
+        changed: Option<String>,
+    },
     /// A command of a lower term was fed; the text says what is wrong with the answer, if anything.
-    StaleTerm { node: usize, wrong: Option<String> },
+    StaleTerm {
+        node: usize,
+        wrong: Option<String>,
+    },
     /// Something holds more than it may.
-    Overfull { what: &'static str, count: usize, max: usize },
+    Overfull {
+        what: &'static str,
+        count: usize,
+        max: usize,
+    },
 }

@@ -30,21 +30,53 @@ pub enum Fault {
     HangEngine,
     /// Init ends the agent in order and starts it again; the engine stays.
     UpgradeAgent,
-    KillHost { reboots_after: Option<Duration>, found_out_after: Option<Duration> },
-    Freeze { span: Duration },
-    Cut { scope: Scope, links: Vec<(Path, Way)>, span: Duration },
-    Storm { loss: f64, span: Duration },
-    Notice { kind: NoticeKind, left: Duration, is_lifted: bool },
+    KillHost {
+        reboots_after: Option<Duration>,
+        found_out_after: Option<Duration>,
+    },
+    Freeze {
+        span: Duration,
+    },
+    Cut {
+        scope: Scope,
+        links: Vec<(Path, Way)>,
+        span: Duration,
+    },
+    Storm {
+        loss: f64,
+        span: Duration,
+    },
+    Notice {
+        kind: NoticeKind,
+        left: Duration,
+        is_lifted: bool,
+    },
     Reclaim,
-    CloudOutage { span: Duration },
-    Drought { span: Duration },
-    StoreOutage { span: Duration },
-    KillController { down_for: Duration },
-    KillControllerAt { point: CrashPoint, down_for: Duration },
-    StallController { span: Duration },
+    CloudOutage {
+        span: Duration,
+    },
+    Drought {
+        span: Duration,
+    },
+    StoreOutage {
+        span: Duration,
+    },
+    KillController {
+        down_for: Duration,
+    },
+    KillControllerAt {
+        point: CrashPoint,
+        down_for: Duration,
+    },
+    StallController {
+        span: Duration,
+    },
     StaleWord,
     StaleTerm,
-    Scale { deployment: DeploymentName, replicas: u16 },
+    Scale {
+        deployment: DeploymentName,
+        replicas: u16,
+    },
     AskReplace,
     AskDrain,
 }
@@ -110,7 +142,9 @@ impl World {
                 }
             }),
             Fault::UpgradeAgent => self.on_victim(|world, node| {
-                let Some(run) = world.machines[node].process.as_ref().map(|process| process.run) else { return };
+                let Some(run) = world.machines[node].process.as_ref().map(|process| process.run) else {
+                    return;
+                };
                 let reason = "upgrade".to_owned();
                 let event = Box::new(AgentEvent::StopAsked { with_engine: false, reason });
                 world.happen(Happening::AgentHears { node, run, event });
@@ -265,7 +299,10 @@ impl World {
             .wanted
             .values()
             .filter(|wanted| {
-                self.store.deployments().get(&wanted.name).is_none_or(|stored| stored.replicas != wanted.replicas)
+                self.store
+                    .deployments()
+                    .get(&wanted.name)
+                    .is_none_or(|stored| stored.replicas != wanted.replicas)
             })
             .cloned()
             .collect();

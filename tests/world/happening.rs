@@ -32,36 +32,94 @@ pub struct Asked {
 /// is for: what comes for a process that is no more is dropped.
 #[derive(Debug)]
 pub enum Happening {
-    HostBoots { node: usize },
+    HostBoots {
+        node: usize,
+    },
     /// A cloud without a word takes the VM, or its host dies for good.
-    VmEnds { vm: usize },
+    VmEnds {
+        vm: usize,
+    },
     /// The cloud notices that a host is dead.
-    VmStops { vm: usize },
-    AgentStarts { node: usize },
-    AgentWakes { node: usize, run: u32, at: cic_common::time::Mono },
-    AgentHears { node: usize, run: u32, event: Box<AgentEvent> },
+    VmStops {
+        vm: usize,
+    },
+    AgentStarts {
+        node: usize,
+    },
+    AgentWakes {
+        node: usize,
+        run: u32,
+        at: cic_common::time::Mono,
+    },
+    AgentHears {
+        node: usize,
+        run: u32,
+        event: Box<AgentEvent>,
+    },
     /// The edge counts its requests while it drains.
-    EdgeCounts { node: usize, run: u32 },
-    EngineEnds { node: usize, pid: u32, how: &'static str },
-    NodeThaws { node: usize },
+    EdgeCounts {
+        node: usize,
+        run: u32,
+    },
+    EngineEnds {
+        node: usize,
+        pid: u32,
+        how: &'static str,
+    },
+    NodeThaws {
+        node: usize,
+    },
 
-    AgentConnects { node: usize, run: u32 },
-    Established { node: usize, run: u32, controller_run: u32 },
-    Delivered { session: usize, way: Way, packet: Box<Packet> },
-    Datagram { session: usize, heartbeat: Box<Heartbeat> },
-    Pulse { session: usize },
+    AgentConnects {
+        node: usize,
+        run: u32,
+    },
+    Established {
+        node: usize,
+        run: u32,
+        controller_run: u32,
+    },
+    Delivered {
+        session: usize,
+        way: Way,
+        packet: Box<Packet>,
+    },
+    Datagram {
+        session: usize,
+        heartbeat: Box<Heartbeat>,
+    },
+    Pulse {
+        session: usize,
+    },
 
     PollArrives(Asked),
     PollRunsOut(Asked),
 
-    CloudActs { run: u32, act: Box<CloudAct>, reply_at: Option<cic_common::time::Mono> },
+    CloudActs {
+        run: u32,
+        act: Box<CloudAct>,
+        reply_at: Option<cic_common::time::Mono>,
+    },
 
     ControllerStarts,
-    ControllerWakes { run: u32, at: cic_common::time::Mono },
-    ControllerHears { run: u32, event: Box<FleetEvent> },
-    MailboxEmpties { run: u32 },
-    StoreCommits { run: u32, count: usize },
-    ControllerThaws { run: u32 },
+    ControllerWakes {
+        run: u32,
+        at: cic_common::time::Mono,
+    },
+    ControllerHears {
+        run: u32,
+        event: Box<FleetEvent>,
+    },
+    MailboxEmpties {
+        run: u32,
+    },
+    StoreCommits {
+        run: u32,
+        count: usize,
+    },
+    ControllerThaws {
+        run: u32,
+    },
     OperatorLooks,
 
     Strikes(Fault),

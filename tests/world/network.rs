@@ -85,8 +85,7 @@ impl Network {
 
     /// Adds the next node, `distance` away.
     pub fn attach(&mut self, distance: Duration) {
-        let link =
-            Link { cut_until: Mono::ZERO, storm_until: Mono::ZERO, storm_loss: 0.0, distance };
+        let link = Link { cut_until: Mono::ZERO, storm_until: Mono::ZERO, storm_loss: 0.0, distance };
         self.links.push([link; 4]);
     }
 
@@ -215,8 +214,7 @@ mod tests {
     #[test]
     fn datagrams_are_lost_doubled_and_overtaken() {
         let mut network = network(Weather { loss: 0.2, duplicate: 0.2, reorder: 0.2, ..Weather::CALM });
-        let sent: Vec<Arrivals> =
-            (0..500).map(|_| network.datagram(NOW, 0, Path::Push, Way::Up)).collect();
+        let sent: Vec<Arrivals> = (0..500).map(|_| network.datagram(NOW, 0, Path::Push, Way::Up)).collect();
         assert!(sent.iter().any(|arrival| arrival[0].is_none()));
         assert!(sent.iter().any(|arrival| arrival[1].is_some()));
         assert!(sent.iter().flatten().flatten().any(|at| at.since(NOW) > Duration::from_secs(1)));

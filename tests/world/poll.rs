@@ -69,7 +69,12 @@ impl World {
         self.answer_poll(asked, self.now(), Err(PollFault::Timeout));
     }
 
-    fn answer_poll(&mut self, asked: Asked, at: cic_common::time::Mono, result: Result<Heartbeat, PollFault>) {
+    fn answer_poll(
+        &mut self,
+        asked: Asked,
+        at: cic_common::time::Mono,
+        result: Result<Heartbeat, PollFault>,
+    ) {
         let node = self.machines[asked.node].node.clone();
         let event = Event::Polled(Polled { node, urgent: asked.is_urgent, result });
         self.queue.push(at, Happening::ControllerHears { run: asked.run, event: Box::new(event) });

@@ -30,7 +30,8 @@ const LATE_GOODBYE: f64 = 0.3;
 impl World {
     pub(super) fn agent_connects(&mut self, node: usize, run: u32) {
         let now = self.now();
-        let Some(process) = self.machines[node].running(run).filter(|process| process.session.is_none()) else {
+        let Some(process) = self.machines[node].running(run).filter(|process| process.session.is_none())
+        else {
             return;
         };
         process.attempts += 1;
@@ -46,7 +47,8 @@ impl World {
             return;
         }
         let wait_ms = (CONNECT_WAIT_MS << attempts.min(8)).min(CONNECT_WAIT_MS_MAX);
-        let wait = self.rng.ms(HANDSHAKE_MS.0, HANDSHAKE_MS.1) + self.rng.ms(wait_ms * 3 / 4, wait_ms * 5 / 4);
+        let wait =
+            self.rng.ms(HANDSHAKE_MS.0, HANDSHAKE_MS.1) + self.rng.ms(wait_ms * 3 / 4, wait_ms * 5 / 4);
         self.later(wait, Happening::AgentConnects { node, run });
     }
 

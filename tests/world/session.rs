@@ -24,10 +24,15 @@ pub(super) const WAITING_MAX: usize = 512;
 #[derive(Debug, Clone)]
 pub enum Packet {
     Hello(Hello),
-    Event { seq: u64, event: NodeEvent },
+    Event {
+        seq: u64,
+        event: NodeEvent,
+    },
     Message(Message),
     Routes(RoutingTable),
-    Ack { seq: u64 },
+    Ack {
+        seq: u64,
+    },
     /// The sender ends the connection in order.
     Close,
 }
@@ -59,7 +64,13 @@ pub(super) struct Session {
 
 impl Session {
     #[must_use]
-    pub(super) fn open(now: Mono, node: usize, agent_run: u32, controller_run: u32, incarnation: Incarnation) -> Self {
+    pub(super) fn open(
+        now: Mono,
+        node: usize,
+        agent_run: u32,
+        controller_run: u32,
+        incarnation: Incarnation,
+    ) -> Self {
         Self {
             node,
             agent_run,

@@ -84,7 +84,9 @@ impl Agent {
             Event::Tick => {}
             Event::Booted(booted) => self.booted(now, booted, out),
             Event::Assigned { term, assignment } => self.assigned(now, term, assignment, out),
-            Event::Commanded { operation, term, command } => self.commanded(now, operation, term, command, out),
+            Event::Commanded { operation, term, command } => {
+                self.commanded(now, operation, term, command, out)
+            }
             Event::ModelMounted { attempt, result } => self.mounted(now, attempt, result, out),
             Event::ModelVerified { attempt, result } => self.verified(now, attempt, result, out),
             Event::EngineStarted { attempt, pid } => self.started(now, attempt, pid, out),
@@ -165,7 +167,8 @@ impl Agent {
         match &mut self.stage {
             Stage::Loading { pid, since, .. } if now.since(*since) >= timing.start_gate => {
                 let pid = *pid;
-                let reason = format!("engine pid {pid} was not ready within {} s", timing.start_gate.as_secs());
+                let reason =
+                    format!("engine pid {pid} was not ready within {} s", timing.start_gate.as_secs());
                 self.refuse(&reason, out);
                 out.push(Action::StopEngine { pid, grace_ms: millis(timing.stop_grace) });
                 self.enter(now, Stage::Stopping { pid, then: After::Retry }, &reason, out);

@@ -68,7 +68,11 @@ impl Agent {
                 self.begin(now, "assignment changed", out);
             }
             Stage::Starting { .. } | Stage::Loading { .. } | Stage::Serving { .. } if !is_same => {
-                decided(out, "keep the running engine", "the assignment changed; a replacement brings the new one");
+                decided(
+                    out,
+                    "keep the running engine",
+                    "the assignment changed; a replacement brings the new one",
+                );
             }
             Stage::Idle
             | Stage::Waiting { .. }
@@ -94,7 +98,13 @@ impl Agent {
         self.enter(now, Stage::Mounting { attempt }, why, out);
     }
 
-    pub(super) fn mounted(&mut self, now: Mono, attempt: u32, result: Result<(), ModelFault>, out: &mut Vec<Action>) {
+    pub(super) fn mounted(
+        &mut self,
+        now: Mono,
+        attempt: u32,
+        result: Result<(), ModelFault>,
+        out: &mut Vec<Action>,
+    ) {
         if self.stage != (Stage::Mounting { attempt }) {
             return;
         }
@@ -108,7 +118,13 @@ impl Agent {
         }
     }
 
-    pub(super) fn verified(&mut self, now: Mono, attempt: u32, result: Result<(), ModelFault>, out: &mut Vec<Action>) {
+    pub(super) fn verified(
+        &mut self,
+        now: Mono,
+        attempt: u32,
+        result: Result<(), ModelFault>,
+        out: &mut Vec<Action>,
+    ) {
         if self.stage != (Stage::Verifying { attempt }) {
             return;
         }
@@ -116,7 +132,12 @@ impl Agent {
         match result {
             Ok(()) => {
                 out.push(Action::StartEngine { attempt, assignment: assignment.clone() });
-                self.enter(now, Stage::Starting { attempt }, "every shard is there; starting the engine", out);
+                self.enter(
+                    now,
+                    Stage::Starting { attempt },
+                    "every shard is there; starting the engine",
+                    out,
+                );
             }
             Err(fault) => self.fail(now, Phase::Verifying, fault.to_string(), fault.may_heal(), out),
         }
@@ -130,12 +151,22 @@ impl Agent {
             let reason = format!("engine pid {pid} is loading");
             self.enter(now, Stage::Loading { pid, since: now, probe }, &reason, out);
         } else if self.stage.pid() != Some(pid) {
-            decided(out, "stop an engine that is no longer wanted", "the node moved on while it was starting");
+            decided(
+                out,
+                "stop an engine that is no longer wanted",
+                "the node moved on while it was starting",
+            );
             out.push(Action::StopEngine { pid, grace_ms: millis(self.spec.timing.stop_grace) });
         }
     }
 
-    pub(super) fn probed(&mut self, now: Mono, pid: u32, result: Result<(), ProbeFault>, out: &mut Vec<Action>) {
+    pub(super) fn probed(
+        &mut self,
+        now: Mono,
+        pid: u32,
+        result: Result<(), ProbeFault>,
+        out: &mut Vec<Action>,
+    ) {
         let timing = self.spec.timing;
         match (&mut self.stage, result) {
             (Stage::Loading { pid: current, .. }, Ok(())) if *current == pid => {
@@ -184,7 +215,14 @@ impl Agent {
         }
     }
 
-    pub(super) fn exited(&mut self, now: Mono, pid: u32, how: String, log_tail: &[String], out: &mut Vec<Action>) {
+    pub(super) fn exited(
+        &mut self,
+        now: Mono,
+        pid: u32,
+        how: String,
+        log_tail: &[String],
+        out: &mut Vec<Action>,
+    ) {
         if self.stage.pid() != Some(pid) {
             return;
         }
@@ -215,7 +253,14 @@ impl Agent {
     }
 
     /// Waits and tries again, or gives up, and asks for a replacement when healing alone is not in sight.
-    pub(super) fn fail(&mut self, now: Mono, phase: Phase, reason: String, may_heal: bool, out: &mut Vec<Action>) {
+    pub(super) fn fail(
+        &mut self,
+        now: Mono,
+        phase: Phase,
+        reason: String,
+        may_heal: bool,
+        out: &mut Vec<Action>,
+    ) {
         self.refuse(&reason, out);
         let (count, wait) = self.restarts.failed(now);
         if !may_heal || count >= self.spec.timing.failures_max {

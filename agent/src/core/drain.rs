@@ -174,10 +174,8 @@ impl Agent {
     }
 
     pub(super) fn notice(&self, now: Mono) -> Option<Notice> {
-        let first = self
-            .notices
-            .iter()
-            .min_by_key(|(_, notice)| (!notice.kind.takes_the_node(), notice.deadline))?;
+        let first =
+            self.notices.iter().min_by_key(|(_, notice)| (!notice.kind.takes_the_node(), notice.deadline))?;
         let ((source, id), notice) = first;
         Some(Notice {
             kind: notice.kind,

@@ -106,7 +106,9 @@ impl Stage {
 
     pub(super) fn engine_state(&self, was_ready: bool) -> EngineState {
         match self {
-            Self::Idle | Self::Mounting { .. } | Self::Verifying { .. } | Self::Passing => EngineState::Absent,
+            Self::Idle | Self::Mounting { .. } | Self::Verifying { .. } | Self::Passing => {
+                EngineState::Absent
+            }
             Self::Starting { .. } => EngineState::Starting,
             Self::Loading { .. } if was_ready => EngineState::Unready,
             Self::Loading { .. } => EngineState::Starting,

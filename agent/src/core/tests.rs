@@ -57,7 +57,11 @@ impl Bench {
     }
 
     fn fail_once(&mut self) {
-        self.give(Event::EngineExited { pid: 7, how: "exit code 1".to_owned(), log_tail: vec!["boom".to_owned()] });
+        self.give(Event::EngineExited {
+            pid: 7,
+            how: "exit code 1".to_owned(),
+            log_tail: vec!["boom".to_owned()],
+        });
     }
 }
 
@@ -150,8 +154,11 @@ fn the_third_failure_in_the_window_asks_for_a_replacement_once() {
     for attempt in 1..=4 {
         bench.give(Event::EngineStarted { attempt, pid: 7 });
         bench.fail_once();
-        asked +=
-            bench.out.iter().filter(|a| matches!(a, Action::Tell(NodeEvent::ReplacementWanted { .. }))).count();
+        asked += bench
+            .out
+            .iter()
+            .filter(|a| matches!(a, Action::Tell(NodeEvent::ReplacementWanted { .. })))
+            .count();
         assert_eq!(asked, usize::from(attempt >= 3), "after {attempt}");
         bench.pass(Duration::from_secs(400));
         let attempt = attempt + 1;
@@ -261,7 +268,9 @@ fn a_notice_is_told_first_and_drains_before_its_deadline_less_the_reserve() {
     assert_eq!(bench.phase(), Phase::Draining);
     let again = bench.give(notice(Mono::from_millis(121_000))).to_vec();
     assert!(again.is_empty(), "the same notice with a drifting time is one notice: {again:?}");
-    assert!(!bench.pass(Duration::from_millis(109_900)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
+    assert!(
+        !bench.pass(Duration::from_millis(109_900)).iter().any(|a| matches!(a, Action::StopEngine { .. }))
+    );
     assert!(bench.pass(Duration::from_millis(100)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
 }
 
@@ -271,7 +280,12 @@ fn a_lifted_notice_lets_the_node_serve_again() {
     bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
     let (source, id) = ("file".to_owned(), "a".to_owned());
     let deadline = Mono::from_millis(120_000);
-    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source: source.clone(), id: id.clone(), deadline });
+    bench.give(Event::NoticeSeen {
+        kind: NoticeKind::Stop,
+        source: source.clone(),
+        id: id.clone(),
+        deadline,
+    });
     bench.give(Event::NoticeLifted { source, id });
     bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
     assert_eq!(bench.phase(), Phase::Serving);

@@ -1,8 +1,10 @@
 //! What the agent answers.
 //!
 //! - [`peer`]: controllers' polls and other nodes' requests, over mutual TLS.
+//! - [`metrics`]: scrapes of this machine.
 //! - [`edge`]: users' requests, answered by whichever replica can.
 
 pub mod edge;
 pub mod executor;
+pub mod metrics;
 pub mod peer;

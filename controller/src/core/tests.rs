@@ -141,8 +141,7 @@ impl Bench {
                 }
             }
             Action::PublishRoutes(table) => {
-                self.routed =
-                    table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
+                self.routed = table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
             }
             Action::Note(note) => self.notes.push(note),
             Action::Send { .. }
@@ -342,8 +341,12 @@ fn a_node_that_returns_before_it_was_terminated_stays_and_the_newcomer_goes() {
 fn a_notice_orders_the_replacement_at_once() {
     let mut bench = Bench::serving(2);
     let node = bench.node(0);
-    let notice =
-        Notice { kind: NoticeKind::Terminate, source: "file".to_owned(), id: "a".to_owned(), left_ms: 120_000 };
+    let notice = Notice {
+        kind: NoticeKind::Terminate,
+        source: "file".to_owned(),
+        id: "a".to_owned(),
+        left_ms: 120_000,
+    };
     let event = NodeEvent::NoticeSeen { notice };
     bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
     assert_eq!(bench.launched.len(), 3);
@@ -409,8 +412,11 @@ fn a_late_tick_of_our_own_is_not_evidence_against_anyone() {
 fn launches_that_never_serve_come_ever_more_slowly() {
     let mut bench = Bench::new(1);
     let mut failed = 0;
-    let failing =
-        NodeReport { phase: Phase::Failed, wants_replacement: Some("bad flag".into()), ..NodeReport::booting() };
+    let failing = NodeReport {
+        phase: Phase::Failed,
+        wants_replacement: Some("bad flag".into()),
+        ..NodeReport::booting()
+    };
     while bench.now < Mono::from_millis(600_000) {
         bench.run(Duration::from_secs(1));
         if let Some(node) = bench.launched.get(failed).cloned() {

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
+use hyper::StatusCode;
 use hyper::body::{Body as _, Frame, Incoming};
 use hyper::header::{CONTENT_TYPE, HeaderMap};
 use hyper::http::response::Parts;
-use hyper::StatusCode;
 use serde::Deserialize;
 
 use super::answer::REFUSED_HEADER;
@@ -44,7 +44,12 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
     let (response, lease) = match pool.send(upstream, request.copy(&upstream.host())).await {
         Ok(sent) => sent,
         Err(error) if error.is_unsent() => return Err(Failure::NotTaken(error.to_string())),
-        Err(error @ (SendError::Broken(_) | SendError::Connect(_) | SendError::ConnectLate | SendError::NoIdentity)) => {
+        Err(
+            error @ (SendError::Broken(_)
+            | SendError::Connect(_)
+            | SendError::ConnectLate
+            | SendError::NoIdentity),
+        ) => {
             return Err(broken(error.to_string()));
         }
     };
@@ -113,7 +118,9 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
                 seen.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 frames.push_back(frame);
             }
-            Some(Err(error)) => return Err(broken(format!("stream broke off before its first event: {error}"))),
+            Some(Err(error)) => {
+                return Err(broken(format!("stream broke off before its first event: {error}")));
+            }
             None => return Err(broken("stream ended before its first event".to_owned())),
         }
         if let Some(event) = whole_event(&seen) {
@@ -136,7 +143,10 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
 /// The first event, once the blank line after it is there.
 fn whole_event(seen: &[u8]) -> Option<&[u8]> {
     let ends = [&b"\n\n"[..], b"\r\n\r\n"];
-    ends.iter().filter_map(|end| seen.windows(end.len()).position(|window| window == *end)).min().map(|at| &seen[..at])
+    ends.iter()
+        .filter_map(|end| seen.windows(end.len()).position(|window| window == *end))
+        .min()
+        .map(|at| &seen[..at])
 }
 
 #[derive(Deserialize)]

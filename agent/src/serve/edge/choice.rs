@@ -103,7 +103,8 @@ impl Board {
         }
         let first = random(sound.len());
         // Any of the others, each alike.
-        let second = if sound.len() > 1 { (first + 1 + random(sound.len() - 1)) % sound.len() } else { first };
+        let second =
+            if sound.len() > 1 { (first + 1 + random(sound.len() - 1)) % sound.len() } else { first };
         [sound[first], sound[second]].into_iter().min_by_key(|node| {
             let standing = standing(node);
             (standing.in_flight, standing.last_turn)
@@ -177,7 +178,9 @@ mod tests {
         board.failed(at(0), &both[0]);
         assert_eq!(pick(&board, 999, &both), "b");
         assert_eq!(pick(&board, 999, &both[..1]), "a", "the last one left is still tried");
-        for (failure_at, back_at) in [(1000, 3000), (3000, 7000), (7000, 15_000), (15_000, 25_000), (25_000, 35_000)] {
+        for (failure_at, back_at) in
+            [(1000, 3000), (3000, 7000), (7000, 15_000), (15_000, 25_000), (25_000, 35_000)]
+        {
             board.failed(at(failure_at), &both[0]);
             assert_eq!(board.standings[&both[0]].ejected_until, at(back_at));
         }

@@ -55,7 +55,11 @@ pub struct EdgeSpec {
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { node, role, tls } = self;
-        f.debug_struct("EdgeSpec").field("node", node).field("role", role).field("tls", &tls.is_some()).finish()
+        f.debug_struct("EdgeSpec")
+            .field("node", node)
+            .field("role", role)
+            .field("tls", &tls.is_some())
+            .finish()
     }
 }
 
@@ -294,7 +298,8 @@ impl Edge {
 
     fn give_up(&self, errand: Errand) -> Response<PeerBody> {
         self.shared.counts.failure();
-        let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } = errand;
+        let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } =
+            errand;
         warn!(
             model,
             attempt_count,

@@ -225,8 +225,9 @@ impl Pool {
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let (sender, connection) =
-            handshake(TokioIo::new(stream)).await.map_err(|error| SendError::Connect(io::Error::other(error)))?;
+        let (sender, connection) = handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| SendError::Connect(io::Error::other(error)))?;
         self.shared.supervisor.spawn("replica connection", Kind::Passing, |token| async move {
             let cut = async {
                 token.cancelled().await;

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::time::{Sleep, sleep};
 
-use super::counts::{Counts, InFlight};
 use super::choice::Turn;
+use super::counts::{Counts, InFlight};
 use super::pool::Lease;
 use crate::serve::peer::BodyError;
 

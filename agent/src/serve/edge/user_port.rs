@@ -38,7 +38,12 @@ impl UserPort {
     ///
     /// # Errors
     /// Never; the type is that of a supervised task.
-    pub async fn run(self, listener: TcpListener, supervisor: Supervisor, token: CancellationToken) -> TaskResult {
+    pub async fn run(
+        self,
+        listener: TcpListener,
+        supervisor: Supervisor,
+        token: CancellationToken,
+    ) -> TaskResult {
         let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         loop {
             // Cancel safe: a connection is only taken with its arm.

@@ -1,0 +1,232 @@
+//! Joins the shells to the core: one task that owns the agent and waits for nothing but the next event.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use cic_common::time::{Clock, Mono};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::core::{Action, Agent, EdgeMode, Event, Timing};
+use crate::effect::engine::Keeper;
+use crate::effect::link::{LinkEvent, Links, Pulse};
+use crate::effect::model;
+use crate::serve::edge::{Edge, OwnEngine, Routes};
+use crate::source::engine::probe;
+use crate::state::{StateDir, name};
+
+/// Events that wait for the core. A step takes microseconds; full means that the senders wait.
+pub const EVENTS_WAITING_MAX: usize = 1024;
+
+/// Time for the last words to reach the controllers and for answers under way.
+const LAST_WORDS: Duration = Duration::from_millis(600);
+
+/// What the driver hands actions to.
+#[derive(Debug)]
+pub struct Shells {
+    pub keeper: Keeper,
+    pub edge: Edge,
+    pub routes: Routes,
+    pub links: Option<Links>,
+    pub pulse: Arc<Pulse>,
+    pub state: StateDir,
+    pub tasks: Supervisor,
+    pub events: mpsc::Sender<Event>,
+    pub timing: Timing,
+    pub clock: Clock,
+    /// Every event with its moment, one JSON object a line.
+    pub record: Option<File>,
+}
+
+/// Owns the agent's core.
+#[derive(Debug)]
+pub struct Driver {
+    agent: Agent,
+    shells: Shells,
+    mode: EdgeMode,
+    own: Option<OwnEngine>,
+    out: Vec<Action>,
+}
+
+#[derive(Serialize)]
+struct Heard<'a> {
+    now: Mono,
+    event: &'a Event,
+}
+
+impl Driver {
+    #[must_use]
+    pub fn new(agent: Agent, shells: Shells) -> Self {
+        let mode = EdgeMode::Refuse { reason: "agent is starting".to_owned() };
+        Self { agent, shells, mode, own: None, out: Vec::new() }
+    }
+
+    /// Runs until the core says exit, which is the code returned, or `token` is cancelled.
+    pub async fn run(
+        mut self,
+        mut events: mpsc::Receiver<Event>,
+        mut link_events: mpsc::Receiver<LinkEvent>,
+        token: CancellationToken,
+    ) -> u8 {
+        let mut running = self.shells.keeper.running();
+        loop {
+            let now = self.shells.clock.now();
+            let due = self.agent.deadline().map(|at| at.max(now + Duration::from_millis(1)));
+            let due = due.map(|at| self.shells.clock.instant(at).into());
+            // Cancel safe: queues keep what is not taken, a sleep that is dropped is computed anew.
+            let event = tokio::select! {
+                () = token.cancelled() => return 0,
+                Some(event) = events.recv() => event,
+                Some(event) = link_events.recv() => match event {
+                    LinkEvent::Core(event) => event,
+                    LinkEvent::Routes(table) => {
+                        self.shells.routes.offer(table);
+                        continue;
+                    }
+                    LinkEvent::Up { address, controller, term } => {
+                        info!(%address, %controller, %term, "controller welcomes this node");
+                        continue;
+                    }
+                    LinkEvent::Down { address, reason } => {
+                        info!(%address, reason, "controller link down");
+                        continue;
+                    }
+                },
+                Ok(()) = running.changed() => {
+                    self.refresh_own();
+                    continue;
+                }
+                () = wait(due) => Event::Tick,
+            };
+            if event == Event::Tick {
+                let counted = Event::EdgeCounted(self.shells.edge.report());
+                self.step(counted);
+            }
+            self.step(event);
+            if let Some(code) = self.perform() {
+                // Cancel safe: only waits.
+                tokio::select! {
+                    () = token.cancelled() => {}
+                    () = tokio::time::sleep(LAST_WORDS) => {}
+                }
+                return code;
+            }
+        }
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = self.shells.clock.now();
+        if let Some(file) = &mut self.shells.record {
+            let line = serde_json::to_string(&Heard { now, event: &event }).unwrap_or_default();
+            if let Err(error) = writeln!(file, "{line}") {
+                warn!(%error, "record ends");
+                self.shells.record = None;
+            }
+        }
+        self.agent.step(now, event, &mut self.out);
+    }
+
+    /// Hands every action to its shell without waiting for it. Returns the code if the program is to end.
+    fn perform(&mut self) -> Option<u8> {
+        let mut exit = None;
+        let actions = std::mem::take(&mut self.out);
+        // The report first: an event told after it must not overtake the phase it speaks of.
+        if actions.contains(&Action::Heartbeat) {
+            self.shells.pulse.set(self.agent.report(self.shells.clock.now()));
+        }
+        for action in actions {
+            match action {
+                Action::Heartbeat => {}
+                Action::Tell(event) => {
+                    info!(?event, "tell the controllers");
+                    if let Some(links) = &self.shells.links {
+                        links.tell(&event);
+                    }
+                }
+                Action::Remember { term, assignment } => {
+                    let state = self.shells.state.clone();
+                    self.spawn("remember", async move {
+                        Ok(state.write(name::ASSIGNMENT, &(term, assignment)).await?)
+                    });
+                }
+                Action::MountModel { attempt, model } => {
+                    let events = self.shells.events.clone();
+                    self.spawn("model mount", async move {
+                        let result = model::mount(&model).await;
+                        Ok(events.send(Event::ModelMounted { attempt, result }).await?)
+                    });
+                }
+                Action::VerifyModel { attempt, model } => {
+                    let events = self.shells.events.clone();
+                    self.spawn("model verify", async move {
+                        let result = model::verify(&model).await;
+                        Ok(events.send(Event::ModelVerified { attempt, result }).await?)
+                    });
+                }
+                Action::StartEngine { attempt, assignment } => self.shells.keeper.start(attempt, assignment),
+                Action::StopEngine { pid, grace_ms } => {
+                    self.shells.keeper.stop(pid, Duration::from_millis(grace_ms));
+                }
+                Action::ProbeEngine { pid, model, deep } => self.probe(pid, model, deep),
+                Action::SetEdge(mode) => {
+                    info!(?mode, "edge");
+                    self.mode = mode;
+                    self.refresh_own();
+                }
+                Action::Exit { code, reason } => {
+                    info!(code, reason, "exit");
+                    exit = Some(code);
+                }
+                Action::Decided { what, why } => info!(what, why, "decided"),
+            }
+        }
+        exit
+    }
+
+    fn probe(&self, pid: u32, model: String, deep: bool) {
+        let port = self.shells.keeper.running().borrow().as_ref().filter(|r| r.pid == pid).map(|r| r.port);
+        let (events, deadline) = (self.shells.events.clone(), self.shells.timing.probe_deadline);
+        self.spawn("engine probe", async move {
+            let result = match port {
+                Some(port) => probe(port, &model, deep, deadline).await,
+                None => Err(crate::core::ProbeFault::Health("the engine is not running".to_owned())),
+            };
+            Ok(events.send(Event::EngineProbed { pid, result }).await?)
+        });
+    }
+
+    fn spawn(&self, name: &'static str, work: impl Future<Output = TaskResult> + Send + 'static) {
+        self.shells.tasks.spawn(name, Kind::Passing, |token| async move {
+            // Cancel safe: the program ends, and what was asked for is asked again by the next run.
+            tokio::select! {
+                () = token.cancelled() => Ok(()),
+                result = work => result,
+            }
+        });
+    }
+
+    fn refresh_own(&mut self) {
+        let running = self.shells.keeper.running();
+        let own = running.borrow().as_ref().map(|record| OwnEngine {
+            model: record.assignment.model.name.clone(),
+            port: record.port,
+            mode: self.mode.clone(),
+        });
+        if own != self.own {
+            self.own.clone_from(&own);
+            self.shells.edge.set_own(own);
+        }
+    }
+}
+
+async fn wait(due: Option<tokio::time::Instant>) {
+    match due {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,226 @@
+//! `cic-agent run`: brings the parts up in order and takes them down again.
+
+use std::fs::OpenOptions;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use cic_common::report::Role;
+use cic_common::supervise::{Kind, Supervisor};
+use cic_common::time::Clock;
+use cic_common::tls::config::{tcp_client, tcp_server};
+use cic_common::tls::{Identity, JoinToken, Trust};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+use tracing::info;
+
+use crate::config::{Config, TermMode};
+use crate::core::{Agent, AgentSpec, Booted, Event};
+use crate::driver::{Driver, EVENTS_WAITING_MAX, Shells};
+use crate::effect::engine::{Keeper, KeeperSpec};
+use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
+use crate::serve::edge::{Edge, EdgeSpec, Routes, UserPort};
+use crate::serve::metrics::MetricsPort;
+use crate::serve::peer::PeerPort;
+use crate::source::{gpu, host, spot};
+use crate::state::{StateDir, name};
+
+/// Events of the links that wait for the driver.
+const LINK_EVENTS_WAITING_MAX: usize = 256;
+
+/// Longest the parts take to stop; connections that are still answering are cut then.
+const STOP_WITHIN: Duration = Duration::from_secs(4);
+
+/// Where the ports ended up, for whoever started this agent.
+#[derive(Debug, Serialize)]
+struct Ports {
+    peer: Option<u16>,
+    edge: u16,
+    metrics: u16,
+}
+
+/// Runs the agent until it is told to stop. Returns its exit code.
+///
+/// # Errors
+/// When it cannot start: a port in use, a state directory of another agent, a refused join token.
+pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
+    let clock = Clock::start();
+    let tasks = Supervisor::new();
+    let state = StateDir::open(&config.node.state_dir)?;
+    let edge_listener = bind("[edge] listen", config.edge.listen).await?;
+    let metrics_listener = bind("[metrics] listen", config.metrics.listen).await?;
+    let incarnation = state.next_incarnation()?;
+    info!(node = %config.node.id, %incarnation, "agent starts");
+    let (events, waiting) = mpsc::channel(EVENTS_WAITING_MAX);
+    listen_for_stop(&config, &tasks, &events)?;
+
+    let spec = KeeperSpec {
+        node: config.node.id.clone(),
+        host_port: config.engine.host_port,
+        launcher: own_path()?,
+    };
+    let keeper = Keeper::new(spec, state.clone(), clock, tasks.clone(), events.clone());
+    let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;
+    let identity = match &trust {
+        Some(trust) => Some(identify(&config, &state, trust, &tasks).await?),
+        None => None,
+    };
+    let tls = match (&identity, &trust) {
+        (Some(identity), Some(trust)) => Some(tcp_client(identity, trust)?),
+        _ => None,
+    };
+    let routes = Routes::remembered(&state);
+    let edge_spec = EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls };
+    let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
+    let (keeping, kept) = (routes.clone(), state.clone());
+    tasks.spawn("routes", Kind::Vital, |token| keeping.keep(kept, token));
+
+    let pulse = Arc::new(Pulse::new(config.node.id.clone(), incarnation, clock));
+    let mut ports = Ports {
+        peer: None,
+        edge: edge_listener.local_addr()?.port(),
+        metrics: metrics_listener.local_addr()?.port(),
+    };
+    let (link_events, link_waiting) = mpsc::channel(LINK_EVENTS_WAITING_MAX);
+    let mut links = None;
+    if let (Some(identity), Some(trust)) = (&identity, &trust) {
+        let listener = bind("[peer] listen", config.peer.listen).await?;
+        let port = listener.local_addr()?.port();
+        ports.peer = Some(port);
+        serve_peers(listener, identity, trust, &pulse, &edge, &tasks)?;
+        let spec = LinkSpec {
+            controllers: config.controller.addresses.clone(),
+            role: config.node.role,
+            advertise: config.advertised(port),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        links = Some(Links::start(&tasks, spec, identity, trust, &pulse, &link_events)?);
+    }
+    let (user_port, inner) = (UserPort { edge: edge.clone() }, tasks.clone());
+    tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
+    let (metrics, inner) = (MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone() }, tasks.clone());
+    tasks.spawn("metrics", Kind::Vital, |token| metrics.run(metrics_listener, inner, token));
+    state.write(name::PORTS, &ports).await?;
+
+    watch_sources(&config, &state, clock, &tasks, &events);
+    let engine = if config.node.role == Role::Replica { keeper.find().await } else { None };
+    events.send(Event::Booted(Booted { engine, remembered: state.read(name::ASSIGNMENT) })).await?;
+
+    let timing = config.timing();
+    let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
+    let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
+    let shells = Shells {
+        keeper,
+        edge,
+        routes,
+        links,
+        pulse,
+        state,
+        tasks: tasks.clone(),
+        events,
+        timing,
+        clock,
+        record,
+    };
+    let driver = Driver::new(Agent::new(spec), shells);
+    let code = driver.run(waiting, link_waiting, tasks.token()).await;
+    tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
+    Ok(code)
+}
+
+async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key} = {address} cannot be bound"))
+}
+
+fn own_path() -> anyhow::Result<PathBuf> {
+    std::env::current_exe().context("this program's own path is not known")
+}
+
+fn listen_for_stop(config: &Config, tasks: &Supervisor, events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
+    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let with_engine = config.engine.term_mode == TermMode::StopEngine;
+    let events = events.clone();
+    tasks.spawn("signals", Kind::Vital, move |token| async move {
+        loop {
+            // Cancel safe: signals are kept until they are taken.
+            let reason = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                _ = term.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            events.send(Event::StopAsked { with_engine, reason: reason.to_owned() }).await?;
+        }
+    });
+    Ok(())
+}
+
+/// The identity kept from before, or a new one for the join token.
+async fn identify(
+    config: &Config,
+    state: &StateDir,
+    trust: &Trust,
+    tasks: &Supervisor,
+) -> anyhow::Result<Identity> {
+    let identity_path = state.path("identity.pem");
+    if let Some(identity) = load_identity(&identity_path, &config.node.id)? {
+        return Ok(identity);
+    }
+    let Some(path) = &config.controller.join_token_file else {
+        bail!(
+            "no certificate yet and no [controller] join_token_file to get one with; `cic token NODE` makes one"
+        );
+    };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("[controller] join_token_file = {} cannot be read", path.display()))?;
+    let spec = EnrolSpec {
+        controllers: config.controller.addresses.clone(),
+        node: config.node.id.clone(),
+        join_token: JoinToken::parse(text.trim())?,
+        trust: trust.clone(),
+        identity_path,
+    };
+    Ok(enrol(&spec, &tasks.token()).await?)
+}
+
+fn serve_peers(
+    listener: TcpListener,
+    identity: &Identity,
+    trust: &Trust,
+    pulse: &Arc<Pulse>,
+    edge: &Edge,
+    tasks: &Supervisor,
+) -> anyhow::Result<()> {
+    let edge = edge.clone();
+    let answer = move |request, _peer| {
+        let edge = edge.clone();
+        Box::pin(async move { edge.from_peer(request).await }) as crate::serve::peer::PeerReply
+    };
+    let port =
+        PeerPort { tls: tcp_server(identity, trust)?, pulse: Arc::clone(pulse), edge: Arc::new(answer) };
+    let inner = tasks.clone();
+    tasks.spawn("peer port", Kind::Vital, |token| port.run(listener, inner, token));
+    Ok(())
+}
+
+fn watch_sources(
+    config: &Config,
+    state: &StateDir,
+    clock: Clock,
+    tasks: &Supervisor,
+    events: &mpsc::Sender<Event>,
+) {
+    let (root, to) = (state.root().to_owned(), events.clone());
+    tasks.spawn("host figures", Kind::Vital, |token| host::watch(root, to, token));
+    if let Some(path) = config.spot.notice_file.clone() {
+        let to = events.clone();
+        tasks.spawn("notice file", Kind::Vital, move |token| spot::file::watch(path, clock, to, token));
+    }
+    let to = events.clone();
+    tasks.spawn("gpu", Kind::Passing, |_| async move {
+        Ok(to.send(Event::GpuSampled(gpu::look(Path::new("/")))).await?)
+    });
+}

@@ -1,0 +1,117 @@
+//! `/metrics` and `/healthz` for this machine alone.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use cic_common::report::{EdgeReport, NodeReport, Phase};
+use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::edge::Edge;
+use crate::effect::link::Pulse;
+
+/// Out of file descriptors or memory: accepting again at once would spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest a connection lives: a scrape takes milliseconds.
+const CONNECTION_MAX: Duration = Duration::from_secs(60);
+
+/// The port for scrapes.
+#[derive(Debug, Clone)]
+pub struct MetricsPort {
+    pub pulse: Arc<Pulse>,
+    pub edge: Edge,
+}
+
+impl MetricsPort {
+    /// Serves `listener` until `token` is cancelled.
+    ///
+    /// # Errors
+    /// Never; the signature is that of a task.
+    pub async fn run(self, listener: TcpListener, tasks: Supervisor, token: CancellationToken) -> TaskResult {
+        loop {
+            // Cancel safe: a connection is only taken with its arm.
+            let accepted = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                accepted = listener.accept() => accepted,
+            };
+            let Ok((stream, _)) = accepted else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            let port = self.clone();
+            tasks.spawn("metrics connection", Kind::Passing, |token| async move {
+                let service = service_fn(|request| {
+                    let answer = port.answer(&request);
+                    async { Ok::<_, Infallible>(answer) }
+                });
+                let connection = hyper::server::conn::http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .serve_connection(TokioIo::new(stream), service);
+                // Cancel safe: the connection is dropped with its client.
+                tokio::select! {
+                    () = token.cancelled() => Ok(()),
+                    result = tokio::time::timeout(CONNECTION_MAX, connection) => Ok(result??),
+                }
+            });
+        }
+    }
+
+    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let (status, text) = match request.uri().path() {
+            "/healthz" => {
+                (StatusCode::OK, serde_json::to_string_pretty(&self.pulse.report()).unwrap_or_default())
+            }
+            "/metrics" => (StatusCode::OK, text(&self.pulse.report(), &self.edge.report())),
+            _ => (StatusCode::NOT_FOUND, "there is /metrics and /healthz\n".to_owned()),
+        };
+        let mut response = Response::new(Full::new(Bytes::from(text)));
+        *response.status_mut() = status;
+        response
+    }
+}
+
+/// Prometheus's text format.
+fn text(report: &NodeReport, edge: &EdgeReport) -> String {
+    let mut text = String::new();
+    for phase in Phase::ALL {
+        let _ = writeln!(text, "cic_agent_phase{{phase=\"{phase}\"}} {}", u8::from(report.phase == phase));
+    }
+    for (name, value) in [
+        ("cic_agent_phase_seconds", report.phase_for_ms / 1000),
+        ("cic_agent_engine_restarts_total", u64::from(report.engine.restart_count)),
+        ("cic_agent_edge_in_flight_requests", u64::from(edge.in_flight)),
+        ("cic_agent_edge_requests_total", edge.request_count),
+        ("cic_agent_edge_retries_total", edge.retry_count),
+        ("cic_agent_edge_failures_total", edge.failure_count),
+        ("cic_agent_memory_used_bytes", report.host.memory_used.0),
+        ("cic_agent_disk_free_bytes", report.host.disk_free.0),
+    ] {
+        let _ = writeln!(text, "{name} {value}");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_one_phase_is_set() {
+        let text = text(&NodeReport::booting(), &EdgeReport::default());
+        assert!(text.contains("cic_agent_phase{phase=\"booting\"} 1\n"));
+        assert_eq!(
+            text.lines().filter(|line| line.starts_with("cic_agent_phase{") && line.ends_with(" 1")).count(),
+            1
+        );
+    }
+}
