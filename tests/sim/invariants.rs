@@ -33,7 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// The rules at work on one run.
 #[derive(Debug, Default)]
-pub struct Invariants {
+pub(super) struct Invariants {
     ledger: Ledger,
     checks: [u64; Rule::ALL.len()],
     look_at: Mono,
@@ -44,7 +44,7 @@ impl Invariants {
     ///
     /// # Errors
     /// The first rule found broken.
-    pub fn look(&mut self, world: &World, facts: &[Fact]) -> Result<(), Violation> {
+    pub(super) fn look(&mut self, world: &World, facts: &[Fact]) -> Result<(), Violation> {
         self.count(Rule::EveryQueueWithinItsBound);
         for fact in facts {
             self.judge(world, fact)?;
@@ -58,7 +58,7 @@ impl Invariants {
     }
 
     /// How often each rule was checked.
-    pub fn checks(&self) -> impl Iterator<Item = (Rule, u64)> {
+    pub(super) fn checks(&self) -> impl Iterator<Item = (Rule, u64)> {
         Rule::ALL.into_iter().zip(self.checks)
     }
 

@@ -28,7 +28,7 @@ const ARROWS: [Arrow; 10] = [
     },
     Arrow {
         from: "agent/src/serve",
-        not_to: &["effect", "driver"],
+        not_to: &["source", "driver"],
         why: "what is served reads a snapshot and sends Events",
     },
     Arrow {

@@ -8,7 +8,7 @@ use super::tree::{RustFile, Tree};
 const MARK: &str = "// bounded wait:";
 
 /// Names of functions that poll a condition until a deadline.
-const WAITERS: [&str; 3] = ["wait_", "until", "poll_"];
+const WAITERS: [&str; 4] = ["wait_", "until", "poll_", "eventually"];
 
 /// Programs and players, not tests: pacing is what they are for.
 const PLAYERS: [&str; 2] = ["tests/engine/", "tests/fakes/"];

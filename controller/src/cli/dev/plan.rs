@@ -54,12 +54,13 @@ impl Plan {
     /// Every mistake, one line each.
     pub(super) fn check(args: &DevArgs, api: Option<&str>, beside: &Path) -> Result<Self, Vec<String>> {
         let mut mistakes = Vec::new();
-        let api = parse_api(api, &mut mistakes);
-        for (option, address) in [("--api", api), ("--edge", Some(args.edge))] {
+        let api = parse_api(api, &mut mistakes).map(with_port);
+        let edge = with_port(args.edge);
+        for (option, address) in [("--api", api), ("--edge", Some(edge))] {
             mistakes.extend(address.and_then(|address| port_mistake(option, address)));
         }
-        if api == Some(args.edge) {
-            mistakes.push(format!("--edge: {} is the address of --api too", args.edge));
+        if api == Some(edge) {
+            mistakes.push(format!("--edge: {edge} is the address of --api too"));
         }
         let program = |name: &str, mistakes: &mut Vec<String>| {
             let path = beside.join(name);
@@ -100,9 +101,17 @@ impl Plan {
             model_name: model_name.unwrap_or_else(|| "tiny".to_owned()),
             replicas: args.replicas,
             api,
-            edge: args.edge,
+            edge,
             remarks,
         })
+    }
+}
+
+/// Port 0 asks for any free one.
+fn with_port(address: SocketAddr) -> SocketAddr {
+    match (address.port(), free_tcp_port()) {
+        (0, Ok(port)) => SocketAddr::new(address.ip(), port),
+        _ => address,
     }
 }
 
