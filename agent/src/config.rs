@@ -46,6 +46,17 @@ const SCHEMA: Schema = Schema {
     ],
 };
 
+/// Whether an environment variable of this name changes this program's configuration: not to be inherited by an
+/// engine. Others, such as the tags of whoever started the agent, go on to it.
+#[must_use]
+pub fn is_setting(variable: &str) -> bool {
+    SCHEMA.keys.iter().any(|key| {
+        let section =
+            variable.strip_prefix("CIC_").and_then(|rest| rest.strip_prefix(&key.section.to_uppercase()));
+        section.is_some_and(|rest| rest.starts_with('_'))
+    })
+}
+
 /// An agent's configuration.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Config {

@@ -269,7 +269,10 @@ impl Invariants {
             && !known.is_blemished
             && !world.network().is_troubled(now, index);
         if is_well && !has_cause {
-            return broken(Rule::HealthyNodeStays, format!("{node} serves, is connected, and nothing befell it"));
+            return broken(
+                Rule::HealthyNodeStays,
+                format!("{node} serves, is connected, and nothing befell it"),
+            );
         }
         Ok(())
     }
@@ -307,7 +310,8 @@ impl Invariants {
         let known = self.ledger.of(index);
         let machine = &world.machines()[index];
         // It goes anyway, it went already, or nobody is served by it.
-        let is_lost_anyway = known.had_notice || known.removed_at.is_some() || !machine.is_serving(world.now());
+        let is_lost_anyway =
+            known.had_notice || known.removed_at.is_some() || !machine.is_serving(world.now());
         let says_it_serves = known.phase == Some(Phase::Serving);
         if is_lost_anyway || !says_it_serves {
             return Ok(());

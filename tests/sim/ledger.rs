@@ -156,9 +156,7 @@ impl Ledger {
 
     /// The launch that this operation is, if it is one.
     pub(super) fn is_terminate(&self, operation: OperationId) -> bool {
-        self.intended
-            .get(&operation)
-            .is_some_and(|operation| operation.kind == OperationKind::Terminate)
+        self.intended.get(&operation).is_some_and(|operation| operation.kind == OperationKind::Terminate)
     }
 
     fn remove(&mut self, world: &World, node: &NodeId) {

@@ -9,7 +9,9 @@ use fleet_tests::sim::{Summary, failure_text, kept_seeds, run};
 use fleet_tests::world::trace::Trace;
 
 #[derive(Debug, Parser)]
-#[command(about = "Plays seeds of a simulated fleet with both real cores and checks every rule after every event")]
+#[command(
+    about = "Plays seeds of a simulated fleet with both real cores and checks every rule after every event"
+)]
 struct Options {
     /// How many seeds to play.
     #[arg(long, default_value_t = 200)]

@@ -142,7 +142,8 @@ fn manners(rng: &mut Rng, has_faults: bool, nodes: u16) -> Manners {
     if !has_faults {
         return Manners { visibility, ..Manners::GOOD };
     }
-    let share = |rng: &mut Rng, most: u64| if rng.chance(0.5) { 0.0 } else { rng.range(0, most) as f64 / 100.0 };
+    let share =
+        |rng: &mut Rng, most: u64| if rng.chance(0.5) { 0.0 } else { rng.range(0, most) as f64 / 100.0 };
     Manners {
         quota: if rng.chance(0.7) { usize::MAX } else { usize::from(nodes) + rng.index(4) },
         lost_reply: share(rng, 20),
@@ -237,10 +238,7 @@ fn fault(rng: &mut Rng, kind: u64, deployments: &[Deployment]) -> Fault {
                 CrashPoint::AfterTerminate,
                 CrashPoint::BeforeClose,
             ];
-            Fault::KillControllerAt {
-                point: points[rng.index(points.len())],
-                down_for: rng.ms(500, 30_000),
-            }
+            Fault::KillControllerAt { point: points[rng.index(points.len())], down_for: rng.ms(500, 30_000) }
         }
         19 => Fault::StallController { span: s(rng, 5, 30) },
         20 => Fault::StaleWord,

@@ -11,6 +11,7 @@ use serde_json::json;
 use super::args::{FaultArgs, FaultKind};
 use super::endpoint::DevRecord;
 use super::failure::Failure;
+use super::processes;
 use super::span;
 use crate::provision::local::{Home, MachineRecord, homes, process};
 
@@ -22,8 +23,7 @@ pub(super) async fn fault(args: &FaultArgs) -> Result<(), Failure> {
     let began = unix_ms();
     match args.kind {
         FaultKind::Kill => {
-            let tag = node.home.tag(&node.name);
-            if !tag.kill_all(None, KILL_WITHIN).await {
+            if !processes::kill_all(KILL_WITHIN, || processes::of_home(&node.home)).await {
                 return Err(Failure::new(format!("{}: some processes remain after SIGKILL", node.name)));
             }
             node.say("killed: machine, agent and engine");
@@ -135,10 +135,13 @@ impl Node {
     /// Everything in the VM but the machine itself, which plays the hardware.
     fn signal_inside(&self, signal: Signal) -> Result<(), Failure> {
         let machine = self.machine()?.pid;
-        match self.home.tag(&self.name).signal_all(signal, Some(machine)) {
-            0 => Err(Failure::new(format!("{}: neither agent nor engine runs", self.name))),
-            _ => Ok(()),
+        let inside: Vec<u32> =
+            processes::of_home(&self.home).into_iter().filter(|pid| *pid != machine).collect();
+        inside.iter().for_each(|pid| process::send(*pid, signal));
+        if inside.is_empty() {
+            return Err(Failure::new(format!("{}: neither agent nor engine runs", self.name)));
         }
+        Ok(())
     }
 
     fn give_notice(&self, within: Duration) -> Result<(), Failure> {

@@ -21,6 +21,7 @@ mod failure;
 mod fault;
 mod nodes;
 mod operations;
+mod processes;
 mod run;
 mod screen;
 mod shown;

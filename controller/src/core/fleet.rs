@@ -187,9 +187,15 @@ impl Fleet {
         if late <= self.timing.own_stall {
             return;
         }
+        // Who was silent before the stall has shown nothing new by it.
+        let timing = self.timing;
         for node in self.nodes.values_mut() {
-            node.push.forgive(now);
-            node.poll.forgive();
+            if node.push_was == Freshness::Fresh {
+                node.push.forgive(now);
+            }
+            if node.poll.freshness(&timing) != Freshness::Stale {
+                node.poll.forgive();
+            }
         }
         self.touch_all();
         let text = format!("this controller did not run for {}; silence starts to count anew", span(late));

@@ -15,15 +15,13 @@ use cic_common::assignment::Assignment;
 use tokio::process::{Child, Command};
 
 use super::{Tag, cgroup};
+use crate::config::is_setting;
 
 /// Name of the hidden subcommand.
 pub const EXEC_COMMAND: &str = "engine-exec";
 
 /// Exit code of a shell that cannot execute a command (POSIX); the log says why.
 const EXIT_CANNOT_EXECUTE: u8 = 126;
-
-/// Variables of the agent's own configuration, which are not the engine's business.
-const OWN_PREFIX: &str = "CIC_";
 
 /// Where programs are looked for when the environment does not say.
 const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -117,7 +115,7 @@ impl Launch<'_> {
         }
         command.arg("--").arg(program).args(arguments(self.assignment, self.port));
         for (key, _) in std::env::vars_os() {
-            if key.to_string_lossy().starts_with(OWN_PREFIX) {
+            if is_setting(&key.to_string_lossy()) {
                 command.env_remove(key);
             }
         }
