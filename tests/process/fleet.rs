@@ -40,7 +40,7 @@ fn a_killed_node_is_replaced_and_no_request_fails() {
     fleet.wait_serving(2, SOON).expect("the replacement serves");
     fleet.wait_for("removal", SOON, |fleet| fleet.node(&dead).is_none().then_some(())).expect("given back");
     let seen = load.stop();
-    assert!(seen.good > 100, "{seen:?}");
+    assert!(seen.good > 20, "{seen:?}");
     assert!(seen.failed.is_empty(), "{seen:?}");
     fleet.stop().expect("nothing is left");
 }
@@ -119,7 +119,7 @@ fn traffic_goes_on_without_a_controller_and_the_next_one_knows_every_node_and_re
     assert_eq!(again, serving);
     assert!(took < Duration::from_secs(5), "{took:?}");
     let seen = load.stop();
-    assert!(seen.good > 100 && seen.failed.is_empty(), "{seen:?}");
+    assert!(seen.good > 20 && seen.failed.is_empty(), "{seen:?}");
     let operations = fleet.events().expect("events");
     let launches = operations.iter().filter(|event| event["kind"] == "launch").count();
     assert_eq!(fleet.replicas().len(), 2, "{launches} launch events");

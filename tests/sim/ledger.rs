@@ -9,6 +9,7 @@ use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_controller::core::{Operation, OperationKind};
 
+use crate::world::cloud::VmState;
 use crate::world::{Fact, World};
 
 /// A scale order counts as known to the controller, or as not yet known, for this long.
@@ -96,7 +97,10 @@ impl Ledger {
             }
             Fact::Terminate { operation, node } => {
                 if self.performed.insert(*operation) {
-                    self.terminations.push_back(now);
+                    let vm = world.machine(node).map(|machine| world.cloud().vms()[machine.vm].state);
+                    if vm == Some(VmState::Running) {
+                        self.terminations.push_back(now);
+                    }
                     self.remove(world, node);
                 }
             }

@@ -99,7 +99,12 @@ impl Agent {
             Event::EngineProbed { pid, result } => self.probed(now, pid, result, out),
             Event::HostSampled(host) => self.host = host,
             Event::GpuSampled(gpu) => self.gpu = gpu,
-            Event::EdgeCounted(edge) => self.edge = edge,
+            Event::EdgeCounted(edge) => {
+                self.edge = edge;
+                if let Stage::Draining { is_counted, .. } = &mut self.stage {
+                    *is_counted = true;
+                }
+            }
             Event::NoticeSeen { kind, source, id, deadline } => {
                 self.noticed(now, kind, source, id, deadline, out);
             }
@@ -184,8 +189,8 @@ impl Agent {
                 self.ask(is_due, pid, false, out);
             }
             Stage::Waiting { until, .. } if now >= *until => self.begin(now, "trying again", out),
-            Stage::Draining { pid, until, poll, then, keep_engine } => {
-                if self.edge.in_flight > 0 && now < *until {
+            Stage::Draining { pid, until, poll, is_counted, then, keep_engine } => {
+                if (self.edge.in_flight > 0 || !*is_counted) && now < *until {
                     if now >= *poll {
                         *poll = now + timing.drain_poll;
                     }

@@ -237,8 +237,8 @@ impl Agent {
                 };
                 self.fail(now, Phase::Loading, reason, true, out);
             }
-            Stage::Draining { until, poll, then, keep_engine, .. } => {
-                self.stage = Stage::Draining { pid: None, until, poll, then, keep_engine };
+            Stage::Draining { until, poll, is_counted, then, keep_engine, .. } => {
+                self.stage = Stage::Draining { pid: None, until, poll, is_counted, then, keep_engine };
             }
             Stage::Stopping { then, .. } => self.after(now, then, out),
             Stage::Idle

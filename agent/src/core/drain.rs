@@ -148,7 +148,7 @@ impl Agent {
                 out.push(Action::SetEdge(EdgeMode::Drain { reason: reason.to_owned() }));
                 decided(out, "drain", reason);
                 let pid = self.stage.pid();
-                let stage = Stage::Draining { pid, until, poll: now, then, keep_engine };
+                let stage = Stage::Draining { pid, until, poll: now, is_counted: false, then, keep_engine };
                 self.enter(now, stage, reason, out);
             }
         }

@@ -60,6 +60,8 @@ pub(super) enum Stage {
         pid: Option<u32>,
         until: Mono,
         poll: Mono,
+        /// The edge was asked since the drain began: what it said before is of another time.
+        is_counted: bool,
         then: After,
         keep_engine: bool,
     },

@@ -244,6 +244,17 @@ fn a_drain_waits_for_running_requests_then_stops_the_engine_and_says_farewell() 
 }
 
 #[test]
+fn a_count_from_before_the_drain_does_not_end_it() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport::default()));
+    let command = Command::Drain { within_ms: 30_000, reason: "surplus".to_owned() };
+    let actions = bench.give(Event::Commanded { operation: OperationId(1), term: Term(1), command }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+}
+
+#[test]
 fn a_drain_does_not_wait_beyond_its_deadline() {
     let mut bench = Bench::serving();
     bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
@@ -304,7 +315,8 @@ fn advice_of_a_rebalance_drains_nothing() {
 #[test]
 fn a_stopping_agent_leaves_the_engine_for_its_next_run() {
     let mut bench = Bench::serving();
-    let actions = bench.give(Event::StopAsked { with_engine: false, reason: "upgrade".to_owned() }).to_vec();
+    bench.give(Event::StopAsked { with_engine: false, reason: "upgrade".to_owned() });
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::Exit { code: 0, .. })));
     assert!(!actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
 }

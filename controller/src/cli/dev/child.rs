@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
 use super::super::failure::Failure;
-use super::ending::FLEET_VARIABLE;
+use super::super::processes::FLEET_VARIABLE;
 use crate::provision::local::process;
 
 /// First wait before a start, doubled each time. `RestartSec` of the shipped units.

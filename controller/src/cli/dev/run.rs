@@ -90,7 +90,11 @@ async fn serve(fleet: &mut Fleet, live: &mut Live, stop: &mut Stop, args: &DevAr
                 }
                 (readiness, _) => live.show(fleet, &shown, &readiness),
             },
-            Err(failure) => live.show_silence(fleet, &failure.to_string()),
+            // Its way out is for other commands: here the controller is started again.
+            Err(failure) => {
+                let text = failure.to_string();
+                live.show_silence(fleet, text.split("; ").next().unwrap_or(&text));
+            }
         }
         if args.once && !is_ready && fleet.clock.now().since(fleet.began) > READY_WITHIN {
             return Err(Failure::new(format!("not ready within {} min", READY_WITHIN.as_secs() / 60)));
