@@ -127,6 +127,7 @@ impl Invariants {
             | Fact::ControllerDied
             | Fact::ControllerThawed
             | Fact::Heard { .. }
+            | Fact::Warned { .. }
             | Fact::Recorded { .. }
             | Fact::Closed { .. }
             | Fact::Scaled { .. }

@@ -77,6 +77,11 @@ impl Ledger {
                 known.had_notice |= *has_notice;
                 known.wanted_replacement |= *wants_replacement;
             }
+            Fact::Warned { node, has_notice, wants_replacement } => {
+                let known = self.node(*node);
+                known.had_notice |= *has_notice;
+                known.wanted_replacement |= *wants_replacement;
+            }
             Fact::Recorded { operation } => {
                 self.recorded.insert(*operation);
             }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use cic_common::id::Incarnation;
 use cic_common::report::{Heartbeat, NodeReport};
 use cic_common::time::Mono;
+use cic_common::wire::message::NodeEvent;
 use cic_common::wire::message::Command;
 use cic_controller::core::{Action, Event, Fleet, Message, View};
 
@@ -195,6 +196,13 @@ impl World {
                 if let Ok(heartbeat) = &polled.result {
                     self.heard(&heartbeat.node, true, heartbeat.incarnation, &heartbeat.report);
                 }
+            }
+            Event::Told { node, event, .. } => {
+                let Some(node) = self.index(node) else { return };
+                let has_notice =
+                    matches!(event, NodeEvent::NoticeSeen { notice } if notice.kind.takes_the_node());
+                let wants_replacement = matches!(event, NodeEvent::ReplacementWanted { .. });
+                self.facts.push(Fact::Warned { node, has_notice, wants_replacement });
             }
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
             _ => {}

@@ -27,6 +27,12 @@ pub enum Fact {
         has_notice: bool,
         wants_replacement: bool,
     },
+    /// The node said reliably that it will be taken, or that it cannot heal.
+    Warned {
+        node: usize,
+        has_notice: bool,
+        wants_replacement: bool,
+    },
     /// The controller was told that the store has it.
     Recorded {
         operation: OperationId,

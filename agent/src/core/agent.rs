@@ -131,6 +131,7 @@ impl Agent {
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Stopping { .. }
+            | Stage::Exiting
             | Stage::Stopped
             | Stage::Failed => None,
         };
@@ -197,12 +198,17 @@ impl Agent {
                 } else {
                     let (pid, then, keep_engine) = (*pid, *then, *keep_engine);
                     match pid {
-                        Some(pid) if !keep_engine => {
+                        _ if keep_engine && then == After::Exit => {
+                            let reason = self.reason.clone();
+                            self.enter(now, Stage::Exiting, &reason, out);
+                            out.push(Action::Exit { code: 0, reason });
+                        }
+                        Some(pid) => {
                             out.push(Action::StopEngine { pid, grace_ms: millis(timing.stop_grace) });
                             let reason = self.reason.clone();
                             self.enter(now, Stage::Stopping { pid, then }, &reason, out);
                         }
-                        Some(_) | None => self.after(now, then, out),
+                        None => self.after(now, then, out),
                     }
                 }
             }
@@ -213,6 +219,7 @@ impl Agent {
             | Stage::Passing
             | Stage::Waiting { .. }
             | Stage::Stopping { .. }
+            | Stage::Exiting
             | Stage::Stopped
             | Stage::Failed => {}
         }

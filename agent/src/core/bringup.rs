@@ -85,6 +85,7 @@ impl Agent {
             | Stage::Passing
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
+            | Stage::Exiting
             | Stage::Stopped => {}
         }
     }
@@ -208,7 +209,8 @@ impl Agent {
                 | Stage::Waiting { .. }
                 | Stage::Draining { .. }
                 | Stage::Stopping { .. }
-                | Stage::Stopped
+                | Stage::Exiting
+            | Stage::Stopped
                 | Stage::Failed,
                 Ok(()) | Err(_),
             ) => {}
@@ -247,6 +249,7 @@ impl Agent {
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Waiting { .. }
+            | Stage::Exiting
             | Stage::Stopped
             | Stage::Failed => {}
         }

@@ -99,6 +99,7 @@ impl Agent {
             | Stage::Waiting { .. }
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
+            | Stage::Exiting
             | Stage::Failed => {}
         }
     }
@@ -131,6 +132,7 @@ impl Agent {
                     *after = then;
                 }
             }
+            Stage::Exiting => {}
             Stage::Stopped => {
                 if then == After::Exit {
                     self.after(now, then, out);

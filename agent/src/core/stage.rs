@@ -69,6 +69,8 @@ pub(super) enum Stage {
         pid: u32,
         then: After,
     },
+    /// The agent ends and its node goes on: the next run adopts the engine.
+    Exiting,
     Stopped,
     Failed,
 }
@@ -85,6 +87,7 @@ impl Stage {
             Self::Draining { .. } => Phase::Draining,
             Self::Stopping { then: After::Retry, .. } => Phase::Loading,
             Self::Stopping { then: After::Rest | After::Exit, .. } => Phase::Draining,
+            Self::Exiting => Phase::Draining,
             Self::Stopped => Phase::Stopped,
             Self::Failed => Phase::Failed,
         }
@@ -101,6 +104,7 @@ impl Stage {
             | Self::Starting { .. }
             | Self::Passing
             | Self::Waiting { .. }
+            | Self::Exiting
             | Self::Stopped
             | Self::Failed => None,
         }
@@ -116,7 +120,7 @@ impl Stage {
             Self::Loading { .. } => EngineState::Starting,
             Self::Serving { .. } => EngineState::Ready,
             Self::Draining { pid: Some(_), .. } => EngineState::Ready,
-            Self::Draining { pid: None, .. } => EngineState::Absent,
+            Self::Draining { pid: None, .. } | Self::Exiting => EngineState::Absent,
             Self::Stopping { .. } => EngineState::Stopping,
             Self::Waiting { .. } | Self::Stopped | Self::Failed => EngineState::Exited,
         }

@@ -319,6 +319,7 @@ fn a_stopping_agent_leaves_the_engine_for_its_next_run() {
     let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::Exit { code: 0, .. })));
     assert!(!actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+    assert_ne!(bench.phase(), Phase::Stopped, "its node has not stopped, so nobody may take it for lost");
 }
 
 #[test]

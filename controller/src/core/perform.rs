@@ -30,19 +30,21 @@ pub(super) struct Open {
     pub(super) operation: Operation,
     /// It has been asked of the outside at least once: it may have happened.
     pub(super) is_performed: bool,
+    /// The brake has counted it in this run.
+    is_counted: bool,
     pub(super) retry_at: Option<Mono>,
     tries: u32,
 }
 
 impl Open {
     fn intended(operation: Operation) -> Self {
-        Self { operation, is_performed: false, retry_at: None, tries: 0 }
+        Self { operation, is_performed: false, is_counted: false, retry_at: None, tries: 0 }
     }
 
     /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
     pub(super) fn restored(now: Mono, mut operation: Operation) -> Self {
         operation.state = OperationState::Recorded;
-        Self { operation, is_performed: true, retry_at: Some(now), tries: 0 }
+        Self { operation, is_performed: true, is_counted: false, retry_at: Some(now), tries: 0 }
     }
 }
 
@@ -148,9 +150,13 @@ impl Fleet {
                     open.retry_at = Some(now + timing.retry);
                     return;
                 }
-                self.brake.terminated(now, &provider);
+            } else {
+                open.is_counted = true;
             }
             open.is_performed = true;
+        }
+        if !std::mem::replace(&mut open.is_counted, true) {
+            self.brake.terminated(now, &provider);
         }
         if known.leaving.is_none() {
             // Decided by an earlier controller, whose reasons are in the operation.
