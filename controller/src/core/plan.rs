@@ -185,6 +185,12 @@ impl Fleet {
                 wanted.held = None;
                 return;
             }
+            if let Some(id) = self.spare(name) {
+                self.set_leaving(&id, None);
+                self.tell(now, &id, Severity::Info, "reprieve", "needed after all".to_owned(), out);
+                continue;
+            }
+            let Some(wanted) = self.deployments.get_mut(name) else { return };
             let (provider, zone) = (wanted.deployment.provider.clone(), wanted.deployment.zone.clone());
             let hold = if all >= 2 * count + SURGE_EXTRA {
                 Some(format!("{all} nodes exist for {count} wanted; the leaving ones must go first"))
@@ -205,6 +211,26 @@ impl Fleet {
             }
             self.launch_one(now, name, provider, zone, out);
         }
+    }
+
+    /// A node that was one too many and of which nothing has been taken away yet.
+    fn spare(&self, name: &DeploymentName) -> Option<NodeId> {
+        // A termination that is not performed yet ends by itself when its node is to stay.
+        let is_whole = |node: &Node| {
+            let open = node.operation.and_then(|id| self.operations.get(&id));
+            open.is_none_or(|open| match open.operation.kind {
+                OperationKind::Launch { .. } => true,
+                OperationKind::Terminate => !open.is_performed,
+                OperationKind::Drain { .. } | OperationKind::RestartAgent => false,
+            })
+        };
+        self.members(name)
+            .find(|(_, node)| {
+                node.leaving.as_ref().is_some_and(|leaving| leaving.cause == Cause::Surplus)
+                    && node.draining_since.is_none()
+                    && is_whole(node)
+            })
+            .map(|(id, _)| id.clone())
     }
 
     fn launch_one(
