@@ -153,21 +153,21 @@ impl Brake {
         recent(&mut self.terminations, now, self.rules.window, provider).push_back(now);
     }
 
-    /// May another VM be launched?
+    /// May another VM be launched, beside `pending` that are decided and not yet performed?
     ///
     /// # Errors
     /// The hold, with its reason.
-    pub fn may_launch(&mut self, now: Mono, provider: &str, zone: &str) -> Result<(), Hold> {
+    pub fn may_launch(&mut self, now: Mono, provider: &str, zone: &str, pending: usize) -> Result<(), Hold> {
         if let Some((since, text)) = self.all_silent.as_ref().or_else(|| self.silent_zones.get(zone))
             && now.since(*since) < self.rules.silent_launch_after
         {
             return Err(Hold(text.clone()));
         }
         let recent = recent(&mut self.launches, now, self.rules.window, provider);
-        if recent.len() >= self.rules.launches_max as usize {
+        if recent.len() + pending >= self.rules.launches_max as usize {
             return Err(Hold(format!(
                 "{} launches at {provider} within {} s; the limit is {}",
-                recent.len(),
+                recent.len() + pending,
                 self.rules.window.as_secs(),
                 self.rules.launches_max
             )));
@@ -257,8 +257,8 @@ mod tests {
     fn a_long_silence_lets_replacements_in_and_still_terminates_nothing() {
         let mut brake = Brake::new(BrakeRules::default());
         brake.count(at(0), &zones(&[("a", 3, 3)]));
-        assert!(brake.may_launch(at(299), "p", "a").is_err());
-        assert_eq!(brake.may_launch(at(300), "p", "a"), Ok(()));
+        assert!(brake.may_launch(at(299), "p", "a", 0).is_err());
+        assert_eq!(brake.may_launch(at(300), "p", "a", 0), Ok(()));
         assert!(brake.may_terminate(at(9000), "p", "a").is_err());
     }
 }

@@ -9,7 +9,9 @@ use cic_common::wire::message::{Command, CommandOutcome};
 use super::belief::Cloud;
 use super::fleet::Fleet;
 use super::instance::CloudFault;
+use super::node::Node;
 use super::operation::{Operation, OperationKind, OperationState};
+use super::plan::Step;
 use super::trail::Severity;
 use super::verdict::{Cause, Leaving};
 use super::{Action, Message};
@@ -39,6 +41,10 @@ pub(super) struct Open {
 impl Open {
     fn intended(operation: Operation) -> Self {
         Self { operation, is_performed: false, is_counted: false, retry_at: None, tries: 0 }
+    }
+
+    pub(super) fn is_pending_launch(&self) -> bool {
+        !self.is_performed && matches!(self.operation.kind, OperationKind::Launch { .. })
     }
 
     /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
@@ -103,9 +109,28 @@ impl Fleet {
                 let Some(wanted) = self.deployments.get(&deployment) else {
                     return self.close(now, id, Err("its deployment is gone".to_owned()), out);
                 };
-                open.is_performed = true;
+                let count = usize::from(wanted.deployment.replicas);
                 let provider = wanted.deployment.provider.clone();
+                let staying = |(_, node): &(&NodeId, &Node)| node.leaving.is_none();
+                if !open.is_performed && self.members(&deployment).filter(staying).count() > count {
+                    self.close(now, id, Err("it is no longer needed".to_owned()), out);
+                    return self.forget(&node, out);
+                }
                 let zone = self.nodes.get(&node).map(|node| node.record.zone.clone()).unwrap_or_default();
+                let Some(open) = self.operations.get_mut(&id) else { return };
+                if !open.is_performed
+                    && let Err(hold) = self.brake.may_launch(now, &provider, &zone, 0)
+                {
+                    if let Some(wanted) = self.deployments.get_mut(&deployment) {
+                        wanted.held = Some(hold.0);
+                    }
+                    open.retry_at = Some(now + self.timing.retry);
+                    return;
+                }
+                open.is_performed = true;
+                if !std::mem::replace(&mut open.is_counted, true) {
+                    self.brake.launched(now, &provider);
+                }
                 out.push(Action::Launch { operation: id, provider, node, deployment, zone });
             }
             OperationKind::Terminate => self.perform_terminate(now, id, &node, out),
@@ -123,6 +148,9 @@ impl Fleet {
     /// Terminates, unless the reason for it has gone since it was decided, or the brake holds.
     fn perform_terminate(&mut self, now: Mono, id: OperationId, node: &NodeId, out: &mut Vec<Action>) {
         let timing = self.timing;
+        if !self.still_asks_for(now, id, node, &Step::Terminate) {
+            return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
+        }
         let Some(open) = self.operations.get_mut(&id) else { return };
         let Some(known) = self.nodes.get_mut(node) else {
             return self.close(now, id, Err("its node is gone".to_owned()), out);
@@ -137,9 +165,6 @@ impl Fleet {
             return self.close(now, id, Err("its provider is not known".to_owned()), out);
         };
         if !open.is_performed {
-            if known.leaving.is_none() {
-                return self.close(now, id, Err("the node is to stay after all".to_owned()), out);
-            }
             let may_run = match known.cloud.word(now, &timing) {
                 Cloud::Stopped | Cloud::Absent => false,
                 Cloud::Running | Cloud::Unknown | Cloud::Failing => true,
@@ -167,6 +192,15 @@ impl Fleet {
         out.push(Action::Terminate { operation: id, provider, node: node.clone() });
     }
 
+    /// Whether the plan, asked anew, wants just this of the node. Recording may have taken minutes; one that was
+    /// performed once is finished whatever the plan says now, since it may have happened.
+    fn still_asks_for(&self, now: Mono, id: OperationId, node: &NodeId, step: &Step) -> bool {
+        let is_performed = self.operations.get(&id).is_none_or(|open| open.is_performed);
+        let Some(known) = self.nodes.get(node).filter(|_| !is_performed) else { return true };
+        let Some(name) = &known.record.deployment else { return true };
+        self.next_step(now, known, self.standing(name)) == *step
+    }
+
     fn perform_command(
         &mut self,
         now: Mono,
@@ -175,6 +209,10 @@ impl Fleet {
         command: Command,
         out: &mut Vec<Action>,
     ) {
+        let is_drain = matches!(command, Command::Drain { .. });
+        if is_drain && !self.still_asks_for(now, id, node, &Step::Drain) {
+            return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
+        }
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.tries == COMMAND_TRIES_MAX {
             return self.close(now, id, Err("the node did not acknowledge it".to_owned()), out);
@@ -182,7 +220,6 @@ impl Fleet {
         open.tries += 1;
         open.is_performed = true;
         open.retry_at = Some(now + self.timing.retry);
-        let is_drain = matches!(command, Command::Drain { .. });
         if let Some(known) = self.nodes.get_mut(node).filter(|_| is_drain) {
             known.draining_since.get_or_insert(now);
             self.is_dirty = true;

@@ -18,7 +18,8 @@ use super::{Action, Hold};
 const SURGE_EXTRA: usize = 3;
 
 /// What is to be done about one leaving node.
-enum Step {
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Step {
     Wait,
     Drain,
     Terminate,
@@ -26,8 +27,8 @@ enum Step {
 }
 
 /// How a deployment stands, for the rules that ask before a node goes.
-#[derive(Clone, Copy)]
-struct Standing {
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Standing {
     wanted: usize,
     min: usize,
     /// Staying nodes that serve.
@@ -47,11 +48,11 @@ impl Fleet {
         }
     }
 
-    fn members(&self, name: &DeploymentName) -> impl Iterator<Item = (&NodeId, &Node)> {
+    pub(super) fn members(&self, name: &DeploymentName) -> impl Iterator<Item = (&NodeId, &Node)> {
         self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name))
     }
 
-    fn standing(&self, name: &DeploymentName) -> Standing {
+    pub(super) fn standing(&self, name: &DeploymentName) -> Standing {
         let wanted = self.deployments.get(name);
         let serving = |leaving: bool| {
             self.members(name)
@@ -101,7 +102,7 @@ impl Fleet {
     }
 
     /// What the removal of a leaving node asks for now.
-    fn next_step(&self, now: Mono, node: &Node, standing: Standing) -> Step {
+    pub(super) fn next_step(&self, now: Mono, node: &Node, standing: Standing) -> Step {
         let Some(leaving) = &node.leaving else { return Step::Wait };
         let enough = standing.serving >= standing.wanted;
         if node.belief == Belief::Gone || node.phase() == Some(Phase::Stopped) && node.belief.is_routable() {
@@ -190,6 +191,7 @@ impl Fleet {
                 self.tell(now, &id, Severity::Info, "reprieve", "needed after all".to_owned(), out);
                 continue;
             }
+            let pending = self.operations.values().filter(|open| open.is_pending_launch()).count();
             let Some(wanted) = self.deployments.get_mut(name) else { return };
             let (provider, zone) = (wanted.deployment.provider.clone(), wanted.deployment.zone.clone());
             let hold = if all >= 2 * count + SURGE_EXTRA {
@@ -197,7 +199,7 @@ impl Fleet {
             } else if now < wanted.launch_after {
                 Some("the last launches came to nothing; waiting before the next".to_owned())
             } else {
-                self.brake.may_launch(now, &provider, &zone).err().map(|hold| hold.0)
+                self.brake.may_launch(now, &provider, &zone, pending).err().map(|hold| hold.0)
             };
             if let Some(why) = hold {
                 let is_news = wanted.held.as_deref().map(kind_of) != Some(kind_of(&why));
@@ -209,7 +211,7 @@ impl Fleet {
                 }
                 return;
             }
-            self.launch_one(now, name, provider, zone, out);
+            self.launch_one(now, name, zone, out);
         }
     }
 
@@ -237,7 +239,6 @@ impl Fleet {
         &mut self,
         now: Mono,
         name: &DeploymentName,
-        provider: String,
         zone: String,
         out: &mut Vec<Action>,
     ) {
@@ -264,7 +265,6 @@ impl Fleet {
         };
         out.push(Action::SaveNode(record.clone()));
         self.nodes.insert(node.clone(), Node::new(now, record));
-        self.brake.launched(now, &provider);
         let reason = match &replaces {
             Some(old) => format!("takes the place of {old}"),
             None => format!("{name} wants more replicas than it has"),
