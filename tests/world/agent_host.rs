@@ -9,6 +9,7 @@ use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 
+use super::cloud::VmState;
 use super::clock::Origin;
 use super::engine::Engine;
 use super::fact::Fact;
@@ -41,7 +42,8 @@ const EDGE_COUNT: Duration = Duration::from_millis(250);
 impl World {
     pub(super) fn host_boots(&mut self, node: usize) {
         let machine = &mut self.machines[node];
-        if machine.host == Host::Ended {
+        // A VM that its cloud has stopped does not start by itself.
+        if machine.host == Host::Ended || self.cloud.vms()[machine.vm].state == VmState::Stopped {
             return;
         }
         machine.host = Host::Up;
