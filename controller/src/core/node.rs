@@ -81,6 +81,11 @@ impl Node {
         self.phase() == Some(Phase::Serving) && self.belief.is_routable()
     }
 
+    /// Whether it may be serving someone, as far as is known: it did, or it spoke only to a controller before.
+    pub(super) fn may_serve(&self) -> bool {
+        self.has_served || (self.report.is_none() && self.record.incarnation.0 > 0)
+    }
+
     /// Takes a report if it is newer than the last. An older incarnation or sequence changes nothing.
     pub(super) fn take(&mut self, heartbeat: Heartbeat) -> bool {
         let Heartbeat { incarnation, seq, report, .. } = heartbeat;

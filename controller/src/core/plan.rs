@@ -108,7 +108,7 @@ impl Fleet {
         if node.belief == Belief::Gone || node.phase() == Some(Phase::Stopped) && node.belief.is_routable() {
             return Step::Terminate;
         }
-        if node.belief == Belief::Silent && node.has_served {
+        if node.belief == Belief::Silent && node.may_serve() {
             return match (leaving.cause, enough) {
                 (_, false) => Step::Hold("it may still serve, and its replacement does not yet".to_owned()),
                 (Cause::Lost, true) => Step::Terminate,
@@ -128,7 +128,12 @@ impl Fleet {
             Removal::Now => Step::Terminate,
             Removal::WhenStopped => Step::Wait,
             Removal::AfterReplacement if enough => Step::Terminate,
-            Removal::DrainAfterReplacement if !node.is_serving() => Step::Terminate,
+            // One too many is so only while enough others serve.
+            Removal::DrainAfterReplacement
+                if !node.is_serving() && (enough || leaving.cause != Cause::Surplus) =>
+            {
+                Step::Terminate
+            }
             Removal::DrainAfterReplacement if enough => Step::Drain,
             Removal::AfterReplacement | Removal::DrainAfterReplacement => {
                 Step::Hold("its replacement does not serve yet".to_owned())
