@@ -69,10 +69,12 @@ impl Ledger {
             }
             Fact::ControllerDied => self.open.clear(),
             Fact::ControllerThawed => self.awake_since = now,
-            Fact::Heard { node, phase, has_notice, wants_replacement, is_poll: _ } => {
+            Fact::Heard { node, phase, has_notice, wants_replacement, is_newest, is_poll: _ } => {
                 let known = self.node(*node);
                 known.heard_at = Some(now);
-                known.phase = Some(*phase);
+                if *is_newest {
+                    known.phase = Some(*phase);
+                }
                 known.has_served |= *phase == Phase::Serving;
                 known.had_notice |= *has_notice;
                 known.wanted_replacement |= *wants_replacement;

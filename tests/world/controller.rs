@@ -53,7 +53,7 @@ pub struct Controller {
     pub(super) is_batch_due: bool,
     is_commit_due: bool,
     /// Highest incarnation of each node that this run knows.
-    pub(super) incarnations: BTreeMap<usize, Incarnation>,
+    pub(super) newest: BTreeMap<usize, (Incarnation, u64)>,
     pub(super) armed: Option<(CrashPoint, Duration)>,
 }
 
@@ -98,17 +98,17 @@ impl World {
         let restored = self.store.restore();
         let open = restored.operations.iter().map(|operation| operation.id).collect();
         self.facts.push(Fact::ControllerStarted { term: restored.term, open });
-        let incarnations = restored
+        let newest = restored
             .nodes
             .iter()
-            .filter_map(|record| Some((self.index(&record.node)?, record.incarnation)))
+            .filter_map(|record| Some((self.index(&record.node)?, (record.incarnation, 0))))
             .collect();
         let fleet = Fleet::new(self.setup.timing, self.setup.rules);
         let process = Process { fleet, origin: Origin::at(now), wake: None, ticks_at: (now, 0) };
         let run = self.controller.run + 1;
         let armed = self.controller.armed.take();
         self.controller =
-            Controller { process: Some(process), run, incarnations, armed, ..Default::default() };
+            Controller { process: Some(process), run, newest, armed, ..Default::default() };
         self.fleet_step(Event::Restored(restored));
         self.later(Duration::from_secs(1), Happening::OperatorLooks);
     }
@@ -186,15 +186,17 @@ impl World {
     /// Writes down whose words reached the controller, whatever the core makes of them.
     fn note_heard(&mut self, event: &Event) {
         match event {
-            Event::Connected(hello) => self.heard(&hello.node, false, hello.incarnation, &hello.report),
+            Event::Connected(hello) => self.heard(&hello.node, false, (hello.incarnation, 0), &hello.report),
             Event::Heartbeats(batch) => {
                 for heartbeat in batch {
-                    self.heard(&heartbeat.node, false, heartbeat.incarnation, &heartbeat.report);
+                    let order = (heartbeat.incarnation, heartbeat.seq);
+                    self.heard(&heartbeat.node, false, order, &heartbeat.report);
                 }
             }
             Event::Polled(polled) => {
                 if let Ok(heartbeat) = &polled.result {
-                    self.heard(&heartbeat.node, true, heartbeat.incarnation, &heartbeat.report);
+                    let order = (heartbeat.incarnation, heartbeat.seq);
+                    self.heard(&heartbeat.node, true, order, &heartbeat.report);
                 }
             }
             Event::Told { node, event, .. } => {
@@ -213,18 +215,21 @@ impl World {
         &mut self,
         node: &cic_common::id::NodeId,
         is_poll: bool,
-        incarnation: Incarnation,
+        order: (Incarnation, u64),
         report: &NodeReport,
     ) {
         let Some(node) = self.index(node) else { return };
-        let newest = self.controller.incarnations.entry(node).or_insert(incarnation);
-        if incarnation < *newest {
+        let newest = self.controller.newest.entry(node).or_insert(order);
+        if order.0 < newest.0 {
             return;
         }
-        *newest = incarnation;
+        // A Hello carries no sequence: it is the newest of its time.
+        let is_newest = order.1 == 0 || order >= *newest;
+        *newest = order.max(*newest);
         self.facts.push(Fact::Heard {
             node,
             is_poll,
+            is_newest,
             phase: report.phase,
             has_notice: report.notice.as_ref().is_some_and(|notice| notice.kind.takes_the_node()),
             wants_replacement: report.wants_replacement.is_some(),

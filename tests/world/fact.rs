@@ -23,6 +23,8 @@ pub enum Fact {
     Heard {
         node: usize,
         is_poll: bool,
+        /// Nothing later was heard before it.
+        is_newest: bool,
         phase: Phase,
         has_notice: bool,
         wants_replacement: bool,

@@ -20,9 +20,9 @@ impl World {
         }
         let candidates: Vec<usize> = (0..self.machines.len())
             .filter(|&node| {
-                let known = self.controller.incarnations.get(&node);
+                let known = self.controller.newest.get(&node).map(|(incarnation, _)| *incarnation);
                 let old = self.machines[node].last_words.as_ref().map(|words| words.incarnation);
-                known.zip(old).is_some_and(|(known, old)| old < *known)
+                known.zip(old).is_some_and(|(known, old)| old < known)
             })
             .collect();
         if candidates.is_empty() {
