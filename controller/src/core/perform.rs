@@ -306,9 +306,13 @@ impl Fleet {
             Err(reason) => OperationState::Failed { reason },
         };
         let (node, kind) = (operation.node.clone(), operation.kind.as_str());
+        let is_undrained = severity == Severity::Warning && matches!(operation.kind, OperationKind::Drain { .. });
         out.push(Action::Close(operation));
         if let Some(known) = self.nodes.get_mut(&node) {
             known.operation = None;
+            if is_undrained {
+                known.draining_since = None;
+            }
         }
         self.is_dirty = true;
         self.tell(now, &node, severity, kind, text, out);
