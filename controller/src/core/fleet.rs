@@ -356,7 +356,7 @@ impl Fleet {
         }
     }
 
-    fn is_being_terminated(&self, id: &NodeId) -> bool {
+    pub(super) fn is_being_terminated(&self, id: &NodeId) -> bool {
         let open = self.nodes.get(id).and_then(|node| node.operation).and_then(|op| self.operations.get(&op));
         open.is_some_and(|open| open.is_performed && open.operation.kind == OperationKind::Terminate)
     }

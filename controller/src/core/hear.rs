@@ -127,6 +127,8 @@ impl Fleet {
         }
         node.push.reconnected(now);
         node.poll.schedule(now);
+        self.reprieve_launched(now, &id, out);
+        let Some(node) = self.nodes.get(&id) else { return };
         let deployment = node.record.deployment.clone().filter(|_| node.leaving.is_none());
         let assignment =
             deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
@@ -143,6 +145,15 @@ impl Fleet {
             out,
         );
         self.touch(&id);
+    }
+
+    /// A node that speaks was launched, whatever its provider answered.
+    fn reprieve_launched(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let is_not_launched = |node: &Node| node.leaving.as_ref().is_some_and(|l| l.cause == Cause::NotLaunched);
+        if self.nodes.get(id).is_some_and(is_not_launched) && !self.is_being_terminated(id) {
+            self.set_leaving(id, None);
+            self.tell(now, id, Severity::Info, "reprieve", "it was launched after all".to_owned(), out);
+        }
     }
 
     fn disconnected(&mut self, now: Mono, id: &NodeId, incarnation: Incarnation, out: &mut Vec<Action>) {

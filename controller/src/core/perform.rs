@@ -32,6 +32,8 @@ pub(super) struct Open {
     pub(super) operation: Operation,
     /// It has been asked of the outside at least once: it may have happened.
     pub(super) is_performed: bool,
+    /// Recorded by an earlier controller: it may have been performed then.
+    is_restored: bool,
     /// The brake has counted it in this run.
     is_counted: bool,
     pub(super) retry_at: Option<Mono>,
@@ -40,7 +42,7 @@ pub(super) struct Open {
 
 impl Open {
     fn intended(operation: Operation) -> Self {
-        Self { operation, is_performed: false, is_counted: false, retry_at: None, tries: 0 }
+        Self { operation, is_performed: false, is_restored: false, is_counted: false, retry_at: None, tries: 0 }
     }
 
     pub(super) fn is_pending_launch(&self) -> bool {
@@ -50,7 +52,14 @@ impl Open {
     /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
     pub(super) fn restored(now: Mono, mut operation: Operation) -> Self {
         operation.state = OperationState::Recorded;
-        Self { operation, is_performed: true, is_counted: false, retry_at: Some(now), tries: 0 }
+        Self {
+            operation,
+            is_performed: false,
+            is_restored: true,
+            is_counted: false,
+            retry_at: Some(now),
+            tries: 0,
+        }
     }
 }
 
@@ -112,7 +121,8 @@ impl Fleet {
                 let count = usize::from(wanted.deployment.replicas);
                 let provider = wanted.deployment.provider.clone();
                 let staying = |(_, node): &(&NodeId, &Node)| node.leaving.is_none();
-                if !open.is_performed && self.members(&deployment).filter(staying).count() > count {
+                let is_new = !open.is_performed && !open.is_restored;
+                if is_new && self.members(&deployment).filter(staying).count() > count {
                     self.close(now, id, Err("it is no longer needed".to_owned()), out);
                     return self.forget(&node, out);
                 }
@@ -148,6 +158,19 @@ impl Fleet {
     /// Terminates, unless the reason for it has gone since it was decided, or the brake holds.
     fn perform_terminate(&mut self, now: Mono, id: OperationId, node: &NodeId, out: &mut Vec<Action>) {
         let timing = self.timing;
+        let is_serving = self.nodes.get(node).is_some_and(Node::is_serving);
+        let is_settled = self.is_settled();
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        if open.is_restored && !open.is_performed {
+            if !is_settled {
+                open.retry_at = Some(now + timing.retry);
+                return;
+            }
+            if is_serving {
+                let why = "an earlier controller decided it, and the node serves: to be decided anew";
+                return self.close(now, id, Err(why.to_owned()), out);
+            }
+        }
         if !self.still_asks_for(now, id, node, &Step::Terminate) {
             return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
         }
@@ -195,8 +218,8 @@ impl Fleet {
     /// Whether the plan, asked anew, wants just this of the node. Recording may have taken minutes; one that was
     /// performed once is finished whatever the plan says now, since it may have happened.
     fn still_asks_for(&self, now: Mono, id: OperationId, node: &NodeId, step: &Step) -> bool {
-        let is_performed = self.operations.get(&id).is_none_or(|open| open.is_performed);
-        let Some(known) = self.nodes.get(node).filter(|_| !is_performed) else { return true };
+        let is_under_way = self.operations.get(&id).is_none_or(|open| open.is_performed || open.is_restored);
+        let Some(known) = self.nodes.get(node).filter(|_| !is_under_way) else { return true };
         let Some(name) = &known.record.deployment else { return true };
         self.next_step(now, known, self.standing(name)) == *step
     }
