@@ -232,6 +232,10 @@ impl Fleet {
         command: Command,
         out: &mut Vec<Action>,
     ) {
+        if self.operations.get(&id).is_some_and(|open| open.is_restored) {
+            let why = "the controller that decided it is gone: to be decided anew";
+            return self.close(now, id, Err(why.to_owned()), out);
+        }
         let is_drain = matches!(command, Command::Drain { .. });
         if is_drain && !self.still_asks_for(now, id, node, &Step::Drain) {
             return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
