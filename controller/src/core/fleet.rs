@@ -59,6 +59,8 @@ pub struct Fleet {
     /// Until when silence means nothing yet; None before the store was read.
     settle_at: Option<Mono>,
     is_settled: bool,
+    /// After a stall of our own: nothing is taken away before every node had the time to be heard again.
+    pub(super) steady_at: Mono,
     /// Nodes to conclude about in this step.
     touched: BTreeSet<NodeId>,
     wakes: BTreeSet<(Mono, NodeId)>,
@@ -84,6 +86,7 @@ impl Fleet {
             challenge_last: 0,
             settle_at: None,
             is_settled: false,
+            steady_at: Mono::ZERO,
             touched: BTreeSet::new(),
             wakes: BTreeSet::new(),
             is_dirty: false,
@@ -103,7 +106,11 @@ impl Fleet {
             self.is_dirty = false;
             self.plan_at = None;
             self.take_census(now, out);
-            self.plan(now, out);
+            if now < self.steady_at {
+                self.plan_at = Some(self.steady_at);
+            } else {
+                self.plan(now, out);
+            }
             self.publish_routes(now, out);
         }
         self.list_providers(now, out);
@@ -197,6 +204,7 @@ impl Fleet {
                 node.poll.forgive();
             }
         }
+        self.steady_at = now + timing.push_fresh;
         self.touch_all();
         let text = format!("this controller did not run for {}; silence starts to count anew", span(late));
         self.note(None, Severity::Warning, "own-stall", text, out);

@@ -111,6 +111,11 @@ impl Fleet {
 
     fn perform(&mut self, now: Mono, id: OperationId, out: &mut Vec<Action>) {
         let Some(open) = self.operations.get_mut(&id) else { return };
+        let takes_away = !matches!(open.operation.kind, OperationKind::Launch { .. });
+        if takes_away && now < self.steady_at {
+            open.retry_at = Some(self.steady_at);
+            return;
+        }
         open.retry_at = None;
         let node = open.operation.node.clone();
         match open.operation.kind.clone() {
