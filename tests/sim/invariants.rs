@@ -128,6 +128,7 @@ impl Invariants {
             | Fact::ControllerThawed
             | Fact::Heard { .. }
             | Fact::Warned { .. }
+            | Fact::Refused { .. }
             | Fact::Recorded { .. }
             | Fact::Closed { .. }
             | Fact::Scaled { .. }
@@ -240,7 +241,9 @@ impl Invariants {
         let machine = &world.machines()[node];
         let age = world.now().since(known.launched_at);
         let timing = &world.setup().timing;
+        let launch = self.ledger.launched_by.get(&machine.node);
         known.is_blemished
+            || launch.is_some_and(|operation| self.ledger.refused.contains(operation))
             || known.was_asked_away
             || known.wanted_replacement
             || known.had_notice

@@ -37,6 +37,8 @@ pub(super) struct Ledger {
     pub(super) nodes: Vec<NodeLedger>,
     /// Recorded for certain: the store said so to this controller run, or gave it back at its start.
     pub(super) recorded: BTreeSet<OperationId>,
+    /// Those of which the controller was told that they failed for good.
+    pub(super) refused: BTreeSet<OperationId>,
     pub(super) intended: BTreeMap<OperationId, Operation>,
     /// Calls and commands that left, ever.
     pub(super) performed: BTreeSet<OperationId>,
@@ -83,6 +85,9 @@ impl Ledger {
                 let known = self.node(*node);
                 known.had_notice |= *has_notice;
                 known.wanted_replacement |= *wants_replacement;
+            }
+            Fact::Refused { operation } => {
+                self.refused.insert(*operation);
             }
             Fact::Recorded { operation } => {
                 self.recorded.insert(*operation);

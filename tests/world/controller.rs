@@ -8,7 +8,7 @@ use cic_common::report::{Heartbeat, NodeReport};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 use cic_common::wire::message::Command;
-use cic_controller::core::{Action, Event, Fleet, Message, View};
+use cic_controller::core::{Action, CloudFault, Event, Fleet, Message, View};
 
 use super::agent_host::TICKS_AT_ONCE_MAX;
 use super::clock::Origin;
@@ -206,6 +206,10 @@ impl World {
                 let wants_replacement = matches!(event, NodeEvent::ReplacementWanted { .. });
                 self.facts.push(Fact::Warned { node, has_notice, wants_replacement });
             }
+            Event::Performed {
+                operation,
+                result: Err(CloudFault::NoCapacity(_) | CloudFault::Refused(_)),
+            } => self.facts.push(Fact::Refused { operation: *operation }),
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
             _ => {}
         }

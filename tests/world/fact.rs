@@ -35,6 +35,10 @@ pub enum Fact {
         has_notice: bool,
         wants_replacement: bool,
     },
+    /// The controller was told that it will not be, which may be wrong.
+    Refused {
+        operation: OperationId,
+    },
     /// The controller was told that the store has it.
     Recorded {
         operation: OperationId,
