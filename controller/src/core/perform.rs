@@ -226,7 +226,7 @@ impl Fleet {
         let is_under_way = self.operations.get(&id).is_none_or(|open| open.is_performed || open.is_restored);
         let Some(known) = self.nodes.get(node).filter(|_| !is_under_way) else { return true };
         let Some(name) = &known.record.deployment else { return true };
-        self.next_step(now, known, self.standing(name)) == *step
+        self.next_step(now, known, self.standing(name, Some(node))) == *step
     }
 
     fn perform_command(

@@ -33,8 +33,8 @@ pub(super) struct Standing {
     min: usize,
     /// Staying nodes that serve.
     serving: usize,
-    /// All nodes that serve, leaving ones included.
-    serving_all: usize,
+    /// All others that serve and that nothing takes away yet, leaving ones included.
+    others: usize,
 }
 
 impl Fleet {
@@ -52,18 +52,26 @@ impl Fleet {
         self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name))
     }
 
-    pub(super) fn standing(&self, name: &DeploymentName) -> Standing {
+    /// How the deployment stands beside the node `about`.
+    pub(super) fn standing(&self, name: &DeploymentName, about: Option<&NodeId>) -> Standing {
         let wanted = self.deployments.get(name);
-        let serving = |leaving: bool| {
-            self.members(name)
-                .filter(|(_, node)| node.is_serving() && (leaving || node.leaving.is_none()))
-                .count()
+        let serving = |(_, node): &(&NodeId, &Node)| node.is_serving();
+        let is_going = |node: &Node| {
+            let open = node.operation.and_then(|id| self.operations.get(&id));
+            let is_removed = open.is_some_and(|open| {
+                matches!(open.operation.kind, OperationKind::Terminate | OperationKind::Drain { .. })
+            });
+            is_removed || node.draining_since.is_some()
         };
         Standing {
             wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas.into()),
             min: wanted.map_or(0, |wanted| wanted.deployment.replicas_min.into()),
-            serving: serving(false),
-            serving_all: serving(true),
+            serving: self.members(name).filter(serving).filter(|(_, node)| node.leaving.is_none()).count(),
+            others: self
+                .members(name)
+                .filter(serving)
+                .filter(|(id, node)| Some(*id) != about && !is_going(node))
+                .count(),
         }
     }
 
@@ -81,7 +89,7 @@ impl Fleet {
             .map(|(id, _)| id.clone())
             .collect();
         for id in leaving {
-            let standing = self.standing(name);
+            let standing = self.standing(name, Some(&id));
             let Some(node) = self.nodes.get(&id) else { continue };
             let Some(reason) = node.leaving.as_ref().map(|leaving| leaving.reason.clone()) else { continue };
             match self.next_step(now, node, standing) {
@@ -139,10 +147,10 @@ impl Fleet {
                 Step::Hold("its replacement does not serve yet".to_owned())
             }
             Removal::DrainNow if !node.is_serving() => Step::Terminate,
-            Removal::DrainNow if standing.serving_all > standing.min => Step::Drain,
+            Removal::DrainNow if standing.others >= standing.min => Step::Drain,
             Removal::DrainNow => Step::Hold(format!(
-                "only {} serve and the deployment's minimum is {}",
-                standing.serving_all, standing.min
+                "only {} others serve and the deployment's minimum is {}",
+                standing.others, standing.min
             )),
         }
     }
@@ -291,7 +299,7 @@ impl Fleet {
 
     /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then the youngest.
     fn mark_surplus(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
-        let standing = self.standing(name);
+        let standing = self.standing(name, None);
         if standing.serving < standing.wanted {
             return;
         }
