@@ -117,8 +117,6 @@ impl Fleet {
         }
         let is_new = incarnation != node.record.incarnation;
         if is_new {
-            // A new run of the agent knows nothing of a drain.
-            node.draining_since = None;
             node.begin_incarnation(incarnation, report);
         } else {
             node.report = Some(report);

@@ -95,6 +95,9 @@ impl Node {
         if incarnation == self.record.incarnation && self.report.is_some() && seq <= self.report_seq {
             return false;
         }
+        if incarnation != self.record.incarnation {
+            self.draining_since = None;
+        }
         self.record.incarnation = incarnation;
         self.report_seq = seq;
         self.has_served |= report.phase == Phase::Serving;
@@ -107,8 +110,9 @@ impl Node {
         !cfg!(feature = "planted-incarnation-bug") && incarnation < self.record.incarnation
     }
 
-    /// A new run of the agent counts its reports from the start.
+    /// A new run of the agent counts its reports from the start, and knows nothing of a drain.
     pub(super) fn begin_incarnation(&mut self, incarnation: Incarnation, report: NodeReport) {
+        self.draining_since = None;
         self.record.incarnation = incarnation;
         self.report_seq = 0;
         self.has_served |= report.phase == Phase::Serving;

@@ -61,7 +61,19 @@ impl Fleet {
             let is_removed = open.is_some_and(|open| {
                 matches!(open.operation.kind, OperationKind::Terminate | OperationKind::Drain { .. })
             });
-            is_removed || node.draining_since.is_some()
+            // One that waits for its own replacement counts; one that is taken or breaks anyway does not.
+            let is_lost = node.leaving.as_ref().is_some_and(|leaving| match leaving.cause {
+                Cause::ReplaceAsked | Cause::DrainAsked | Cause::Surplus => false,
+                Cause::Lost
+                | Cause::Gone
+                | Cause::Notice
+                | Cause::Failed
+                | Cause::Stopped
+                | Cause::TooSlow
+                | Cause::NotLaunched
+                | Cause::Unowned => true,
+            });
+            is_removed || is_lost || node.draining_since.is_some()
         };
         Standing {
             wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas.into()),
@@ -112,7 +124,7 @@ impl Fleet {
     /// What the removal of a leaving node asks for now.
     pub(super) fn next_step(&self, now: Mono, node: &Node, standing: Standing) -> Step {
         let Some(leaving) = &node.leaving else { return Step::Wait };
-        let enough = standing.serving >= standing.wanted;
+        let enough = standing.others >= standing.wanted;
         if node.belief == Belief::Gone || node.phase() == Some(Phase::Stopped) && node.belief.is_routable() {
             return Step::Terminate;
         }
