@@ -16,6 +16,9 @@ use crate::world::{Fact, World};
 const ORDER_BLUR: Duration = Duration::from_secs(60);
 
 /// What is remembered of one node.
+/// A drained node that says this much later that it serves was started anew: its words of before are in by then.
+const BACK_AFTER: Duration = Duration::from_secs(10);
+
 #[derive(Debug, Default, Clone)]
 pub(super) struct NodeLedger {
     pub(super) heard_at: Option<Mono>,
@@ -28,6 +31,8 @@ pub(super) struct NodeLedger {
     pub(super) was_asked_empty: bool,
     /// The first command or call that takes it away.
     pub(super) removed_at: Option<Mono>,
+    /// Not only drained: its VM was given back.
+    is_terminated: bool,
     pub(super) launched_at: Mono,
 }
 
@@ -76,6 +81,11 @@ impl Ledger {
                 known.heard_at = Some(now);
                 if *is_newest {
                     known.phase = Some(*phase);
+                    // An agent that was started anew knows nothing of the drain before.
+                    let is_back = known.removed_at.is_some_and(|at| now.since(at) > BACK_AFTER);
+                    if *phase == Phase::Serving && is_back && !known.is_terminated {
+                        known.removed_at = None;
+                    }
                 }
                 known.has_served |= *phase == Phase::Serving;
                 known.had_notice |= *has_notice;
@@ -114,6 +124,9 @@ impl Ledger {
                         self.terminations.push_back(now);
                     }
                     self.remove(world, node);
+                    if let Some(index) = world.index(node) {
+                        self.node(index).is_terminated = true;
+                    }
                 }
             }
             Fact::Commanded { operation, node, is_drain } => {
