@@ -15,10 +15,10 @@ use crate::world::{Fact, World};
 /// A scale order counts as known to the controller, or as not yet known, for this long.
 const ORDER_BLUR: Duration = Duration::from_secs(60);
 
-/// What is remembered of one node.
 /// A drained node that says this much later that it serves was started anew: its words of before are in by then.
 const BACK_AFTER: Duration = Duration::from_secs(10);
 
+/// What is remembered of one node.
 #[derive(Debug, Default, Clone)]
 pub(super) struct NodeLedger {
     pub(super) heard_at: Option<Mono>,

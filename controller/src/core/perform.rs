@@ -163,7 +163,7 @@ impl Fleet {
     /// Terminates, unless the reason for it has gone since it was decided, or the brake holds.
     fn perform_terminate(&mut self, now: Mono, id: OperationId, node: &NodeId, out: &mut Vec<Action>) {
         let timing = self.timing;
-        let is_serving = self.nodes.get(node).is_some_and(Node::is_serving);
+        let speaks = self.nodes.get(node).is_some_and(|node| node.belief.is_routable());
         let is_settled = self.is_settled();
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.is_restored && !open.is_performed {
@@ -171,8 +171,8 @@ impl Fleet {
                 open.retry_at = Some(now + timing.retry);
                 return;
             }
-            if is_serving {
-                let why = "an earlier controller decided it, and the node serves: to be decided anew";
+            if speaks {
+                let why = "an earlier controller decided it, and the node speaks: to be decided anew";
                 return self.close(now, id, Err(why.to_owned()), out);
             }
         }
