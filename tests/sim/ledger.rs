@@ -76,9 +76,12 @@ impl Ledger {
             }
             Fact::ControllerDied => self.open.clear(),
             Fact::ControllerThawed => self.awake_since = now,
-            Fact::Heard { node, phase, has_notice, wants_replacement, is_newest, is_poll: _ } => {
+            Fact::Heard { node, phase, has_notice, wants_replacement, is_newest, is_poll } => {
                 let known = self.node(*node);
-                known.heard_at = Some(now);
+                // An overtaken heartbeat is of an earlier time; an answer to a poll is of now.
+                if *is_newest || *is_poll {
+                    known.heard_at = Some(now);
+                }
                 if *is_newest {
                     known.phase = Some(*phase);
                     // An agent that was started anew knows nothing of the drain before.
