@@ -314,8 +314,10 @@ impl Fleet {
             instances.iter().map(|instance| (&instance.node, instance.state)).collect();
         for id in self.nodes_of(provider) {
             let Some(node) = self.nodes.get_mut(&id) else { continue };
+            let open = node.operation.and_then(|id| self.operations.get(&id));
+            let is_launching = open.is_some_and(Open::is_launch);
             let should_be_listed = node.cloud.was_listed()
-                || (node.operation.is_none() && now.since(node.known_since) > timing.visibility);
+                || (!is_launching && now.since(node.known_since) > timing.visibility);
             let word = match states.get(&id) {
                 Some(InstanceState::Running) => Cloud::Running,
                 Some(InstanceState::Stopped) => Cloud::Stopped,

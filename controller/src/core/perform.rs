@@ -45,8 +45,12 @@ impl Open {
         Self { operation, is_performed: false, is_restored: false, is_counted: false, retry_at: None, tries: 0 }
     }
 
+    pub(super) fn is_launch(&self) -> bool {
+        matches!(self.operation.kind, OperationKind::Launch { .. })
+    }
+
     pub(super) fn is_pending_launch(&self) -> bool {
-        !self.is_performed && matches!(self.operation.kind, OperationKind::Launch { .. })
+        !self.is_performed && self.is_launch()
     }
 
     /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
