@@ -31,8 +31,6 @@ pub(super) struct NodeLedger {
     pub(super) was_asked_empty: bool,
     /// The first command or call that takes it away.
     pub(super) removed_at: Option<Mono>,
-    /// Not only drained: its VM was given back.
-    is_terminated: bool,
     pub(super) launched_at: Mono,
 }
 
@@ -42,6 +40,8 @@ pub(super) struct Ledger {
     pub(super) nodes: Vec<NodeLedger>,
     /// Recorded for certain: the store said so to this controller run, or gave it back at its start.
     pub(super) recorded: BTreeSet<OperationId>,
+    /// Nodes of which a termination was performed, whether they were there or not.
+    pub(super) terminated: BTreeSet<NodeId>,
     /// Those of which the controller was told that they failed for good.
     pub(super) refused: BTreeSet<OperationId>,
     pub(super) intended: BTreeMap<OperationId, Operation>,
@@ -77,6 +77,7 @@ impl Ledger {
             Fact::ControllerDied => self.open.clear(),
             Fact::ControllerThawed => self.awake_since = now,
             Fact::Heard { node, phase, has_notice, wants_replacement, is_newest, is_poll } => {
+                let is_terminated = self.terminated.contains(&world.machines()[*node].node);
                 let known = self.node(*node);
                 // An overtaken heartbeat is of an earlier time; an answer to a poll is of now.
                 if *is_newest || *is_poll {
@@ -86,7 +87,7 @@ impl Ledger {
                     known.phase = Some(*phase);
                     // An agent that was started anew knows nothing of the drain before.
                     let is_back = known.removed_at.is_some_and(|at| now.since(at) > BACK_AFTER);
-                    if *phase == Phase::Serving && is_back && !known.is_terminated {
+                    if *phase == Phase::Serving && is_back && !is_terminated {
                         known.removed_at = None;
                     }
                 }
@@ -127,9 +128,7 @@ impl Ledger {
                         self.terminations.push_back(now);
                     }
                     self.remove(world, node);
-                    if let Some(index) = world.index(node) {
-                        self.node(index).is_terminated = true;
-                    }
+                    self.terminated.insert(node.clone());
                 }
             }
             Fact::Commanded { operation, node, is_drain } => {

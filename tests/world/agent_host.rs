@@ -9,8 +9,8 @@ use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 
-use super::cloud::VmState;
 use super::clock::Origin;
+use super::cloud::VmState;
 use super::engine::Engine;
 use super::fact::Fact;
 use super::happening::Happening;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use cic_common::id::Incarnation;
 use cic_common::report::{Heartbeat, NodeReport};
 use cic_common::time::Mono;
-use cic_common::wire::message::NodeEvent;
 use cic_common::wire::message::Command;
+use cic_common::wire::message::NodeEvent;
 use cic_controller::core::{Action, CloudFault, Event, Fleet, Message, View};
 
 use super::agent_host::TICKS_AT_ONCE_MAX;
@@ -107,8 +107,7 @@ impl World {
         let process = Process { fleet, origin: Origin::at(now), wake: None, ticks_at: (now, 0) };
         let run = self.controller.run + 1;
         let armed = self.controller.armed.take();
-        self.controller =
-            Controller { process: Some(process), run, newest, armed, ..Default::default() };
+        self.controller = Controller { process: Some(process), run, newest, armed, ..Default::default() };
         self.fleet_step(Event::Restored(restored));
         self.later(Duration::from_secs(1), Happening::OperatorLooks);
     }

@@ -210,7 +210,7 @@ impl Agent {
                 | Stage::Draining { .. }
                 | Stage::Stopping { .. }
                 | Stage::Exiting
-            | Stage::Stopped
+                | Stage::Stopped
                 | Stage::Failed,
                 Ok(()) | Err(_),
             ) => {}

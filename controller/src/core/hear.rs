@@ -149,7 +149,8 @@ impl Fleet {
 
     /// A node that speaks was launched, whatever its provider answered.
     fn reprieve_launched(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
-        let is_not_launched = |node: &Node| node.leaving.as_ref().is_some_and(|l| l.cause == Cause::NotLaunched);
+        let is_not_launched =
+            |node: &Node| node.leaving.as_ref().is_some_and(|l| l.cause == Cause::NotLaunched);
         if self.nodes.get(id).is_some_and(is_not_launched) && !self.is_being_terminated(id) {
             self.set_leaving(id, None);
             self.tell(now, id, Severity::Info, "reprieve", "it was launched after all".to_owned(), out);
@@ -316,8 +317,8 @@ impl Fleet {
             let Some(node) = self.nodes.get_mut(&id) else { continue };
             let open = node.operation.and_then(|id| self.operations.get(&id));
             let is_launching = open.is_some_and(Open::is_launch);
-            let should_be_listed = node.cloud.was_listed()
-                || (!is_launching && now.since(node.known_since) > timing.visibility);
+            let should_be_listed =
+                node.cloud.was_listed() || (!is_launching && now.since(node.known_since) > timing.visibility);
             let word = match states.get(&id) {
                 Some(InstanceState::Running) => Cloud::Running,
                 Some(InstanceState::Stopped) => Cloud::Stopped,

@@ -42,7 +42,14 @@ pub(super) struct Open {
 
 impl Open {
     fn intended(operation: Operation) -> Self {
-        Self { operation, is_performed: false, is_restored: false, is_counted: false, retry_at: None, tries: 0 }
+        Self {
+            operation,
+            is_performed: false,
+            is_restored: false,
+            is_counted: false,
+            retry_at: None,
+            tries: 0,
+        }
     }
 
     pub(super) fn is_launch(&self) -> bool {
@@ -342,7 +349,8 @@ impl Fleet {
             Err(reason) => OperationState::Failed { reason },
         };
         let (node, kind) = (operation.node.clone(), operation.kind.as_str());
-        let is_undrained = severity == Severity::Warning && matches!(operation.kind, OperationKind::Drain { .. });
+        let is_undrained =
+            severity == Severity::Warning && matches!(operation.kind, OperationKind::Drain { .. });
         out.push(Action::Close(operation));
         if let Some(known) = self.nodes.get_mut(&node) {
             known.operation = None;

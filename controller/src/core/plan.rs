@@ -260,13 +260,7 @@ impl Fleet {
             .map(|(id, _)| id.clone())
     }
 
-    fn launch_one(
-        &mut self,
-        now: Mono,
-        name: &DeploymentName,
-        zone: String,
-        out: &mut Vec<Action>,
-    ) {
+    fn launch_one(&mut self, now: Mono, name: &DeploymentName, zone: String, out: &mut Vec<Action>) {
         let replaces = self.unreplaced(name);
         let Some(wanted) = self.deployments.get_mut(name) else { return };
         let node = match wanted.deployment.next_node() {
