@@ -239,6 +239,7 @@ async fn an_agent_with_a_bad_configuration_is_not_started_again() {
     })
     .await;
     // Longer than the first wait before a restart.
+    // bounded wait: nothing is to happen in this time, so there is no condition to wait for
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(std::fs::read_to_string(world.home().file("starts")).expect("started"), "start\n");
     assert!(machine.is_running(), "the VM stays up");

@@ -65,6 +65,7 @@ impl World {
         let clock = Clock::start();
         while self.try_call(Method::GET, "/healthz", "").await.is_none() {
             assert!(clock.now().as_millis() < 30_000, "does not serve");
+            // bounded wait: 30 s by the line above
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -103,6 +104,7 @@ impl World {
                 return machines;
             }
             assert!(clock.now().as_millis() < 30_000, "{machines:?}");
+            // bounded wait: 30 s by the line above
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }

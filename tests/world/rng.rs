@@ -17,10 +17,10 @@ impl Rng {
 
     /// An independent generator, so that one part drawing more leaves the others' numbers as they were.
     pub fn fork(&mut self) -> Self {
-        Self::new(self.next())
+        Self::new(self.draw())
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let [a, b, c, d] = self.state;
         let result = b.wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let (c2, d2) = (c ^ a, d ^ b);
@@ -31,7 +31,7 @@ impl Rng {
     /// A number in `low..=high`.
     pub fn range(&mut self, low: u64, high: u64) -> u64 {
         let span = high.saturating_sub(low).saturating_add(1);
-        low + ((u128::from(self.next()) * u128::from(span)) >> 64) as u64
+        low + ((u128::from(self.draw()) * u128::from(span)) >> 64) as u64
     }
 
     /// An index below `count`; 0 when there is nothing to choose from.
@@ -50,7 +50,7 @@ impl Rng {
     }
 
     fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1u64 << 53) as f64
+        (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
 }
 
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn the_generator_gives_the_published_numbers() {
         let mut rng = Rng { state: [1, 2, 3, 4] };
-        let first: Vec<u64> = (0..4).map(|_| rng.next()).collect();
+        let first: Vec<u64> = (0..4).map(|_| rng.draw()).collect();
         assert_eq!(first, [11_520, 0, 1_509_978_240, 1_215_971_899_390_074_240]);
     }
 
