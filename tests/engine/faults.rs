@@ -49,7 +49,7 @@ pub(crate) struct Faults {
     pub(crate) crash_at_token: Option<u64>,
 
     /// How to crash: `exit:CODE`, `signal:NAME` (KILL, SEGV, ABRT…) or `core`, as vLLM does when its engine core dies:
-    /// an error event and [DONE] in each stream, /health 503, exit 0
+    /// an error event and `[DONE]` in each stream, /health 503, exit 0
     #[arg(
         long = "standin-crash-with",
         env = "CIC_STANDIN_CRASH_WITH",
