@@ -186,7 +186,7 @@ impl Stand {
         (report.request_count, report.retry_count, report.failure_count)
     }
 
-    async fn in_flight(&self, count: u32) {
+    async fn until_in_flight(&self, count: u32) {
         within("requests in flight", async {
             while self.edge.report().in_flight != count {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -323,7 +323,7 @@ async fn assert_hidden(act: &Act) {
         let bad_count = u32::from(!matches!(act, Act::Refuse));
         assert_eq!((*bad.asked.borrow(), *good.asked.borrow()), (bad_count, 2), "{bad_side:?}");
         assert_eq!(stand.counted(), (2, 1, 0), "{bad_side:?}");
-        stand.in_flight(0).await;
+        stand.until_in_flight(0).await;
     }
 }
 
@@ -380,7 +380,7 @@ async fn a_stream_that_has_begun_is_passed_on_unbuffered_and_never_retried() {
         }
         drop(feeder);
         assert!(frame(&mut body).await.is_err());
-        stand.in_flight(0).await;
+        stand.until_in_flight(0).await;
         assert_eq!((*dying.asked.borrow(), *other.asked.borrow()), (1, 0));
         assert_eq!(stand.counted(), (1, 0, 1));
     }
@@ -481,7 +481,7 @@ async fn a_request_of_a_peer_is_answered_by_the_own_engine_or_refused_and_never_
     assert_eq!(answer.headers()[NODE_HEADER], "n0");
     assert_eq!(text(answer).await, GOOD_BODY);
     assert_eq!((*own.asked.borrow(), *other.asked.borrow()), (1, 0));
-    stand.in_flight(0).await;
+    stand.until_in_flight(0).await;
 }
 
 #[tokio::test]
@@ -508,7 +508,7 @@ async fn a_client_that_leaves_frees_its_place_and_its_replica() {
                 assert!(within("end", answer).await.is_err());
             }
             reaches(&fake.left, 1).await;
-            stand.in_flight(0).await;
+            stand.until_in_flight(0).await;
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The cloud's word that this VM will be taken.
 //!
-//! [`file`] reads it from a file that a hook, a script or `cic fault NODE notice` writes.
+//! [`mod@file`] reads it from a file that a hook, a script or `cic fault NODE notice` writes.
 
 pub mod file;
