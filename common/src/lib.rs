@@ -10,6 +10,7 @@
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+//! - [`process`]: who runs on this machine, and who belongs to whom.
 
 pub mod assignment;
 pub mod backoff;
@@ -17,6 +18,7 @@ pub mod config;
 pub mod id;
 pub mod name;
 pub mod notice;
+pub mod process;
 pub mod report;
 pub mod route;
 pub mod supervise;

@@ -100,7 +100,7 @@ impl World {
 
 impl Drop for World {
     fn drop(&mut self) {
-        while self.tag().signal_all(Signal::SIGKILL, None) > 0 {
+        while self.tag().signal_all(Signal::SIGKILL) > 0 {
             std::thread::yield_now();
         }
     }
@@ -191,7 +191,7 @@ async fn giving_back_a_machine_whose_processes_are_stopped_leaves_none() {
     world.launched().await;
     world.agent(None).await;
     until(|| world.tag().processes().len() == 3).await;
-    world.tag().signal_all(Signal::SIGSTOP, None);
+    world.tag().signal_all(Signal::SIGSTOP);
     let provider = world.provider();
     provider.terminate(&node()).await.expect("terminates");
     assert!(world.tag().processes().is_empty());

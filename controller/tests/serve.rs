@@ -118,7 +118,7 @@ impl Drop for World {
         }
         for home in homes(&self.path("local")).unwrap_or_default() {
             if let Ok(Some(launch)) = home.launch() {
-                while home.tag(&launch.node).signal_all(Signal::SIGKILL, None) > 0 {
+                while home.tag(&launch.node).signal_all(Signal::SIGKILL) > 0 {
                     std::thread::yield_now();
                 }
             }

@@ -4,6 +4,7 @@
 //! or a stream of events. [`engine::Engine`] is what they share. The contract test runs the same cases against the
 //! real engine; what differs there is a fault of this program.
 
+mod core;
 mod engine;
 mod faults;
 mod generation;
@@ -19,6 +20,9 @@ mod tokens;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|first| first == core::COMMAND) {
+        core::run();
+    }
     let options = match options::Options::parse(std::env::args_os()) {
         Ok(options) => options,
         Err((text, 0)) => {

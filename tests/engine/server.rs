@@ -11,9 +11,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::process::Child;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{sleep, timeout};
 
+use crate::core;
 use crate::engine::{Engine, Mode};
 use crate::faults::{CORE_DEATH_LASTS, StopWith};
 use crate::options::Options;
@@ -47,6 +49,10 @@ pub(crate) async fn run(options: Options) -> ExitCode {
         Ok(declared) => options.max_model_len.or(declared).unwrap_or(MODEL_LEN_DEFAULT),
         Err(reason) => return failure(&reason),
     };
+    let mut core = match core::start(&options.model) {
+        Ok(core) => core,
+        Err(error) => return failure(&format!("cannot start the engine core: {error}")),
+    };
     let listener = match TcpListener::bind((options.host.as_str(), options.port)).await {
         Ok(listener) => listener,
         Err(error) => return failure(&format!("cannot bind {}:{}: {error}", options.host, options.port)),
@@ -60,7 +66,7 @@ pub(crate) async fn run(options: Options) -> ExitCode {
         // Cancel-safe: a connection not yet accepted is reset with the listener.
         () = accept(&engine, &listener, &connections) => {}
         // Cancel-safe: it is the only one to decide on the end.
-        () = until_stopped(&engine, &mut signals) => {}
+        () = until_stopped(&engine, &mut signals, &mut core) => {}
     }
     drop(listener);
     let _ = timeout(FAREWELL, connections.shutdown()).await;
@@ -87,7 +93,7 @@ async fn accept(engine: &Arc<Engine>, listener: &TcpListener, connections: &Grac
 }
 
 /// Returns when the process may end; the modes it enters on the way tell the requests what to do.
-async fn until_stopped(engine: &Engine, signals: &mut Signals) {
+async fn until_stopped(engine: &Engine, signals: &mut Signals, core: &mut Child) {
     let mut mode = engine.watch_mode();
     loop {
         tokio::select! {
@@ -98,6 +104,8 @@ async fn until_stopped(engine: &Engine, signals: &mut Signals) {
                 (Asked::Stall, _) => engine.enter(Mode::Stalled),
             },
             _ = mode.wait_for(|mode| *mode == Mode::Dead) => return sleep(CORE_DEATH_LASTS).await,
+            // Cancel-safe: the end of a process is told as often as it is asked for.
+            _ = core.wait() => engine.enter(Mode::Dead),
         }
     }
     let options = &engine.options;

@@ -23,7 +23,7 @@ pub(super) async fn fault(args: &FaultArgs) -> Result<(), Failure> {
     let began = unix_ms();
     match args.kind {
         FaultKind::Kill => {
-            if !processes::kill_all(KILL_WITHIN, || processes::of_home(&node.home)).await {
+            if !process::kill_all(KILL_WITHIN, || processes::of_home(&node.home)).await {
                 return Err(Failure::new(format!("{}: some processes remain after SIGKILL", node.name)));
             }
             node.say("killed: machine, agent and engine");

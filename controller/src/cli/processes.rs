@@ -3,12 +3,8 @@
 //! Machine and agent carry the machine's tag. An agent takes every `CIC_…` variable from its engine but two, by
 //! which the engine is known: the node and the agent's state directory.
 
-use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::time::Duration;
-
-use nix::sys::signal::Signal;
 
 use crate::provision::local::{Home, process};
 
@@ -17,8 +13,6 @@ pub(super) const FLEET_VARIABLE: &str = "CIC_FLEET";
 
 /// Environment variable that an agent gives its engine, with the agent's state directory.
 const ENGINE_VARIABLE: &str = "CIC_STATE_DIR";
-
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Living processes of one VM: machine, agent and engine.
 pub(super) fn of_home(home: &Home) -> Vec<u32> {
@@ -35,49 +29,19 @@ pub(super) fn of_fleet(dir: &Path) -> Vec<u32> {
     carrying(|entry| entry == own || entry.starts_with(&machines) || entry.starts_with(&engines))
 }
 
-/// Kills what `find` finds, again and again until it finds nothing: a process may start another while it is being
-/// killed. False when some remain after `within`.
-pub(super) async fn kill_all(within: Duration, find: impl Fn() -> Vec<u32>) -> bool {
-    wait_until(within, || {
-        let left = find();
-        left.iter().for_each(|pid| process::send(*pid, Signal::SIGKILL));
-        left.is_empty()
-    })
-    .await
-}
-
-/// Looks until `is_so` or `within` has passed; tells which.
-pub(super) async fn wait_until(within: Duration, mut is_so: impl FnMut() -> bool) -> bool {
-    let looks = async {
-        while !is_so() {
-            tokio::time::sleep(LOOK_INTERVAL).await;
-        }
-    };
-    tokio::time::timeout(within, looks).await.is_ok()
-}
-
 fn entry(variable: &str, value: &Path, end: &str) -> Vec<u8> {
     [variable.as_bytes(), b"=", value.as_os_str().as_bytes(), end.as_bytes()].concat()
 }
 
-/// Others' processes cannot be read and are not ours.
 fn carrying(is_ours: impl Fn(&[u8]) -> bool) -> Vec<u32> {
-    let carries = |pid: u32| {
-        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        environment.split(|byte| *byte == 0).any(&is_ours)
-    };
-    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-    entries
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-        .filter(|pid| *pid != std::process::id() && carries(*pid) && process::start_time(*pid).is_some())
-        .collect()
+    process::marked(|environment| environment.split(|byte| *byte == 0).any(&is_ours))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::process::{Child, Command};
+    use std::time::Duration;
 
     fn start(variable: &str, value: &Path) -> Child {
         let mut command = Command::new("sleep");
@@ -97,7 +61,7 @@ mod tests {
         expected.sort_unstable();
         assert_eq!(found, expected);
         assert_eq!(of_fleet(dir.path()).len(), 3);
-        assert!(kill_all(Duration::from_secs(10), || of_home(&homes[0])).await);
+        assert!(process::kill_all(Duration::from_secs(10), || of_home(&homes[0])).await);
         assert_eq!(of_fleet(dir.path()), [other.id()]);
         other.kill().expect("kills");
         for child in [&mut agent, &mut engine, &mut other] {

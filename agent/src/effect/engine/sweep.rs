@@ -1,19 +1,20 @@
 //! Killing everything that belongs to an engine.
 //!
 //! vLLM leaves processes behind: after a kill of its API server, EngineCore and Worker live on for ever with the
-//! GPU's memory; after a kill of EngineCore, Worker does. They are found by the engine's session, by its cgroup
-//! and by the tag in their environment, whichever way they tried to leave.
+//! GPU's memory; after a kill of EngineCore, Worker does. They are found by the engine's session, by its cgroup,
+//! by the tag in their environment, and as kin of those, whichever way they tried to leave.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cic_common::id::NodeId;
+use cic_common::process::{Process, family};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tracing::{error, info};
 
-use super::procfs::{self, Process};
-use super::{Record, cgroup};
+use super::{Record, cgroup, procfs};
 
 /// A killed process is gone in milliseconds; one that waits for a device may take longer, or for ever.
 const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
@@ -59,10 +60,11 @@ impl<'a> From<&'a Record> for Trail<'a> {
 
 /// Kills until nothing is left or the deadline has passed. Returns how many processes were killed.
 pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
-    let mut killed = std::collections::BTreeSet::new();
+    let mut killed = BTreeSet::new();
+    let mut left = Vec::new();
     let sweeping = async {
         loop {
-            let left = belonging(tag, trail).await;
+            left = belonging(tag, trail).await;
             if left.is_empty() {
                 break;
             }
@@ -74,7 +76,7 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
         }
     };
     if tokio::time::timeout(SWEEP_DEADLINE, sweeping).await.is_err() {
-        let pids: Vec<u32> = belonging(tag, trail).await.iter().map(|process| process.pid).collect();
+        let pids: Vec<u32> = left.iter().map(|process| process.pid).collect();
         error!(?pids, within = ?SWEEP_DEADLINE, "engine processes survive SIGKILL");
     }
     if let Some(path) = trail.and_then(|trail| trail.cgroup) {
@@ -106,20 +108,18 @@ pub(super) fn send(pid: u32, signal: Signal) {
 
 async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> Vec<Process> {
     let processes = procfs::processes().await.unwrap_or_default();
-    let own = std::process::id();
     // A session whose number now leads another process is not the engine's any more.
     let session = trail
         .filter(|trail| processes.iter().all(|p| p.pid != trail.pid || p.start_ticks == trail.start_ticks));
-    let mut found = Vec::new();
-    for process in processes {
-        if process.is_zombie || process.pid == own {
-            continue;
-        }
+    let mut marked = BTreeSet::new();
+    for process in &processes {
         let in_session = session.is_some_and(|trail| process.session == trail.pid);
         if in_session || tag.marks(&procfs::environment(process.pid).await) {
-            found.push(process);
+            marked.insert(process.pid);
         }
     }
+    let mut found = family(&processes, |process| marked.contains(&process.pid));
+    found.retain(|process| process.pid != std::process::id());
     found
 }
 

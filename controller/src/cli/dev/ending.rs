@@ -23,7 +23,7 @@ const KILL_WITHIN: Duration = Duration::from_secs(5);
 pub(super) async fn end_processes(dir: &Path) -> Result<usize, Failure> {
     let found_count = processes::of_fleet(dir).len();
     end_machines(dir).await;
-    if processes::kill_all(KILL_WITHIN, || processes::of_fleet(dir)).await {
+    if process::kill_all(KILL_WITHIN, || processes::of_fleet(dir)).await {
         return Ok(found_count);
     }
     let left = processes::of_fleet(dir).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -45,7 +45,7 @@ pub(super) async fn end_machines(dir: &Path) {
     if !machines.is_empty() {
         processes::of_fleet(dir).iter().for_each(|pid| process::send(*pid, Signal::SIGCONT));
     }
-    processes::wait_until(MACHINES_WITHIN, || !machines.iter().any(MachineRecord::is_running)).await;
+    process::wait_until(MACHINES_WITHIN, || !machines.iter().any(MachineRecord::is_running)).await;
 }
 
 #[cfg(test)]

@@ -248,17 +248,18 @@ impl Init {
     }
 
     async fn shut_down(&mut self) {
-        let this = std::process::id();
         let tag = self.home.tag(&self.launch.node);
         if let Agent::Up { pid, .. } = self.agent {
             process::send(pid.as_raw().cast_unsigned(), Signal::SIGTERM);
         }
         self.agent = Agent::Ended;
-        let only_this = || {
+        let none_inside = || {
             self.reap();
-            tag.processes().iter().all(|pid| *pid == this)
+            tag.processes().is_empty()
         };
-        if !wait_until(SHUTDOWN_WITHIN, only_this).await && !tag.kill_all(Some(this), KILL_WITHIN).await {
+        if !wait_until(SHUTDOWN_WITHIN, none_inside).await
+            && !process::kill_all(KILL_WITHIN, || tag.processes()).await
+        {
             warn!("processes remain after SIGKILL");
         }
         info!("machine stops");

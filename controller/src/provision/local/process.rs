@@ -1,10 +1,12 @@
 //! Processes of this machine, by pid and by the tag in their environment.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cic_common::id::NodeId;
+use cic_common::process::{Process, environment_path, family};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,13 +24,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// when there is no such process, or only its remains (a zombie).
 #[must_use]
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // proc(5): the name in parentheses may hold anything; state is field 3, starttime field 22.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace();
-    match fields.next()? {
-        "Z" | "X" => None,
-        _ => fields.nth(18)?.parse().ok(),
-    }
+    Process::read(pid).filter(|process| !process.is_zombie).map(|process| process.start_ticks)
 }
 
 /// Whether the process that had `pid` when it started at `started` still runs. A stopped one does.
@@ -65,48 +61,61 @@ impl Tag {
         [(NODE_VARIABLE, self.node.to_string()), (HOME_VARIABLE, self.home.display().to_string())]
     }
 
-    /// Living processes that carry it, the machine itself included. Others' processes cannot be read and are
-    /// not ours.
+    /// Living processes that carry it and their kin, the machine itself included.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
         let wanted = self.variables().map(|(name, value)| format!("{name}={value}").into_bytes());
-        let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
-        entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
-            .filter(|pid| carries(*pid, &wanted) && start_time(*pid).is_some())
-            .collect()
+        marked(|environment| {
+            let has = |want: &Vec<u8>| environment.split(|byte| *byte == 0).any(|entry| entry == want);
+            wanted.iter().all(has)
+        })
     }
 
-    /// Sends `signal` to all that carry it but `except`; returns how many there were.
-    pub fn signal_all(&self, signal: Signal, except: Option<u32>) -> usize {
-        let found: Vec<u32> = self.processes().into_iter().filter(|pid| Some(*pid) != except).collect();
-        for pid in &found {
-            send(*pid, signal);
-        }
+    /// Sends `signal` to all of them; returns how many there were.
+    pub fn signal_all(&self, signal: Signal) -> usize {
+        let found = self.processes();
+        found.iter().for_each(|pid| send(*pid, signal));
         found.len()
-    }
-
-    /// Kills all that carry it but `except`, again and again until none is left: a process may start another
-    /// while it is being killed. False when some remain after `within`.
-    pub async fn kill_all(&self, except: Option<u32>, within: Duration) -> bool {
-        wait_until(within, || self.signal_all(Signal::SIGKILL, except) == 0).await
     }
 }
 
+/// Living processes whose environment (entries ended by NUL) `is_ours` knows, and their kin; this one is left out of
+/// the result, its descendants are not. Others' processes cannot be read and are not ours.
+pub fn marked(is_ours: impl Fn(&[u8]) -> bool) -> Vec<u32> {
+    let own = std::process::id();
+    let carries = |process: &Process| {
+        fs::read(environment_path(process.pid)).is_ok_and(|environment| is_ours(&environment))
+    };
+    let found = family(&Process::all().unwrap_or_default(), carries);
+    found.iter().map(|process| process.pid).filter(|pid| *pid != own).collect()
+}
+
+/// Ends what `find` finds, all at once and again until it finds nothing. Everything is stopped before anything is
+/// killed: no process sees another die, and none starts another that nobody looks for. False when some remain after
+/// `within`.
+pub async fn kill_all(within: Duration, find: impl Fn() -> Vec<u32>) -> bool {
+    let mut stopped = BTreeSet::new();
+    wait_until(within, || {
+        let left = find();
+        let signal = match left.iter().all(|pid| stopped.contains(pid)) {
+            true => Signal::SIGKILL,
+            false => Signal::SIGSTOP,
+        };
+        left.iter().for_each(|pid| send(*pid, signal));
+        stopped.extend(left.iter().copied());
+        left.is_empty()
+    })
+    .await
+}
+
 /// Looks until `is_so` or `within` has passed; tells which.
-pub(super) async fn wait_until(within: Duration, mut is_so: impl FnMut() -> bool) -> bool {
+pub async fn wait_until(within: Duration, mut is_so: impl FnMut() -> bool) -> bool {
     let looks = async {
         while !is_so() {
             tokio::time::sleep(LOOK_INTERVAL).await;
         }
     };
     tokio::time::timeout(within, looks).await.is_ok()
-}
-
-fn carries(pid: u32, wanted: &[Vec<u8>]) -> bool {
-    let Ok(environment) = fs::read(format!("/proc/{pid}/environ")) else { return false };
-    wanted.iter().all(|want| environment.split(|byte| *byte == 0).any(|entry| entry == &want[..]))
 }
 
 #[cfg(test)]
@@ -142,11 +151,29 @@ mod tests {
         let (mut mine, mut other) = (spawn(&ours), spawn(&theirs));
         send(mine.id(), Signal::SIGSTOP);
         assert_eq!(ours.processes(), [mine.id()]);
-        assert!(ours.kill_all(None, Duration::from_secs(10)).await);
+        assert!(kill_all(Duration::from_secs(10), || ours.processes()).await);
         assert_eq!(theirs.processes(), [other.id()]);
         other.kill().expect("kills");
         for child in [&mut mine, &mut other] {
             child.wait().expect("reaped");
         }
+    }
+
+    #[tokio::test]
+    async fn a_child_that_lost_the_tag_is_ended_with_its_parent() {
+        let home = tempfile::tempdir().expect("directory");
+        let tag = Tag::new(NodeId::new("n1").expect("valid"), home.path());
+        let pid_file = home.path().join("pid");
+        // What a vLLM engine core looks like: no environment that could be read, in the session of its server.
+        let script = format!("env -i sleep 600 & echo $! > {}; wait", pid_file.display());
+        let mut parent = std::process::Command::new("setsid");
+        let mut parent = parent.args(["sh", "-c", &script]).envs(tag.variables()).spawn().expect("spawns");
+        let deadline = Duration::from_secs(10);
+        let child = || fs::read_to_string(&pid_file).ok()?.trim().parse::<u32>().ok();
+        assert!(wait_until(deadline, || child().is_some_and(|pid| tag.processes().contains(&pid))).await);
+        let child = child().expect("written");
+        assert!(kill_all(deadline, || tag.processes()).await);
+        assert_eq!(start_time(child), None);
+        parent.wait().expect("reaped");
     }
 }

@@ -119,7 +119,8 @@ impl Local {
             process::send(machine.pid, Signal::SIGTERM);
             wait_until(STOP_WITHIN, || !machine.is_running()).await;
         }
-        if !home.tag(node).kill_all(None, KILL_WITHIN).await {
+        let tag = home.tag(node);
+        if !process::kill_all(KILL_WITHIN, || tag.processes()).await {
             return Err(CloudFault::NoAnswer(format!("processes of {node} remain after SIGKILL")));
         }
         bury(&self.spec.directory, &home, node).map_err(no_answer("remove the directory"))
