@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cic_common::config::{ConfigMistakes, Key, Kind, Reading, Schema, read};
+use cic_common::config::{ConfigMistakes, Key, Kind, Reading, Schema, environment, read};
 use cic_common::id::NodeId;
 use cic_common::report::Role;
 use cic_common::telemetry::{LogFormat, check_filter};
@@ -162,7 +162,7 @@ impl Config {
     /// # Errors
     /// Every mistake in it; the caller prints them and exits with 78.
     pub fn load(path: &Path) -> Result<Self, ConfigMistakes> {
-        Self::reading(path, std::env::vars()).finish()
+        Self::reading(path, environment()).finish()
     }
 
     fn reading(path: &Path, environment: impl IntoIterator<Item = (String, String)>) -> Reading<Self> {

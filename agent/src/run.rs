@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use cic_common::report::Role;
-use cic_common::supervise::{Kind, Supervisor};
+use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
 use cic_common::tls::{Identity, JoinToken, Trust};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tracing::info;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
@@ -48,6 +50,7 @@ struct Ports {
 /// # Errors
 /// When it cannot start: a port in use, a state directory of another agent, a refused join token.
 pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
+    allow_many_files();
     let clock = Clock::start();
     let tasks = Supervisor::new();
     let state = StateDir::open(&config.node.state_dir)?;
@@ -56,7 +59,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let incarnation = state.next_incarnation()?;
     info!(node = %config.node.id, %incarnation, "agent starts");
     let (events, waiting) = mpsc::channel(EVENTS_WAITING_MAX);
-    listen_for_stop(&config, &tasks, &events)?;
+    let mut stop = Stop::listen()?;
 
     let spec = KeeperSpec {
         node: config.node.id.clone(),
@@ -64,9 +67,20 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         launcher: own_path()?,
     };
     let keeper = Keeper::new(spec, state.clone(), clock, tasks.clone(), events.clone());
+    // Before anything else can send an event: what was found is where all else starts from.
+    let engine = if config.node.role == Role::Replica { keeper.find().await? } else { None };
+    events.send(Event::Booted(Booted { engine, remembered: state.read(name::ASSIGNMENT) })).await?;
     let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;
     let identity = match &trust {
-        Some(trust) => Some(identify(&config, &state, trust, &tasks).await?),
+        // Cancel safe: enrolment keeps nothing until it has a certificate.
+        Some(trust) => tokio::select! {
+            identity = identify(&config, &state, trust, &tasks) => Some(identity?),
+            signal = stop.asked() => {
+                info!(signal, "stopped before any controller gave this node a certificate");
+                tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
+                return Ok(0);
+            }
+        },
         None => None,
     };
     let tls = match (&identity, &trust) {
@@ -107,8 +121,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     state.write(name::PORTS, &ports).await?;
 
     watch_sources(&config, &state, clock, &tasks, &events);
-    let engine = if config.node.role == Role::Replica { keeper.find().await } else { None };
-    events.send(Event::Booted(Booted { engine, remembered: state.read(name::ASSIGNMENT) })).await?;
+    let with_engine = config.engine.term_mode == TermMode::StopEngine;
+    let asked = events.clone();
+    tasks.spawn("signals", Kind::Vital, move |token| stop.pass_on(asked, with_engine, token));
 
     let timing = config.timing();
     let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
@@ -140,22 +155,49 @@ fn own_path() -> anyhow::Result<PathBuf> {
     std::env::current_exe().context("this program's own path is not known")
 }
 
-fn listen_for_stop(config: &Config, tasks: &Supervisor, events: &mpsc::Sender<Event>) -> anyhow::Result<()> {
-    let (mut term, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let with_engine = config.engine.term_mode == TermMode::StopEngine;
-    let events = events.clone();
-    tasks.spawn("signals", Kind::Vital, move |token| async move {
-        loop {
-            // Cancel safe: signals are kept until they are taken.
-            let reason = tokio::select! {
-                () = token.cancelled() => return Ok(()),
-                _ = term.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            events.send(Event::StopAsked { with_engine, reason: reason.to_owned() }).await?;
+/// Init's and the terminal's wish that the agent ends.
+struct Stop {
+    term: Signal,
+    interrupt: Signal,
+}
+
+impl Stop {
+    fn listen() -> std::io::Result<Self> {
+        Ok(Self { term: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Resolves with the next signal's name. Cancel safe: signals are kept until they are taken.
+    async fn asked(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
         }
-    });
-    Ok(())
+    }
+
+    async fn pass_on(
+        mut self,
+        events: mpsc::Sender<Event>,
+        with_engine: bool,
+        token: CancellationToken,
+    ) -> TaskResult {
+        loop {
+            // Cancel safe: see `asked`.
+            let signal = tokio::select! {
+                () = token.cancelled() => return Ok(()),
+                signal = self.asked() => signal,
+            };
+            events.send(Event::StopAsked { with_engine, reason: signal.to_owned() }).await?;
+        }
+    }
+}
+
+/// Thousands of streams need more descriptors than the 1024 that most systems give at first.
+fn allow_many_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
+    if let Err(error) = raised {
+        warn!(%error, "the limit of open files stays as it was");
+    }
 }
 
 /// The identity kept from before, or a new one for the join token.

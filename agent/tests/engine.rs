@@ -130,12 +130,12 @@ async fn an_engine_outlives_the_agent_and_is_adopted_with_the_same_pid() {
     assert!(is_alive(pid));
 
     let mut next = Run::begin(root.path());
-    let found = next.keeper.find().await.expect("the engine is found");
+    let found = next.keeper.find().await.unwrap().expect("the engine is found");
     assert_eq!((found.pid, &found.assignment), (pid, &assignment));
     next.keeper.stop(pid, PATIENCE);
     assert_eq!(next.exited().await.0, pid);
     assert!(!is_alive(pid));
-    assert_eq!(next.keeper.find().await, None);
+    assert_eq!(next.keeper.find().await.unwrap(), None);
     next.end().await;
 }
 
@@ -150,7 +150,7 @@ async fn a_pid_that_now_means_another_process_is_not_adopted_and_not_killed() {
     let mut innocent = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
     record.pid = innocent.id();
     run.state.write(name::ENGINE, &record).await.unwrap();
-    assert_eq!(run.keeper.find().await, None);
+    assert_eq!(run.keeper.find().await.unwrap(), None);
     assert!(innocent.try_wait().unwrap().is_none(), "the innocent process lives");
     innocent.kill().unwrap();
     innocent.wait().unwrap();
@@ -194,7 +194,7 @@ async fn an_engine_nobody_recorded_is_found_by_its_tag_and_killed() {
     assert!(is_alive(pid));
 
     let next = Run::begin(root.path());
-    assert_eq!(next.keeper.find().await, None);
+    assert_eq!(next.keeper.find().await.unwrap(), None);
     assert!(!is_alive(pid));
     next.end().await;
 }
@@ -215,7 +215,7 @@ async fn an_engine_that_died_while_no_agent_ran_leaves_no_workers() {
     assert!(is_alive(worker));
 
     let next = Run::begin(root.path());
-    assert_eq!(next.keeper.find().await, None);
+    assert_eq!(next.keeper.find().await.unwrap(), None);
     assert!(!is_alive(worker));
     next.end().await;
 }

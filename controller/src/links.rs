@@ -18,9 +18,9 @@ use crate::ingest::{Ingest, IngestError, IngestSpec, IssueLog, JoinDesk, JoinRef
 use crate::poll::Poller;
 use crate::store::{Database, StoreQueue, TokenError, Write};
 
-/// Life of a node's and of a controller's certificate. Renewal comes at two thirds of it, so a fleet lives eight hours without any
-/// controller; and a stolen key is of use for a day at most.
-pub const CERTIFICATE_SPAN: Duration = Duration::from_secs(24 * 3600);
+/// Life of a node's and of a controller's certificate. Renewal comes at two thirds of it, so a fleet serves ten days
+/// without any controller; a spot VM, and a key stolen from one, rarely lives longer than that.
+pub const CERTIFICATE_SPAN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// Both ways. Clones share them.
 #[derive(Debug, Clone)]

@@ -90,7 +90,7 @@ fn run(command: Command) -> anyhow::Result<()> {
 }
 
 fn read(path: &Path) -> anyhow::Result<Config> {
-    let config = Config::read(path, std::env::vars())?;
+    let config = Config::read(path, cic_common::config::environment())?;
     telemetry::begin(config.log_format, &config.log_filter)?;
     Ok(config)
 }

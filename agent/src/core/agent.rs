@@ -55,7 +55,7 @@ pub struct Agent {
 impl Agent {
     #[must_use]
     pub fn new(spec: AgentSpec) -> Self {
-        let restarts = Restarts::new(spec.timing.failure_window, spec.incarnation.0);
+        let restarts = Restarts::new(spec.timing.failure_window, &spec.node, spec.incarnation);
         Self {
             spec,
             stage: Stage::Idle,
@@ -125,14 +125,14 @@ impl Agent {
             Stage::Serving { probe, .. } => Some(self.probe_deadline(*probe)),
             Stage::Waiting { until, .. } => Some(*until),
             Stage::Draining { until, poll, .. } => Some((*until).min(*poll)),
+            Stage::Stopping { until, .. } => Some(*until),
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
             | Stage::Starting { .. }
             | Stage::Passing
-            | Stage::Stopping { .. }
             | Stage::Exiting
-            | Stage::Stopped
+            | Stage::Stopped { .. }
             | Stage::Failed => None,
         };
         Some(stage.map_or(self.heartbeat_at, |at| at.min(self.heartbeat_at)))
@@ -161,12 +161,6 @@ impl Agent {
         }
     }
 
-    /// Highest term heard; commands of a lower one are refused.
-    #[must_use]
-    pub fn term(&self) -> Term {
-        self.term
-    }
-
     /// What is due at `now` whatever happened.
     pub(super) fn pass_time(&mut self, now: Mono, out: &mut Vec<Action>) {
         let timing = self.spec.timing;
@@ -176,8 +170,7 @@ impl Agent {
                 let reason =
                     format!("engine pid {pid} was not ready within {} s", timing.start_gate.as_secs());
                 self.refuse(&reason, out);
-                out.push(Action::StopEngine { pid, grace_ms: millis(timing.stop_grace) });
-                self.enter(now, Stage::Stopping { pid, then: After::Retry }, &reason, out);
+                self.stop_engine(now, pid, After::Retry, &reason, out);
             }
             Stage::Loading { pid, probe, .. } => {
                 let pid = *pid;
@@ -204,13 +197,16 @@ impl Agent {
                             out.push(Action::Exit { code: 0, reason });
                         }
                         Some(pid) => {
-                            out.push(Action::StopEngine { pid, grace_ms: millis(timing.stop_grace) });
                             let reason = self.reason.clone();
-                            self.enter(now, Stage::Stopping { pid, then }, &reason, out);
+                            self.stop_engine(now, pid, then, &reason, out);
                         }
                         None => self.after(now, then, out),
                     }
                 }
+            }
+            Stage::Stopping { pid, then, until } if now >= *until => {
+                let (pid, then) = (*pid, *then);
+                self.unkillable(now, pid, then, out);
             }
             Stage::Idle
             | Stage::Mounting { .. }
@@ -220,12 +216,31 @@ impl Agent {
             | Stage::Waiting { .. }
             | Stage::Stopping { .. }
             | Stage::Exiting
-            | Stage::Stopped
+            | Stage::Stopped { .. }
             | Stage::Failed => {}
         }
         if now >= self.heartbeat_at {
             self.heartbeat_at = now + timing.heartbeat;
             out.push(Action::Heartbeat);
+        }
+    }
+
+    fn stop_engine(&mut self, now: Mono, pid: u32, then: After, reason: &str, out: &mut Vec<Action>) {
+        let Timing { stop_grace, kill_grace, .. } = self.spec.timing;
+        out.push(Action::StopEngine { pid, grace_ms: millis(stop_grace) });
+        let until = now + stop_grace + kill_grace;
+        self.enter(now, Stage::Stopping { pid, then, until }, reason, out);
+    }
+
+    /// The engine outlived SIGKILL: it hangs in the kernel, and only the VM's end frees what it holds.
+    fn unkillable(&mut self, now: Mono, pid: u32, then: After, out: &mut Vec<Action>) {
+        let reason = format!("engine pid {pid} survives SIGKILL: it hangs in the kernel");
+        match then {
+            After::Rest | After::Leave | After::Exit => {
+                decided(out, "leave the engine behind", &reason);
+                self.after(now, then, out);
+            }
+            After::Again | After::Retry => self.fail(now, Phase::Loading, reason, false, out),
         }
     }
 

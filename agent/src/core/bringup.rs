@@ -86,7 +86,7 @@ impl Agent {
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
             | Stage::Exiting
-            | Stage::Stopped => {}
+            | Stage::Stopped { .. } => {}
         }
     }
 
@@ -210,7 +210,7 @@ impl Agent {
                 | Stage::Draining { .. }
                 | Stage::Stopping { .. }
                 | Stage::Exiting
-                | Stage::Stopped
+                | Stage::Stopped { .. }
                 | Stage::Failed,
                 Ok(()) | Err(_),
             ) => {}
@@ -250,7 +250,7 @@ impl Agent {
             | Stage::Passing
             | Stage::Waiting { .. }
             | Stage::Exiting
-            | Stage::Stopped
+            | Stage::Stopped { .. }
             | Stage::Failed => {}
         }
     }

@@ -65,7 +65,7 @@ impl Agent {
         }
         if kind.takes_the_node() {
             let reserve = self.spec.timing.notice_reserve.min(deadline.since(now) / 2);
-            self.drain(now, deadline - reserve, After::Rest, false, &format!("{kind} notice"), out);
+            self.drain(now, deadline - reserve, After::Leave, false, &format!("{kind} notice"), out);
         }
     }
 
@@ -76,18 +76,17 @@ impl Agent {
             return;
         }
         match self.stage.clone() {
-            Stage::Draining { pid: Some(pid), then: After::Rest, .. } => {
+            Stage::Draining { pid: Some(pid), then: After::Leave, .. } => {
                 self.refuse("notice lifted; probing the engine", out);
                 let stage = Stage::Loading { pid, since: now, probe: Probe::Due(now) };
                 self.enter(now, stage, "notice lifted", out);
             }
-            Stage::Draining { pid: None, then: After::Rest, .. } | Stage::Stopped => {
-                if self.spec.role == Role::Gateway {
-                    out.push(Action::SetEdge(EdgeMode::Admit));
-                    self.enter(now, Stage::Passing, "notice lifted", out);
-                } else {
-                    self.begin(now, "notice lifted", out);
-                }
+            Stage::Draining { pid: None, then: After::Leave, .. } | Stage::Stopped { by_notice: true } => {
+                self.again(now, "notice lifted", out);
+            }
+            Stage::Stopping { pid, then: After::Leave, until } => {
+                let stage = Stage::Stopping { pid, then: After::Again, until };
+                self.enter(now, stage, "notice lifted; the engine is being stopped", out);
             }
             Stage::Idle
             | Stage::Mounting { .. }
@@ -100,7 +99,22 @@ impl Agent {
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
             | Stage::Exiting
+            | Stage::Stopped { by_notice: false }
             | Stage::Failed => {}
+        }
+    }
+
+    /// From nothing, as far as there is something to do.
+    fn again(&mut self, now: Mono, why: &str, out: &mut Vec<Action>) {
+        match (self.spec.role, &self.assignment) {
+            (Role::Gateway, _) => {
+                out.push(Action::SetEdge(EdgeMode::Admit));
+                self.enter(now, Stage::Passing, why, out);
+            }
+            (Role::Replica, Some(_)) => self.begin(now, why, out),
+            (Role::Replica, None) => {
+                self.enter(now, Stage::Idle, &format!("{why}; waiting for an assignment"), out);
+            }
         }
     }
 
@@ -124,20 +138,17 @@ impl Agent {
             Stage::Draining { until: current, then: after, keep_engine: keep, .. } => {
                 *current = until.min(*current);
                 if then == After::Exit {
-                    (*after, *keep) = (then, keep_engine);
+                    *keep = keep_engine;
                 }
+                *after = (*after).max(then);
             }
-            Stage::Stopping { then: after, .. } => {
-                if *after != After::Exit {
-                    *after = then;
-                }
-            }
+            Stage::Stopping { then: after, .. } => *after = (*after).max(then),
             Stage::Exiting => {}
-            Stage::Stopped => {
-                if then == After::Exit {
-                    self.after(now, then, out);
-                }
-            }
+            Stage::Stopped { by_notice } => match then {
+                After::Exit => self.after(now, then, out),
+                After::Rest => *by_notice = false,
+                After::Leave | After::Again | After::Retry => {}
+            },
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
@@ -158,10 +169,14 @@ impl Agent {
 
     pub(super) fn after(&mut self, now: Mono, then: After, out: &mut Vec<Action>) {
         match then {
-            After::Rest => {
+            After::Rest | After::Leave => {
                 out.push(Action::Tell(NodeEvent::Farewell { reason: self.reason.clone() }));
                 let reason = self.reason.clone();
-                self.enter(now, Stage::Stopped, &reason, out);
+                self.enter(now, Stage::Stopped { by_notice: then == After::Leave }, &reason, out);
+            }
+            After::Again => {
+                let reason = self.reason.clone();
+                self.again(now, &reason, out);
             }
             After::Retry => {
                 let reason = self.reason.clone();
@@ -169,7 +184,7 @@ impl Agent {
             }
             After::Exit => {
                 let reason = self.reason.clone();
-                self.enter(now, Stage::Stopped, &reason, out);
+                self.enter(now, Stage::Stopped { by_notice: false }, &reason, out);
                 out.push(Action::Exit { code: 0, reason });
             }
         }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use cic_common::id::{Incarnation, NodeId};
 use cic_common::time::Mono;
 
 /// Waits after the first, second… failure within the window. Design table: 1, 5, 15, 45 … 300 s.
@@ -21,7 +22,9 @@ pub(super) struct Restarts {
 }
 
 impl Restarts {
-    pub(super) fn new(window: Duration, seed: u64) -> Self {
+    /// `node` and `incarnation` seed the jitter: it differs between nodes and is the same in a replay.
+    pub(super) fn new(window: Duration, node: &NodeId, incarnation: Incarnation) -> Self {
+        let seed = node.as_str().bytes().fold(incarnation.0, |seed, byte| splitmix(seed ^ u64::from(byte)));
         Self { window, failures: VecDeque::new(), seed }
     }
 
@@ -55,9 +58,19 @@ fn splitmix(seed: u64) -> u64 {
 mod tests {
     use super::*;
 
+    fn restarts(window_s: u64, node: &str) -> Restarts {
+        Restarts::new(Duration::from_secs(window_s), &NodeId::new(node).unwrap(), Incarnation(1))
+    }
+
+    #[test]
+    fn two_nodes_that_fail_together_do_not_wait_alike() {
+        let [mut one, mut other] = ["n1", "n2"].map(|node| restarts(60, node));
+        assert_ne!(one.failed(Mono::ZERO), other.failed(Mono::ZERO));
+    }
+
     #[test]
     fn the_waits_grow_to_their_bound_and_stay_within_the_jitter() {
-        let mut restarts = Restarts::new(Duration::from_secs(1800), 7);
+        let mut restarts = restarts(1800, "n1");
         for (i, base) in [1u64, 5, 15, 45, 135, 300, 300, 300].into_iter().enumerate() {
             let (_, wait) = restarts.failed(Mono::from_millis(i as u64));
             let (low, high) = (base * 750, base * 1250);
@@ -67,7 +80,7 @@ mod tests {
 
     #[test]
     fn a_failure_older_than_the_window_is_forgotten() {
-        let mut restarts = Restarts::new(Duration::from_secs(60), 7);
+        let mut restarts = restarts(60, "n1");
         assert_eq!(restarts.failed(Mono::ZERO).0, 1);
         assert_eq!(restarts.failed(Mono::from_millis(59_000)).0, 2);
         assert_eq!(restarts.failed(Mono::from_millis(121_000)).0, 1);

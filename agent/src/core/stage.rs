@@ -10,13 +10,17 @@ pub(super) enum Probe {
     Asked(Mono),
 }
 
-/// What follows once the edge is empty or the engine has ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What follows once the edge is empty or the engine has ended; later ones are more final.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum After {
-    /// Rest in Stopped until told otherwise.
-    Rest,
     /// Try again after the backoff.
     Retry,
+    /// The notice was lifted while the engine was being stopped: start anew once it has ended.
+    Again,
+    /// A notice asked: rest in Stopped, and start anew if it is lifted.
+    Leave,
+    /// An operator or the controller asked: rest in Stopped for good.
+    Rest,
     /// End the agent.
     Exit,
 }
@@ -65,13 +69,18 @@ pub(super) enum Stage {
         then: After,
         keep_engine: bool,
     },
+    /// The engine was told to end; one that has not by `until` survived SIGKILL.
     Stopping {
         pid: u32,
         then: After,
+        until: Mono,
     },
     /// The agent ends and its node goes on: the next run adopts the engine.
     Exiting,
-    Stopped,
+    /// `by_notice`: starts anew when the notice is lifted.
+    Stopped {
+        by_notice: bool,
+    },
     Failed,
 }
 
@@ -85,10 +94,10 @@ impl Stage {
             Self::Serving { .. } | Self::Passing => Phase::Serving,
             Self::Waiting { phase, .. } => *phase,
             Self::Draining { .. } => Phase::Draining,
-            Self::Stopping { then: After::Retry, .. } => Phase::Loading,
-            Self::Stopping { then: After::Rest | After::Exit, .. } => Phase::Draining,
+            Self::Stopping { then: After::Retry | After::Again, .. } => Phase::Loading,
+            Self::Stopping { then: After::Rest | After::Leave | After::Exit, .. } => Phase::Draining,
             Self::Exiting => Phase::Draining,
-            Self::Stopped => Phase::Stopped,
+            Self::Stopped { .. } => Phase::Stopped,
             Self::Failed => Phase::Failed,
         }
     }
@@ -105,7 +114,7 @@ impl Stage {
             | Self::Passing
             | Self::Waiting { .. }
             | Self::Exiting
-            | Self::Stopped
+            | Self::Stopped { .. }
             | Self::Failed => None,
         }
     }
@@ -122,7 +131,7 @@ impl Stage {
             Self::Draining { pid: Some(_), .. } => EngineState::Ready,
             Self::Draining { pid: None, .. } | Self::Exiting => EngineState::Absent,
             Self::Stopping { .. } => EngineState::Stopping,
-            Self::Waiting { .. } | Self::Stopped | Self::Failed => EngineState::Exited,
+            Self::Waiting { .. } | Self::Stopped { .. } | Self::Failed => EngineState::Exited,
         }
     }
 }

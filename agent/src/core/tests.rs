@@ -56,6 +56,11 @@ impl Bench {
         bench
     }
 
+    fn end(&mut self) {
+        let how = "signal 15".to_owned();
+        self.give(Event::EngineExited { pid: 7, how, log_tail: Vec::new() });
+    }
+
     fn fail_once(&mut self) {
         self.give(Event::EngineExited {
             pid: 7,
@@ -285,21 +290,89 @@ fn a_notice_is_told_first_and_drains_before_its_deadline_less_the_reserve() {
     assert!(bench.pass(Duration::from_millis(100)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
 }
 
-#[test]
-fn a_lifted_notice_lets_the_node_serve_again() {
+/// A serving node that got a notice, and how far it then went.
+fn noticed(how_far: Phase) -> Bench {
     let mut bench = Bench::serving();
     bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let deadline = Mono::from_millis(120_000);
+    let (source, id) = ("file".to_owned(), "a".to_owned());
+    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source, id, deadline });
+    if how_far == Phase::Draining {
+        return bench;
+    }
+    bench.give(Event::EdgeCounted(EdgeReport::default()));
+    if how_far == Phase::Stopped {
+        bench.end();
+    }
+    bench
+}
+
+fn lifted() -> Event {
+    Event::NoticeLifted { source: "file".to_owned(), id: "a".to_owned() }
+}
+
+fn drained_by_command() -> Event {
+    let command = Command::Drain { within_ms: 60_000, reason: "maintenance".to_owned() };
+    Event::Commanded { operation: OperationId(4), term: Term(1), command }
+}
+
+#[test]
+fn a_lifted_notice_lets_the_node_serve_again_however_far_it_went() {
+    let mut draining = noticed(Phase::Draining);
+    draining.give(lifted());
+    draining.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+    assert_eq!(draining.phase(), Phase::Serving);
+
+    // Its engine is being stopped.
+    let mut stopping = noticed(Phase::Loading);
+    stopping.give(lifted());
+    stopping.end();
+    assert_eq!(stopping.phase(), Phase::Mounting);
+
+    let mut stopped = noticed(Phase::Stopped);
+    assert_eq!(stopped.phase(), Phase::Stopped);
+    stopped.give(lifted());
+    assert_eq!(stopped.phase(), Phase::Mounting);
+}
+
+#[test]
+fn a_lifted_notice_does_not_undo_an_operators_drain() {
+    for how_far in [Phase::Draining, Phase::Loading, Phase::Stopped] {
+        let mut bench = noticed(how_far);
+        bench.give(drained_by_command());
+        bench.give(lifted());
+        bench.give(Event::EdgeCounted(EdgeReport::default()));
+        bench.end();
+        assert_eq!(bench.phase(), Phase::Stopped, "{how_far:?}");
+    }
+}
+
+#[test]
+fn a_node_without_assignment_takes_one_after_a_lifted_notice() {
+    let mut bench = Bench::new(Role::Replica);
+    bench.give(Event::Booted(Booted::default()));
     let (source, id) = ("file".to_owned(), "a".to_owned());
     let deadline = Mono::from_millis(120_000);
-    bench.give(Event::NoticeSeen {
-        kind: NoticeKind::Stop,
-        source: source.clone(),
-        id: id.clone(),
-        deadline,
-    });
-    bench.give(Event::NoticeLifted { source, id });
-    bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
-    assert_eq!(bench.phase(), Phase::Serving);
+    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source, id, deadline });
+    bench.give(Event::EdgeCounted(EdgeReport::default()));
+    assert_eq!(bench.phase(), Phase::Stopped);
+    bench.give(lifted());
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    assert_eq!(bench.phase(), Phase::Mounting);
+}
+
+#[test]
+fn an_engine_that_survives_sigkill_is_given_up_with_its_node() {
+    let timing = Timing::default();
+    let mut bench = Bench::loading();
+    bench.pass(timing.start_gate);
+    let actions = bench.pass(timing.stop_grace + timing.kill_grace).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::ReplacementWanted { .. }))));
+    assert_eq!(bench.phase(), Phase::Failed);
+
+    let mut leaving = noticed(Phase::Loading);
+    leaving.pass(timing.stop_grace + timing.kill_grace);
+    assert_eq!(leaving.phase(), Phase::Stopped, "it goes with the VM");
 }
 
 #[test]

@@ -24,6 +24,8 @@ pub struct Timing {
     pub failure_window: Duration,
     /// Between SIGTERM and SIGKILL when the engine is stopped. Real vLLM ends in 0.7 s, or never.
     pub stop_grace: Duration,
+    /// After SIGKILL. A process that is still there hangs in the kernel, with the GPU's memory; nothing here frees it.
+    pub kill_grace: Duration,
     /// How often the edge is asked whether it is empty while draining.
     pub drain_poll: Duration,
     /// Kept back from a notice's deadline to stop the engine and say farewell. Design table: AWS 10 s.
@@ -42,6 +44,7 @@ impl Default for Timing {
             failures_max: 3,
             failure_window: Duration::from_secs(30 * 60),
             stop_grace: Duration::from_secs(10),
+            kill_grace: Duration::from_secs(15),
             drain_poll: Duration::from_millis(100),
             notice_reserve: Duration::from_secs(10),
         }

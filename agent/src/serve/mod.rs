@@ -5,6 +5,5 @@
 //! - [`edge`]: users' requests, answered by whichever replica can.
 
 pub mod edge;
-pub mod executor;
 pub mod metrics;
 pub mod peer;

@@ -26,7 +26,6 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::executor::SupervisedExecutor;
 use crate::effect::link::Pulse;
 
 /// Connections at once: every controller and every peer's pool, with room.
@@ -37,9 +36,6 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// An idle connection is kept this long: several poll intervals of 10 s.
 const IDLE_MAX: Duration = Duration::from_secs(75);
-
-/// Requests at once on one HTTP/2 connection.
-const STREAMS_MAX: u32 = 256;
 
 /// Out of file descriptors or memory: accepting again at once would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -95,56 +91,36 @@ impl PeerPort {
                 debug!("peer connection refused: too many");
                 continue;
             };
-            let (port, inner) = (self.clone(), supervisor.clone());
+            let port = self.clone();
             supervisor.spawn("peer connection", Kind::Passing, |token| async move {
-                let result = port.connection(stream, inner, token).await;
+                let result = port.connection(stream, token).await;
                 drop(place);
                 result
             });
         }
     }
 
-    async fn connection(
-        self,
-        stream: TcpStream,
-        supervisor: Supervisor,
-        token: CancellationToken,
-    ) -> TaskResult {
+    async fn connection(self, stream: TcpStream, token: CancellationToken) -> TaskResult {
         stream.set_nodelay(true)?;
         let handshake = TlsAcceptor::from(Arc::clone(&self.tls)).accept(stream);
         let stream = timeout(HANDSHAKE_DEADLINE, handshake).await??;
         let (_, session) = stream.get_ref();
         let caller = peer::of_tls(session)?.ok_or("no certificate")?;
-        let speaks_http2 = session.alpn_protocol() == Some(b"h2");
         let service = service_fn(move |request| {
             let (port, caller) = (self.clone(), caller.clone());
             async move { Ok::<_, Infallible>(port.answer(request, caller).await) }
         });
-        if speaks_http2 {
-            let connection = hyper::server::conn::http2::Builder::new(SupervisedExecutor(supervisor))
-                .timer(TokioTimer::new())
-                .max_concurrent_streams(STREAMS_MAX)
-                .serve_connection(TokioIo::<TlsStream<TcpStream>>::new(stream), service);
-            tokio::pin!(connection);
-            // Cancel-safe: the connection is polled on in the other arm.
-            tokio::select! {
-                result = &mut connection => return Ok(result?),
-                () = token.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            Ok(connection.await?)
-        } else {
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(IDLE_MAX)
-                .serve_connection(TokioIo::<TlsStream<TcpStream>>::new(stream), service);
-            tokio::pin!(connection);
-            // Cancel-safe: the connection is polled on in the other arm.
-            tokio::select! {
-                result = &mut connection => return Ok(result?),
-                () = token.cancelled() => connection.as_mut().graceful_shutdown(),
-            }
-            Ok(connection.await?)
+        let connection = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE_MAX)
+            .serve_connection(TokioIo::<TlsStream<TcpStream>>::new(stream), service);
+        tokio::pin!(connection);
+        // Cancel-safe: the connection is polled on in the other arm.
+        tokio::select! {
+            result = &mut connection => return Ok(result?),
+            () = token.cancelled() => connection.as_mut().graceful_shutdown(),
         }
+        Ok(connection.await?)
     }
 
     async fn answer(&self, request: Request<Incoming>, caller: Peer) -> Response<PeerBody> {

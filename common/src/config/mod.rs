@@ -9,5 +9,5 @@ mod reading;
 mod schema;
 
 pub use mistakes::{ConfigMistakes, EXIT_CONFIG};
-pub use reading::{Reading, read};
+pub use reading::{Reading, environment, read};
 pub use schema::{Key, Kind, Schema};

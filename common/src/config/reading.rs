@@ -1,5 +1,6 @@
 //! A configuration as it was read, with what is wrong in it.
 
+use std::ffi::OsString;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
@@ -34,6 +35,12 @@ impl<T> Reading<T> {
             _ => Err(self.mistakes),
         }
     }
+}
+
+/// This process's environment. What is no text in a value is shown as such where the value is judged.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    let text = |value: OsString| value.to_string_lossy().into_owned();
+    std::env::vars_os().filter_map(move |(name, value)| Some((name.into_string().ok()?, text(value))))
 }
 
 /// Reads the file at `path`, if one is given, and the variables of `environment` over it.

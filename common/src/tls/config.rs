@@ -15,7 +15,6 @@ use super::{Identity, Trust, quic};
 use crate::wire::version::{ALPN, ALPN_ENROL};
 
 const HTTP_1: &[u8] = b"http/1.1";
-const HTTP_2: &[u8] = b"h2";
 
 /// Why a configuration cannot be built.
 #[derive(Debug, thiserror::Error)]
@@ -28,7 +27,7 @@ pub enum TlsError {
     Cipher(#[from] NoInitialCipherSuite),
 }
 
-/// A TCP server: no session without a certificate. HTTP/2 or HTTP/1.1.
+/// A TCP server: no session without a certificate. HTTP/1.1.
 ///
 /// # Errors
 /// When `trust` cannot serve to verify clients.
@@ -38,7 +37,7 @@ pub fn tcp_server(identity: &Identity, trust: &Trust) -> Result<Arc<ServerConfig
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(Arc::new(identity.clone()));
-    config.alpn_protocols = vec![HTTP_2.to_vec(), HTTP_1.to_vec()];
+    config.alpn_protocols = vec![HTTP_1.to_vec()];
     config.send_tls13_tickets = 0;
     Ok(Arc::new(config))
 }

@@ -1,5 +1,6 @@
 //! Keeps one engine process: starts or adopts it, watches it, stops it, sweeps after it.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
@@ -12,7 +13,7 @@ use cic_common::time::Clock;
 use nix::sys::signal::Signal;
 use tokio::process::Child;
 use tokio::sync::{mpsc, watch};
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -27,6 +28,9 @@ const ADOPTED_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// How often the log's length is looked at. At 100 MB/s, a flood, it is over its bound for at most 1 GB.
 const LOG_LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// A disk that does not answer must not keep the watch from seeing the engine's end.
+const LOG_BOUND_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a keeper must know.
 #[derive(Debug, Clone)]
@@ -75,29 +79,27 @@ impl Keeper {
         self.shared.running.subscribe()
     }
 
-    /// Looks for an engine of an earlier run: adopts the recorded one if it is that very process, and kills
-    /// whatever else carries this node's tag.
-    pub async fn find(&self) -> Option<EngineFound> {
+    /// Looks for an engine of an earlier run: adopts the recorded one if it is that very process, else kills
+    /// whatever carries this node's tag.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read, so that nobody knows whether it runs.
+    pub async fn find(&self) -> io::Result<Option<EngineFound>> {
         let shared = &self.shared;
-        let record: Option<Record> = shared.state.read(name::ENGINE);
-        match record {
-            Some(record) if record.is_alive().await => {
-                info!(pid = record.pid, port = record.port, "adopt the running engine");
-                let found = EngineFound { pid: record.pid, assignment: record.assignment.clone() };
-                self.watch(record, None);
-                Some(found)
-            }
-            Some(record) => {
-                let is_this_boot = record.boot_id == procfs::boot_id().await;
-                sweep(&shared.tag, is_this_boot.then(|| Trail::from(&record))).await;
-                shared.state.remove(name::ENGINE).await;
-                None
-            }
-            None => {
-                sweep(&shared.tag, None).await;
-                None
-            }
+        let Some(record) = shared.state.read::<Record>(name::ENGINE) else {
+            sweep(&shared.tag, None).await;
+            return Ok(None);
+        };
+        if record.is_alive().await? {
+            info!(pid = record.pid, port = record.port, "adopt the running engine");
+            let found = EngineFound { pid: record.pid, assignment: record.assignment.clone() };
+            self.watch(record, None);
+            return Ok(Some(found));
         }
+        let is_this_boot = record.boot_id == procfs::boot_id().await?;
+        sweep(&shared.tag, is_this_boot.then(|| Trail::from(&record))).await;
+        shared.state.remove(name::ENGINE).await;
+        Ok(None)
     }
 
     /// Starts an engine; ends in `EngineStarted` or `EngineStartFailed`.
@@ -147,17 +149,15 @@ impl Keeper {
         };
         // A child that was not waited for keeps its pid and its line in /proc, even if it has ended already.
         let Some(pid) = child.id() else { return Err(("engine ended at once".to_owned(), true)) };
-        let Some(process) = procfs::process(pid).await else {
-            return Err((format!("/proc shows no engine pid {pid}"), true));
+        let (process, boot_id) = match (procfs::process(pid).await, procfs::boot_id().await) {
+            (Ok(Some(process)), Ok(boot_id)) => (process, boot_id),
+            (Ok(None), Ok(_)) => return Err((format!("/proc shows no engine pid {pid}"), true)),
+            (Err(error), _) | (_, Err(error)) => {
+                sweep(&shared.tag, None).await;
+                return Err((format!("/proc cannot be read: {error}"), true));
+            }
         };
-        let record = Record {
-            pid,
-            start_ticks: process.start_ticks,
-            boot_id: procfs::boot_id().await,
-            port,
-            cgroup,
-            assignment,
-        };
+        let record = Record { pid, start_ticks: process.start_ticks, boot_id, port, cgroup, assignment };
         if let Err(error) = shared.state.write(name::ENGINE, &record).await {
             sweep(&shared.tag, Some(Trail::from(&record))).await;
             return Err((with_causes(&error), true));
@@ -196,8 +196,10 @@ impl Keeper {
                 () = token.cancelled() => return Ok(()),
                 how = &mut ended => break how,
                 _ = looks.tick() => {
-                    if let Err(error) = log::bound(&path).await {
-                        warn!(path = %path.display(), %error, "engine log cannot be bounded");
+                    match timeout(LOG_BOUND_WITHIN, log::bound(&path)).await {
+                        Ok(Ok(())) => {}
+                        Ok(Err(error)) => warn!(path = %path.display(), %error, "engine log cannot be bounded"),
+                        Err(_) => warn!(path = %path.display(), "engine log cannot be bounded: its disk hangs"),
                     }
                 }
             }
@@ -216,7 +218,7 @@ impl Keeper {
             let event = Event::EngineExited { pid, how: "was not running".to_owned(), log_tail: Vec::new() };
             return Ok(self.shared.events.send(event).await?);
         };
-        if record.is_alive().await {
+        if record.is_alive().await.unwrap_or(true) {
             send(pid, Signal::SIGTERM);
         }
         let is_gone = |now: &Option<Record>| now.as_ref().is_none_or(|now| now.pid != pid);
@@ -235,7 +237,7 @@ impl Keeper {
 /// Waits for the end of the engine's main process and says how it was, for people.
 async fn ended(record: &Record, child: Option<Child>) -> String {
     let Some(mut child) = child else {
-        while record.is_alive().await {
+        while record.is_alive().await.unwrap_or(true) {
             tokio::time::sleep(ADOPTED_LOOK_EVERY).await;
         }
         return "ended; exit status unknown, since an earlier agent run started it".to_owned();

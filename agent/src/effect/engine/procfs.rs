@@ -4,22 +4,32 @@ use std::io;
 use std::path::PathBuf;
 
 use cic_common::process::{Process, environment_path, stat_path};
+use nix::errno::Errno;
 use tokio::fs;
 
 /// The process `pid`, or `None` when there is none.
-pub(super) async fn process(pid: u32) -> Option<Process> {
-    let text = fs::read_to_string(stat_path(pid)).await.ok()?;
-    Process::parse(pid, &text)
+///
+/// # Errors
+/// When `/proc` cannot be read (no descriptors left): that says nothing about the process.
+pub(super) async fn process(pid: u32) -> io::Result<Option<Process>> {
+    match fs::read_to_string(stat_path(pid)).await {
+        Ok(text) => Ok(Process::parse(pid, &text)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Every process that can be seen.
+///
+/// # Errors
+/// When some of `/proc` cannot be read.
 pub(super) async fn processes() -> io::Result<Vec<Process>> {
     let mut found = Vec::new();
     let mut entries = fs::read_dir("/proc").await?;
     while let Some(entry) = entries.next_entry().await? {
         let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
         if let Some(pid) = pid
-            && let Some(process) = process(pid).await
+            && let Some(process) = process(pid).await?
         {
             found.push(process);
         }
@@ -33,9 +43,12 @@ pub(super) async fn environment(pid: u32) -> Vec<u8> {
 }
 
 /// The kernel's random name of this boot.
-pub(super) async fn boot_id() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").await.unwrap_or_default();
-    text.trim().to_owned()
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) async fn boot_id() -> io::Result<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/random/boot_id").await?;
+    Ok(text.trim().to_owned())
 }
 
 /// The cgroup (version 2) this process is in, as a directory; `None` without one.
@@ -45,14 +58,19 @@ pub(super) async fn own_cgroup() -> Option<PathBuf> {
     Some(PathBuf::from(format!("/sys/fs/cgroup{path}")))
 }
 
+/// A process that ends while it is read about shows as either of the two.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ESRCH as i32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[tokio::test]
     async fn this_process_is_found() {
-        let own = process(std::process::id()).await.unwrap();
+        let own = process(std::process::id()).await.unwrap().unwrap();
         assert!(processes().await.unwrap().contains(&own));
-        assert!(!boot_id().await.is_empty());
+        assert!(!boot_id().await.unwrap().is_empty());
     }
 }

@@ -1,5 +1,6 @@
 //! What is written down about the running engine, so that the next run of the agent can adopt it.
 
+use std::io;
 use std::path::PathBuf;
 
 use cic_common::assignment::Assignment;
@@ -21,10 +22,14 @@ pub struct Record {
 
 impl Record {
     /// Whether exactly this process is still running.
-    pub async fn is_alive(&self) -> bool {
-        self.boot_id == procfs::boot_id().await
-            && procfs::process(self.pid)
-                .await
-                .is_some_and(|found| !found.is_zombie && found.start_ticks == self.start_ticks)
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read: it may run.
+    pub async fn is_alive(&self) -> io::Result<bool> {
+        if self.boot_id != procfs::boot_id().await? {
+            return Ok(false);
+        }
+        let found = procfs::process(self.pid).await?;
+        Ok(found.is_some_and(|found| !found.is_zombie && found.start_ticks == self.start_ticks))
     }
 }

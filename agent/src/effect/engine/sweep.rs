@@ -5,6 +5,7 @@
 //! by the tag in their environment, and as kin of those, whichever way they tried to leave.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use cic_common::id::NodeId;
 use cic_common::process::{Process, family};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{Record, cgroup, procfs};
 
@@ -64,9 +65,11 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
     let mut left = Vec::new();
     let sweeping = async {
         loop {
-            left = belonging(tag, trail).await;
-            if left.is_empty() {
-                break;
+            match belonging(tag, trail).await {
+                Ok(found) if found.is_empty() => break,
+                Ok(found) => left = found,
+                // Not to be seen is not to be gone.
+                Err(error) => warn!(%error, "engine processes cannot be looked for"),
             }
             for process in &left {
                 send(process.pid, Signal::SIGKILL);
@@ -90,7 +93,11 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
 
 /// Kills the engine's session once, leaving the rest to the sweep that follows its end.
 pub(super) async fn kill_session(trail: Trail<'_>) {
-    for process in procfs::processes().await.unwrap_or_default() {
+    let processes = match procfs::processes().await {
+        Ok(processes) => processes,
+        Err(error) => return warn!(%error, "engine processes cannot be looked for"),
+    };
+    for process in processes {
         let is_main = process.pid == trail.pid && process.start_ticks == trail.start_ticks;
         if is_main || process.session == trail.pid {
             send(process.pid, Signal::SIGKILL);
@@ -106,8 +113,8 @@ pub(super) fn send(pid: u32, signal: Signal) {
     }
 }
 
-async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> Vec<Process> {
-    let processes = procfs::processes().await.unwrap_or_default();
+async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> io::Result<Vec<Process>> {
+    let processes = procfs::processes().await?;
     // A session whose number now leads another process is not the engine's any more.
     let session = trail
         .filter(|trail| processes.iter().all(|p| p.pid != trail.pid || p.start_ticks == trail.start_ticks));
@@ -120,7 +127,7 @@ async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> Vec<Process> {
     }
     let mut found = family(&processes, |process| marked.contains(&process.pid));
     found.retain(|process| process.pid != std::process::id());
-    found
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -125,11 +125,6 @@ impl Links {
     pub fn live_count(&self) -> usize {
         self.live.load(Ordering::Relaxed)
     }
-
-    #[must_use]
-    pub fn controller_count(&self) -> usize {
-        self.links.len()
-    }
 }
 
 /// Why one attempt ended.

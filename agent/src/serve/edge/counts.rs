@@ -44,6 +44,12 @@ impl Counts {
         self.of(flow).load(Ordering::Relaxed)
     }
 
+    /// What must end before this node may go: requests at its engine and users it answers, whichever are more. A
+    /// user's request to the own engine is both, so the two do not add up.
+    pub(super) fn carried(&self) -> u32 {
+        self.in_flight(Flow::OwnEngine).max(self.in_flight(Flow::Users))
+    }
+
     pub(super) fn request(&self) {
         self.shared.requests.fetch_add(1, Ordering::Relaxed);
     }

@@ -120,17 +120,12 @@ impl Edge {
         self.shared.own.send_replace(own);
     }
 
-    /// The counters for the node's report. In flight is what a drain must wait for: a replica's own engine, a
-    /// gateway's users.
+    /// The counters for the node's report.
     #[must_use]
     pub fn report(&self) -> EdgeReport {
         let counts = &self.shared.counts;
-        let flow = match self.shared.spec.role {
-            Role::Replica => Flow::OwnEngine,
-            Role::Gateway => Flow::Users,
-        };
         EdgeReport {
-            in_flight: counts.in_flight(flow),
+            in_flight: counts.carried(),
             request_count: counts.requests(),
             retry_count: counts.retries(),
             failure_count: counts.failures(),
@@ -258,6 +253,11 @@ impl Edge {
             Upstream::Own { .. } => Some(shared.counts.enter(Flow::OwnEngine)),
             Upstream::Peer { .. } => None,
         };
+        if shared.lifeline.is_dead(upstream) {
+            shared.choice.failed(upstream.node());
+            errand.last_why = format!("{}: presumed dead", upstream.node());
+            return Err(());
+        }
         let mut cut = shared.lifeline.wait_for(upstream).until_dead();
         let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
         // Cancel safe: an attempt that is dropped closes its connection.

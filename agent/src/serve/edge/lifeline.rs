@@ -2,9 +2,12 @@
 //!
 //! A completion can rightly take minutes, so that waiting long says nothing; a machine that was frozen or cut off
 //! closes no connection. Once a second every peer with requests in flight is asked something any live agent
-//! answers at once, on a new connection. This needs no controller.
+//! answers at once, on a new connection. This needs no controller. Only silence counts: a peer that refuses or closes
+//! is there, and our own lack of descriptors says nothing about anybody. One that is presumed dead is asked on until
+//! it answers, so that new requests pass it over instead of waiting for it anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,7 +21,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::pool::{Pool, Upstream};
+use super::pool::{Pool, SendError, Upstream};
 use super::relay::Cut;
 
 /// Between two questions to one peer.
@@ -29,6 +32,9 @@ const ANSWER_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Unanswered questions in a row that make a peer presumed dead: one packet may be lost, a machine may pause.
 const MISSES_MAX: u32 = 2;
+
+/// Unanswered questions after which a peer is forgotten: by then its replacement is in the table. A minute and more.
+const FORGOTTEN_AFTER: u32 = 60;
 
 /// What the question asks for. That it is refused is an answer too.
 const QUESTION: &str = "/healthz";
@@ -63,7 +69,7 @@ impl Lifeline {
     /// # Errors
     /// Never; the type is that of a supervised task.
     pub(super) async fn run(self, pool: Pool, token: CancellationToken) -> TaskResult {
-        let mut misses: BTreeMap<NodeId, u32> = BTreeMap::new();
+        let mut misses: BTreeMap<Upstream, u32> = BTreeMap::new();
         let mut turns = tokio::time::interval(ASK_EVERY);
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -72,20 +78,27 @@ impl Lifeline {
                 () = token.cancelled() => return Ok(()),
                 _ = turns.tick() => {}
             }
-            let asked: Vec<Upstream> =
+            let watched: BTreeSet<Upstream> =
                 self.lock().keys().filter(|one| matches!(one, Upstream::Peer { .. })).cloned().collect();
-            misses.retain(|node, _| asked.iter().any(|upstream| upstream.node() == node));
-            let answers = asked.iter().map(|upstream| answers(&pool, upstream));
-            for (upstream, is_alive) in asked.iter().zip(futures_util::future::join_all(answers).await) {
-                let count = misses.entry(upstream.node().clone()).or_default();
-                *count = if is_alive { 0 } else { count.saturating_add(1) };
+            misses
+                .retain(|one, count| watched.contains(one) || (MISSES_MAX..FORGOTTEN_AFTER).contains(count));
+            let asked: BTreeSet<Upstream> = watched.into_iter().chain(misses.keys().cloned()).collect();
+            let answers = asked.iter().map(|upstream| is_silent(&pool, upstream));
+            for (upstream, is_silent) in asked.iter().zip(futures_util::future::join_all(answers).await) {
+                let count = misses.entry(upstream.clone()).or_default();
+                *count = if is_silent { count.saturating_add(1) } else { 0 };
                 if *count == MISSES_MAX {
                     warn!(node = %upstream.node(), "replica is presumed dead: it answers nothing");
                 }
             }
-            let dead = misses.iter().filter(|(_, count)| **count >= MISSES_MAX).map(|(node, _)| node.clone());
-            self.publish(dead.collect());
+            let dead = misses.iter().filter(|(_, count)| **count >= MISSES_MAX);
+            self.publish(dead.map(|(upstream, _)| upstream.node().clone()).collect());
         }
+    }
+
+    /// Whether it is presumed dead now.
+    pub(super) fn is_dead(&self, upstream: &Upstream) -> bool {
+        matches!(upstream, Upstream::Peer { node, .. } if self.dead.borrow().contains(node))
     }
 
     fn publish(&self, dead: BTreeSet<NodeId>) {
@@ -129,9 +142,19 @@ impl Drop for Waiting {
     }
 }
 
-async fn answers(pool: &Pool, upstream: &Upstream) -> bool {
+/// Whether nothing at all came back. An answer of any kind, a refusal or a close is a sign of life.
+pub(super) async fn is_silent(pool: &Pool, upstream: &Upstream) -> bool {
     let mut request = Request::new(Full::<Bytes>::default());
     *request.uri_mut() = hyper::Uri::from_static(QUESTION);
     request.headers_mut().insert(header::HOST, upstream.host());
-    matches!(timeout(ANSWER_DEADLINE, pool.send_afresh(upstream, request)).await, Ok(Ok(_)))
+    match timeout(ANSWER_DEADLINE, pool.send_afresh(upstream, request)).await {
+        Err(_) | Ok(Err(SendError::ConnectLate)) => true,
+        Ok(Err(SendError::Connect(error))) if is_unreachable(&error) => true,
+        Ok(Ok(_) | Err(SendError::Connect(_) | SendError::NoIdentity | SendError::Broken(_))) => false,
+    }
+}
+
+/// Nobody answered the kernel's own questions for the way there.
+fn is_unreachable(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::HostUnreachable | io::ErrorKind::TimedOut)
 }

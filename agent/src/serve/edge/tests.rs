@@ -27,6 +27,7 @@ use tokio::sync::{Mutex, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
 use super::answer::Refusal;
+use super::lifeline::is_silent;
 use super::pool::{Pool, Upstream};
 use super::request::EDGE_BODY_BYTES_MAX;
 use super::{Edge, EdgeSpec, NODE_HEADER, OwnEngine, REFUSED_HEADER, Routes, UserPort};
@@ -510,5 +511,34 @@ async fn a_client_that_leaves_frees_its_place_and_its_replica() {
             reaches(&fake.left, 1).await;
             stand.until_in_flight(0).await;
         }
+    }
+}
+
+#[tokio::test]
+async fn only_a_peer_that_gives_no_answer_of_any_kind_is_silent() {
+    let stand = Stand::start(Role::Gateway).await;
+    let tls = tcp_client(&stand.identity("n2"), &stand.trust).unwrap();
+    let pool = Pool::new(Clock::start(), stand.supervisor.clone(), Some(tls));
+    let peer = |port| Upstream::Peer { node: node("n1"), address: address(port) };
+
+    let answering = stand.fake(Side::Peer, Act::Say(GOOD.to_owned())).await;
+    let refusing = stand.fake(Side::Peer, Act::Refuse).await;
+    // Takes a connection and closes it: an agent whose places are all taken.
+    let full = listen().await;
+    let full_port = full.local_addr().unwrap().port();
+    stand.supervisor.spawn("full peer", Kind::Passing, |_| async move {
+        loop {
+            drop(full.accept().await?);
+        }
+    });
+    // The kernel takes the connection, nobody ever reads from it: a frozen machine.
+    let frozen = listen().await;
+    for (port, expected) in [
+        (answering.port, false),
+        (refusing.port, false),
+        (full_port, false),
+        (frozen.local_addr().unwrap().port(), true),
+    ] {
+        assert_eq!(within("verdict", is_silent(&pool, &peer(port))).await, expected);
     }
 }
