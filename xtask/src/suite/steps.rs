@@ -1,6 +1,8 @@
 //! The steps, in order: cheap verdicts first, the whole fleet last.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::{Context, Result};
@@ -154,7 +156,22 @@ fn deny(checks: &[&str]) -> Result<Outcome> {
 
 fn dev_once(_: &mut Wanted) -> Result<Outcome> {
     repository::must(&mut dev::command(&["--once".to_owned(), "--engine".to_owned(), "vllm".to_owned()])?)?;
-    Ok(Outcome::Passed)
+    let left = users_of(&repository::root()?.join(".engine"))?;
+    Ok(if left.is_empty() {
+        Outcome::Passed
+    } else {
+        Outcome::Failed(format!("engine processes are left: {left:?}"))
+    })
+}
+
+/// Processes that have a file below `directory` in memory: a vLLM hides its command line and environment, not that.
+fn users_of(directory: &Path) -> Result<Vec<u32>> {
+    let directory = directory.to_string_lossy().into_owned();
+    let pids = fs::read_dir("/proc")?.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let uses = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/maps")).is_ok_and(|maps| maps.contains(&directory))
+    };
+    Ok(pids.filter(uses).collect())
 }
 
 fn cargo(args: &[&str]) -> Result<Outcome> {
