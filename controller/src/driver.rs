@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::core::{Action, Event, EventRecord, Fleet, Restored, Severity, View};
+use crate::core::{Action, Event, EventRecord, Fleet, Operation, Restored, Severity, View};
 use crate::provision::Provision;
 use crate::record::Recorder;
 use crate::store::{StoreQueue, Write};
@@ -52,7 +52,7 @@ pub struct Published {
 pub struct StepCounts {
     pub steps: AtomicU64,
     pub actions: AtomicU64,
-    /// Sum over all steps, actions handed over included.
+    /// Sum over all steps, without what becomes of their actions.
     pub nanos: AtomicU64,
     pub nanos_max: AtomicU64,
 }
@@ -122,6 +122,8 @@ pub struct Driver {
     ticked_at: Mono,
     counts: Arc<StepCounts>,
     actions: Vec<Action>,
+    /// Operations that the store's full queue did not take yet, oldest first.
+    unrecorded: VecDeque<Operation>,
 }
 
 /// What the API needs of a driver.
@@ -164,6 +166,7 @@ impl Driver {
             ticked_at: Mono::ZERO,
             counts,
             actions: Vec::new(),
+            unrecorded: VecDeque::new(),
         };
         (driver, outlets)
     }
@@ -199,6 +202,7 @@ impl Driver {
                 },
             }
             self.drain();
+            self.record();
             if self.is_changed && self.clock.now().since(self.published_at) >= VIEW_INTERVAL {
                 self.publish();
             }
@@ -253,7 +257,11 @@ impl Driver {
     fn perform(&mut self, action: Action) -> Option<Event> {
         let store = &self.shells.store;
         let write = match action {
-            Action::Record(operation) => Write::Operation { operation, is_new: true },
+            Action::Record(operation) => {
+                self.unrecorded.push_back(operation);
+                self.record();
+                return None;
+            }
             Action::Close(operation) => Write::Operation { operation, is_new: false },
             Action::SaveNode(record) => Write::SaveNode(record),
             Action::ForgetNode(node) => {
@@ -279,9 +287,21 @@ impl Driver {
             }
         };
         if !store.push(write) {
-            error!("store queue is full; a write is refused and its operation will not be performed");
+            error!("store queue is full; a write is refused");
         }
         None
+    }
+
+    /// Hands operations to the store, in order, as far as it takes them. The core waits for each; a node has one open
+    /// operation at most, which bounds those that wait here.
+    fn record(&mut self) {
+        while let Some(operation) = self.unrecorded.front() {
+            if !self.shells.store.push(Write::Operation { operation: operation.clone(), is_new: true }) {
+                warn!(waiting = self.unrecorded.len(), "store queue is full; operations wait to be recorded");
+                return;
+            }
+            self.unrecorded.pop_front();
+        }
     }
 
     fn publish(&mut self) {

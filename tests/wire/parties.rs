@@ -14,7 +14,7 @@ use cic_common::supervise::Supervisor;
 use cic_common::time::{Clock, unix_ms};
 use cic_common::tls::{CertificateAuthority, Identity, JoinToken, Peer, TokenHash, Trust};
 use cic_controller::core::{Event, Message};
-use cic_controller::ingest::{Ingest, IngestSpec, JoinRefusal, Refusal, open_own_identity};
+use cic_controller::ingest::{Ingest, IngestSpec, JoinRefusal, Refusal};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -53,7 +53,8 @@ impl Fleet {
 
     pub(crate) fn controller_identity(&self) -> Identity {
         let id = ControllerId::new("c1").unwrap();
-        open_own_identity(&self.path("controller.pem"), &self.authority, &id, HOUR).unwrap()
+        let path = self.path("controller.pem");
+        self.authority.issue(&path, &Peer::Controller(id), HOUR, unix_ms()).unwrap()
     }
 }
 

@@ -78,6 +78,13 @@ impl Wanted {
         if replicas_min > self.replicas {
             mistakes.push(format!("replicas_min: {replicas_min} is more than replicas, {}", self.replicas));
         }
+        let known = by.view.deployments.iter().map(|view| &view.deployment);
+        if let Some(known) = known.clone().find(|known| known.name.as_str() == by.name) {
+            check_fixed("model", &known.model, &self.model, &mut mistakes);
+            check_fixed("engine", &known.engine, &self.engine, &mut mistakes);
+            check_fixed("provider", &known.provider, &provider, &mut mistakes);
+            check_fixed("zone", &known.zone, &zone, &mut mistakes);
+        }
         let (Some(name), true) = (name, mistakes.is_empty()) else { return Err(mistakes) };
         let (cluster, node_next) = place(&name, &provider, &zone, by).map_err(|mistake| vec![mistake])?;
         Ok(Deployment {
@@ -94,7 +101,7 @@ impl Wanted {
     }
 }
 
-/// A deployment that stays where it is keeps its cluster; any other opens the next cluster of the day.
+/// A deployment that is known keeps its cluster; a new one opens the next cluster of the day.
 fn place(
     name: &DeploymentName,
     provider: &str,
@@ -102,9 +109,7 @@ fn place(
     by: &WantedBy<'_>,
 ) -> Result<(ClusterName, u16), String> {
     let known = || by.view.deployments.iter().map(|view| &view.deployment);
-    if let Some(earlier) =
-        known().find(|known| known.name == *name && known.provider == provider && known.zone == zone)
-    {
+    if let Some(earlier) = known().find(|known| known.name == *name) {
         return Ok((earlier.cluster.clone(), earlier.node_next));
     }
     let date = utc_date(by.now_unix_ms);
@@ -113,6 +118,15 @@ fn place(
     ClusterName::new(provider, zone, LOCAL_GPU, LOCAL_PRICING, &date, last + 1)
         .map(|cluster| (cluster, 1))
         .map_err(|error| format!("zone: {error}"))
+}
+
+/// Nodes run what they were launched with, and a route names one model: what a deployment is cannot change under them.
+fn check_fixed<T: PartialEq>(what: &str, known: &T, wanted: &T, mistakes: &mut Vec<String>) {
+    if known != wanted {
+        mistakes.push(format!(
+            "{what}: that of a deployment cannot change; apply it under another name, then set this one's replicas to 0"
+        ));
+    }
 }
 
 fn check_model_name(name: &str, mistakes: &mut Vec<String>) {

@@ -37,7 +37,7 @@ pub(super) async fn fault(args: &FaultArgs) -> Result<(), Failure> {
             node.say("thawed");
         }
         FaultKind::KillAgent => {
-            let pid = node.home.agent_pid().filter(|pid| process::start_time(*pid).is_some());
+            let pid = node.home.agent_pid().filter(|pid| processes::of_home(&node.home).contains(pid));
             let pid = pid.ok_or_else(|| Failure::new(format!("{}: no agent runs", node.name)))?;
             process::send(pid, Signal::SIGKILL);
             node.say(&format!("agent {pid} killed; its engine runs on"));

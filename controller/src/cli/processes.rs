@@ -1,7 +1,7 @@
 //! Processes of local nodes and fleets, found by what they carry in their environment.
 //!
-//! Machine and agent carry the machine's tag. An agent takes every `CIC_…` variable from its engine but two, by
-//! which the engine is known: the node and the agent's state directory.
+//! Machine, agent and engine carry the machine's tag; the agent gives its engine two variables more, the node and the
+//! agent's state directory, by which an engine is known on a real VM too.
 
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;

@@ -24,14 +24,16 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// The node id after the last one handed out; opens the next cluster number after 999 nodes.
+    /// The node id after the last one handed out; after 999 nodes the first of the cluster that follows `seq_last`,
+    /// the highest number any deployment uses.
     ///
     /// # Errors
     /// When both the node and the cluster numbers of the day are used up.
-    pub fn next_node(&mut self) -> Result<NodeId, NameError> {
+    pub fn next_node(&mut self, seq_last: u16) -> Result<NodeId, NameError> {
         if self.node_next > 999 {
             let ClusterName { provider, region, gpu, pricing, date, seq } = &self.cluster;
-            self.cluster = ClusterName::new(provider, region, gpu, pricing, date, seq.saturating_add(1))?;
+            let seq = seq_last.max(*seq).saturating_add(1);
+            self.cluster = ClusterName::new(provider, region, gpu, pricing, date, seq)?;
             self.node_next = 1;
         }
         let node = self.cluster.node(self.node_next.max(1))?;
@@ -43,5 +45,31 @@ impl Deployment {
     #[must_use]
     pub fn assignment(&self) -> Assignment {
         Assignment { deployment: self.name.clone(), model: self.model.clone(), engine: self.engine.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    #[test]
+    fn after_999_nodes_no_other_deployments_names_are_handed_out() {
+        let mut deployment = Deployment {
+            name: DeploymentName::new("a").unwrap(),
+            model: ModelSpec { name: "m".to_owned(), path: "/m".to_owned() },
+            engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
+            replicas: 1,
+            replicas_min: 0,
+            provider: "local".to_owned(),
+            zone: "here".to_owned(),
+            cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).unwrap(),
+            node_next: 999,
+        };
+        let name = |node: Result<NodeId, NameError>| node.unwrap().to_string();
+        assert_eq!(name(deployment.next_node(4)), "cic-local-here-none-dev-20261124-001-node999");
+        assert_eq!(name(deployment.next_node(4)), "cic-local-here-none-dev-20261124-005-node001");
+        assert_eq!(name(deployment.next_node(5)), "cic-local-here-none-dev-20261124-005-node002");
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::deployment::Deployment;
 use super::instance::{CloudFault, Instance};
 use super::operation::Operation;
+use super::verdict::Leaving;
 
 /// A node as the store remembers it. Beliefs are not stored: they are rebuilt from the agents in seconds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct NodeRecord {
     pub incarnation: Incarnation,
     /// The launch that made it.
     pub launched_by: Option<OperationId>,
+    /// What an operator asked for; a controller that comes after goes on with it.
+    #[serde(default)]
+    pub asked: Option<Leaving>,
 }
 
 /// Everything the store holds when a controller starts.

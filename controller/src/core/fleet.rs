@@ -305,8 +305,11 @@ impl Fleet {
                     self.count_launch_failure(now, id, out);
                 }
             }
-            (Some(old), Some(new)) if old.cause == Cause::Lost && new.cause == Cause::Gone => {
-                let text = format!("is gone for good: {}", new.reason);
+            // A lost node that came back with a notice drains like any other; one that is gone is not waited for.
+            (Some(old), Some(new))
+                if old.cause.is_reversible() && old.cause != new.cause && !self.is_being_terminated(id) =>
+            {
+                let text = format!("is to go: {}", new.reason);
                 self.set_leaving(id, Some(new));
                 self.tell(now, id, Severity::Warning, "replace", text, out);
             }
@@ -347,7 +350,7 @@ impl Fleet {
         }
         let is_launching = node.operation.is_some();
         let age = now.since(node.known_since);
-        if !is_launching && !node.push.has_spoken() && age >= self.timing.boot_grace {
+        if !is_launching && report.is_none() && age >= self.timing.boot_grace {
             return leaving(Cause::TooSlow, format!("no word from it {} after its launch", span(age)));
         }
         if !is_launching && !node.has_served && age >= self.timing.serve_grace {

@@ -55,6 +55,7 @@ impl Fleet {
         for record in restored.nodes {
             let id = record.node.clone();
             let mut node = Node::new(now, record);
+            node.leaving = node.record.asked.clone();
             node.poll.schedule(now + spread(&id, Duration::from_secs(1)));
             self.nodes.insert(id.clone(), node);
             self.touch(&id);
@@ -104,6 +105,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: None,
+                asked: None,
             };
             self.nodes.insert(id.clone(), Node::new(now, record));
         }
@@ -364,6 +366,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: Some(instance.operation),
+                asked: None,
             };
             out.push(Action::SaveNode(record.clone()));
             let reason = format!(
@@ -385,7 +388,12 @@ impl Fleet {
         if node.leaving.as_ref().is_some_and(|leaving| !leaving.cause.is_reversible()) {
             return;
         }
-        self.set_leaving(id, Some(Leaving { cause, reason: reason.to_owned() }));
+        let asked = Leaving { cause, reason: reason.to_owned() };
+        self.set_leaving(id, Some(asked.clone()));
+        if let Some(node) = self.nodes.get_mut(id) {
+            node.record.asked = Some(asked);
+            out.push(Action::SaveNode(node.record.clone()));
+        }
         self.tell(now, id, Severity::Info, "asked", reason.to_owned(), out);
         self.touch(id);
     }

@@ -40,5 +40,5 @@ pub use instance::{CloudFault, Instance, InstanceState};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
-pub use verdict::Cause;
+pub use verdict::{Cause, Leaving};
 pub use view::{DeploymentView, NodeView, View};

@@ -6,7 +6,7 @@ use cic_common::id::{NodeId, OperationId};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome};
 
-use super::belief::Cloud;
+use super::belief::{Belief, Cloud};
 use super::fleet::Fleet;
 use super::instance::CloudFault;
 use super::node::Node;
@@ -19,12 +19,15 @@ use super::{Action, Message};
 /// Longest wait between tries of an operation that gets no answer.
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// Sends of a command that is not acknowledged; then the plan decides anew.
+/// Sends of a command that is not acknowledged; then a drain is sent less often and any other is given up.
 const COMMAND_TRIES_MAX: u32 = 5;
 
 /// Wait after the first launch that came to nothing; doubled for each further one.
 const LAUNCH_BACKOFF: Duration = Duration::from_secs(10);
 const LAUNCH_BACKOFF_MAX: Duration = Duration::from_secs(300);
+
+/// Why nothing is terminated while neither the node nor the cloud answers.
+pub(super) const CUT_OFF: &str = "the cloud API fails: this controller may be the one cut off";
 
 /// An operation on its way.
 #[derive(Debug)]
@@ -138,7 +141,8 @@ impl Fleet {
                 let provider = wanted.deployment.provider.clone();
                 let staying = |(_, node): &(&NodeId, &Node)| node.leaving.is_none();
                 let is_new = !open.is_performed && !open.is_restored;
-                if is_new && self.members(&deployment).filter(staying).count() > count {
+                let is_leaving = self.nodes.get(&node).is_some_and(|node| node.leaving.is_some());
+                if is_new && (is_leaving || self.members(&deployment).filter(staying).count() > count) {
                     self.close(now, id, Err("it is no longer needed".to_owned()), out);
                     return self.forget(&node, out);
                 }
@@ -206,6 +210,11 @@ impl Fleet {
         if !open.is_performed {
             let may_run = match known.cloud.word(now, &timing) {
                 Cloud::Stopped | Cloud::Absent => false,
+                Cloud::Failing if known.belief == Belief::Silent => {
+                    known.held = Some(CUT_OFF.to_owned());
+                    open.retry_at = Some(now + timing.retry);
+                    return;
+                }
                 Cloud::Running | Cloud::Unknown | Cloud::Failing => true,
             };
             if may_run {
@@ -257,14 +266,20 @@ impl Fleet {
             return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
         }
         let Some(open) = self.operations.get_mut(&id) else { return };
-        if open.tries == COMMAND_TRIES_MAX {
+        if open.tries >= COMMAND_TRIES_MAX && !is_drain {
             return self.close(now, id, Err("the node did not acknowledge it".to_owned()), out);
         }
-        open.tries += 1;
+        // A drain is asked for until the node takes it or is lost: meanwhile it stays routed out.
+        let is_lost = self.nodes.get(node).is_none_or(|known| !known.belief.is_routable());
+        if open.tries > 0 && is_lost {
+            return self.close(now, id, Err("the node was lost before it took it".to_owned()), out);
+        }
+        let is_slow = open.tries >= COMMAND_TRIES_MAX;
+        open.tries = open.tries.saturating_add(1);
         open.is_performed = true;
-        open.retry_at = Some(now + self.timing.retry);
+        open.retry_at = Some(now + if is_slow { RETRY_MAX } else { self.timing.retry });
         if let Some(known) = self.nodes.get_mut(node).filter(|_| is_drain) {
-            known.draining_since.get_or_insert(now);
+            known.draining_since = Some(now);
             self.is_dirty = true;
         }
         let message = Message::Command { operation: id, term: self.term, command };

@@ -9,6 +9,7 @@ use super::event::NodeRecord;
 use super::fleet::Fleet;
 use super::node::Node;
 use super::operation::OperationKind;
+use super::perform::CUT_OFF;
 use super::trail::Severity;
 use super::verdict::{Cause, Leaving, Removal};
 use super::{Action, Hold};
@@ -175,7 +176,7 @@ impl Fleet {
         match word {
             Cloud::Stopped | Cloud::Absent => return Ok(()),
             Cloud::Failing if node.belief == Belief::Silent => {
-                return Err(Hold("the cloud API fails: this controller may be the one cut off".to_owned()));
+                return Err(Hold(CUT_OFF.to_owned()));
             }
             Cloud::Running | Cloud::Unknown | Cloud::Failing => {}
         }
@@ -262,8 +263,10 @@ impl Fleet {
 
     fn launch_one(&mut self, now: Mono, name: &DeploymentName, zone: String, out: &mut Vec<Action>) {
         let replaces = self.unreplaced(name);
+        let seq_last =
+            self.deployments.values().map(|wanted| wanted.deployment.cluster.seq).max().unwrap_or(0);
         let Some(wanted) = self.deployments.get_mut(name) else { return };
-        let node = match wanted.deployment.next_node() {
+        let node = match wanted.deployment.next_node(seq_last) {
             Ok(node) => node,
             Err(error) => {
                 wanted.launch_after = now + self.timing.list_interval;
@@ -281,6 +284,7 @@ impl Fleet {
             address: None,
             incarnation: Incarnation(0),
             launched_by: Some(self.operation_last.next()),
+            asked: None,
         };
         out.push(Action::SaveNode(record.clone()));
         self.nodes.insert(node.clone(), Node::new(now, record));

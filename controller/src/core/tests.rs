@@ -194,6 +194,7 @@ impl Bench {
             address: node.address.clone(),
             incarnation: node.incarnation,
             launched_by: Some(OperationId(1)),
+            asked: None,
         };
         Restored {
             term: Term(term),

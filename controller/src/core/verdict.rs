@@ -89,8 +89,8 @@ impl Cause {
 }
 
 /// The verdict that a node is to go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Leaving {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leaving {
     pub(super) cause: Cause,
     pub(super) reason: String,
 }

@@ -13,7 +13,6 @@
 mod endpoint;
 mod enrol;
 mod outgoing;
-mod own_identity;
 mod refusal;
 mod roster;
 mod sequence;
@@ -21,5 +20,4 @@ mod session;
 
 pub use endpoint::{Ingest, IngestError, IngestSpec};
 pub use enrol::{IssueLog, JoinDesk, JoinFuture, JoinRefusal};
-pub use own_identity::{keep_own_identity, open_own_identity};
 pub use refusal::{Refusal, Refusals};

@@ -16,7 +16,7 @@ use crate::core::{CloudFault, Event};
 const ACTS_MAX: usize = 64;
 
 /// The longest an act may take before it counts as unanswered: above the local provider's own deadlines, which
-/// add up to 9 s for a termination.
+/// add up to 5 s for a launch.
 const ACT_WITHIN: Duration = Duration::from_secs(15);
 
 /// The providers of this controller.

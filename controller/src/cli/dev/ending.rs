@@ -9,7 +9,7 @@ use super::super::failure::Failure;
 use super::super::processes;
 use crate::provision::local::{MachineRecord, homes, process};
 
-/// What machines get to shut their agents and engines down: an agent gives its engine 10 s.
+/// What machines get to shut their agents and engines down, and to kill what is left after 3 s.
 const MACHINES_WITHIN: Duration = Duration::from_secs(5);
 
 /// After SIGKILL a process goes unless it hangs in the kernel.

@@ -26,7 +26,9 @@ impl Place {
             let dir = tempfile::Builder::new().prefix("cic-dev-").tempdir();
             let dir =
                 dir.map_err(|error| Failure::new(format!("no temporary directory can be made: {error}")))?;
-            return Ok(Self { dir: dir.keep(), is_temporary: true });
+            let dir = dir.keep();
+            let dir = dir.canonicalize().unwrap_or(dir);
+            return Ok(Self { dir, is_temporary: true });
         };
         let made = fs::create_dir_all(dir).and_then(|()| dir.canonicalize());
         let dir =

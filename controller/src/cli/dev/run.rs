@@ -53,12 +53,17 @@ pub(in crate::cli) async fn run(args: &DevArgs, api: Option<&str>) -> Result<(),
     outcome.and(ended.map(drop))
 }
 
+/// `--once` promises an answer; without it a person ends the fleet when they like.
+fn interrupted(args: &DevArgs) -> Result<(), Failure> {
+    if args.once { Err(Failure::new("interrupted")) } else { Ok(()) }
+}
+
 async fn serve(fleet: &mut Fleet, live: &mut Live, stop: &mut Stop, args: &DevArgs) -> Result<(), Failure> {
     live.say(fleet, &format!("starting a fleet in {}", fleet.place.dir.display()));
     // Cancel safe: a start cut short is ended like any other.
     tokio::select! {
         started = fleet.start() => started?,
-        () = stop.asked() => return Ok(()),
+        () = stop.asked() => return interrupted(args),
     }
     let engine = fleet.plan.engine.program.clone();
     live.say(
@@ -70,7 +75,7 @@ async fn serve(fleet: &mut Fleet, live: &mut Live, stop: &mut Stop, args: &DevAr
         // Cancel safe: a look cut short is taken again.
         let shown = tokio::select! {
             shown = look(fleet) => shown,
-            () = stop.asked() => return Ok(()),
+            () = stop.asked() => return interrupted(args),
         };
         match shown {
             Ok(shown) => match (readiness(fleet, &shown), is_ready) {
@@ -103,7 +108,7 @@ async fn serve(fleet: &mut Fleet, live: &mut Live, stop: &mut Stop, args: &DevAr
         tokio::select! {
             () = tokio::time::sleep(LOOK_INTERVAL) => {}
             turn = fleet.turn(is_ready) => live.say(fleet, &turn?),
-            () = stop.asked() => return if args.once { Err(Failure::new("interrupted")) } else { Ok(()) },
+            () = stop.asked() => return interrupted(args),
         }
     }
 }
