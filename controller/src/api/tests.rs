@@ -143,6 +143,22 @@ async fn a_wrong_deployment_is_refused_with_every_mistake() {
 }
 
 #[tokio::test]
+async fn what_a_deployment_is_cannot_change_under_its_nodes() {
+    let world = World::new(None).await;
+    let mut wish = world.wish();
+    let (status, body) = world.call(Method::PUT, "/v1/deployments/chat", Some(&wish)).await;
+    assert_eq!(status, StatusCode::OK, "{body}");
+    wish["replicas"] = json!(3);
+    let (status, body) = world.call(Method::PUT, "/v1/deployments/chat", Some(&wish)).await;
+    assert_eq!((status, &body["replicas"]), (StatusCode::OK, &json!(3)), "{body}");
+    wish["model"]["name"] = json!("other");
+    wish["zone"] = json!("there");
+    let (status, body) = world.call(Method::PUT, "/v1/deployments/chat", Some(&wish)).await;
+    assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY);
+    assert_eq!(body["error"]["mistakes"].as_array().map(Vec::len), Some(2), "{body}");
+}
+
+#[tokio::test]
 async fn a_change_waits_for_the_store_and_says_so_when_it_is_away() {
     let world = World::new(None).await;
     let lock = world.database.lock_for_test().await;

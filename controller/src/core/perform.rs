@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cic_common::id::{NodeId, OperationId};
+use cic_common::report::Phase;
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome};
 
@@ -270,8 +271,11 @@ impl Fleet {
             return self.close(now, id, Err("the node did not acknowledge it".to_owned()), out);
         }
         // A drain is asked for until the node takes it or is lost: meanwhile it stays routed out.
-        let is_lost = self.nodes.get(node).is_none_or(|known| !known.belief.is_routable());
-        if open.tries > 0 && is_lost {
+        let known = self.nodes.get(node);
+        if is_drain && known.is_some_and(|known| known.phase() == Some(Phase::Stopped)) {
+            return self.close(now, id, Ok(()), out);
+        }
+        if open.tries > 0 && known.is_none_or(|known| !known.belief.is_routable()) {
             return self.close(now, id, Err("the node was lost before it took it".to_owned()), out);
         }
         let is_slow = open.tries >= COMMAND_TRIES_MAX;

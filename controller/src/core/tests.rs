@@ -29,6 +29,11 @@ struct Bench {
     terminated: Vec<NodeId>,
     routed: BTreeSet<NodeId>,
     notes: Vec<EventRecord>,
+    /// Rows of nodes, as last stored.
+    rows: BTreeMap<NodeId, NodeRecord>,
+    /// Nodes that take no command.
+    stubborn: BTreeSet<NodeId>,
+    drains_sent: u32,
 }
 
 impl Bench {
@@ -49,6 +54,9 @@ impl Bench {
             terminated: Vec::new(),
             routed: BTreeSet::new(),
             notes: Vec::new(),
+            rows: BTreeMap::new(),
+            stubborn: BTreeSet::new(),
+            drains_sent: 0,
         };
         bench.give(Event::Restored(restored));
         bench.give(Event::Deployed(deployment(replicas)));
@@ -136,6 +144,10 @@ impl Bench {
                 events.extend(self.beat(&node, number).map(|beat| Event::Heartbeats(vec![beat])));
             }
             Action::Send { node, message: Message::Command { command: Command::Drain { .. }, .. } } => {
+                self.drains_sent += 1;
+                if self.stubborn.contains(&node) {
+                    return;
+                }
                 if let Some((_, _, report)) = self.beats.get_mut(&node) {
                     report.phase = Phase::Stopped;
                 }
@@ -144,11 +156,10 @@ impl Bench {
                 self.routed = table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
             }
             Action::Note(note) => self.notes.push(note),
-            Action::Send { .. }
-            | Action::Close(_)
-            | Action::SaveNode(_)
-            | Action::ForgetNode(_)
-            | Action::SaveDeployment(_) => {}
+            Action::SaveNode(record) => {
+                self.rows.insert(record.node.clone(), record);
+            }
+            Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
         }
     }
 
@@ -194,7 +205,7 @@ impl Bench {
             address: node.address.clone(),
             incarnation: node.incarnation,
             launched_by: Some(OperationId(1)),
-            asked: None,
+            asked: self.rows.get(&node.node).and_then(|row| row.asked.clone()),
         };
         Restored {
             term: Term(term),
@@ -470,4 +481,54 @@ fn a_vm_with_our_tag_and_no_row_is_given_back_after_it_was_seen_long_enough() {
     assert!(bench.terminated.is_empty());
     bench.run(Duration::from_secs(120));
     assert_eq!(bench.terminated, [orphan]);
+}
+
+#[test]
+fn what_an_operator_asked_for_is_done_by_the_next_controller() {
+    let mut first = Bench::serving(2);
+    let node = first.node(0);
+    first.give(Event::ReplaceAsked { node: node.clone(), reason: "test".to_owned() });
+    let mut second = Bench::with(2, first.stored(2));
+    second.instances = first.instances.clone();
+    for node in first.launched.clone() {
+        second.serve(&node, 1);
+    }
+    second.run(Duration::from_secs(20));
+    let fresh =
+        second.launched.first().cloned().or_else(|| first.launched.get(2).cloned()).expect("launched");
+    second.serve(&fresh, 1);
+    second.run(Duration::from_secs(30));
+    assert_eq!(second.terminated, [node]);
+}
+
+#[test]
+fn a_drain_that_is_not_acknowledged_keeps_the_node_routed_out_and_alive() {
+    let mut bench = Bench::serving(2);
+    bench.stubborn.extend(bench.launched.clone());
+    bench.give(Event::Deployed(deployment(1)));
+    bench.run(Duration::from_secs(5));
+    assert_eq!(bench.routed.len(), 1);
+    let node = bench.launched.iter().find(|node| !bench.routed.contains(*node)).cloned().expect("one");
+    let version = bench.fleet.view(bench.now).routes.version;
+    bench.run(Duration::from_secs(600));
+    assert_eq!(bench.fleet.view(bench.now).routes.version, version, "the route does not flap");
+    assert!(bench.terminated.is_empty() && (5..60).contains(&bench.drains_sent), "{}", bench.drains_sent);
+    bench.stubborn.clear();
+    bench.run(Duration::from_secs(60));
+    assert_eq!(bench.terminated, [node]);
+}
+
+#[test]
+fn a_node_that_answers_polls_is_not_too_slow() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_millis(100));
+    let node = bench.node(0);
+    bench.serve(&node, 1);
+    bench.run(Duration::from_secs(12));
+    let mut second = Bench::with(1, bench.stored(2));
+    second.instances = bench.instances.clone();
+    second.beats = bench.beats.clone();
+    second.mute.insert(node);
+    second.run(Timing::default().boot_grace * 2);
+    assert!(second.launched.is_empty() && second.terminated.is_empty());
 }
