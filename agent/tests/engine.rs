@@ -2,7 +2,7 @@
 //! The keeper with real processes: start, adopt, stop, and nothing left behind.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cic_agent::core::Event;
 use cic_agent::effect::engine::{Keeper, KeeperSpec, Record};
@@ -11,12 +11,67 @@ use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, NodeId};
 use cic_common::supervise::Supervisor;
 use cic_common::time::Clock;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tokio::sync::mpsc;
 
 /// Far longer than anything here takes on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const LOOK_EVERY: Duration = Duration::from_millis(5);
+
+/// Names the test's directory in the environment of what it started; scripts write there.
+const TAG: &str = "ROOT";
+
+/// A test's directory. What a test started names it in its environment, wherever it moved its session to, and dies
+/// with it: a test that panicked leaves nothing behind.
+struct Root {
+    dir: tempfile::TempDir,
+}
+
+impl Root {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// For the environment of everything the test starts.
+    fn tag(&self) -> (String, String) {
+        (TAG.to_owned(), self.path().display().to_string())
+    }
+
+    fn processes(&self) -> Vec<Pid> {
+        let (name, value) = self.tag();
+        let tag = format!("{name}={value}").into_bytes();
+        let has_tag = |pid: &i32| {
+            let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+            environment.split(|byte| *byte == 0).any(|variable| variable == tag)
+        };
+        let entries = std::fs::read_dir("/proc").into_iter().flatten();
+        let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter(has_tag).map(Pid::from_raw).collect()
+    }
+}
+
+impl Drop for Root {
+    fn drop(&mut self) {
+        let began = Instant::now();
+        // Again and again: one may have forked between the look and the signal.
+        while began.elapsed() < PATIENCE {
+            let left = self.processes();
+            if left.is_empty() {
+                return;
+            }
+            for pid in left {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            std::thread::sleep(LOOK_EVERY); // bounded wait: by PATIENCE
+        }
+    }
+}
 
 /// One run of an agent, as far as the engine sees it.
 struct Run {
@@ -27,8 +82,8 @@ struct Run {
 }
 
 impl Run {
-    fn begin(root: &Path) -> Self {
-        let state = StateDir::open(&root.join("state")).unwrap();
+    fn begin(root: &Root) -> Self {
+        let state = StateDir::open(&root.path().join("state")).unwrap();
         let supervisor = Supervisor::new();
         let (send, events) = mpsc::channel(16);
         let spec = KeeperSpec {
@@ -66,9 +121,9 @@ impl Run {
 }
 
 /// An engine that is a shell script; `$0 $@` is its command line.
-fn engine(root: &Path, script: &str) -> Assignment {
+fn engine(root: &Root, script: &str) -> Assignment {
     use std::os::unix::fs::PermissionsExt as _;
-    let program = root.join("engine.sh");
+    let program = root.path().join("engine.sh");
     std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     Assignment {
@@ -77,7 +132,7 @@ fn engine(root: &Path, script: &str) -> Assignment {
         engine: EngineSpec {
             program: program.display().to_string(),
             args: vec!["--flag".to_owned()],
-            env: std::iter::once(("ROOT".to_owned(), root.display().to_string())).collect(),
+            env: std::iter::once(root.tag()).collect(),
         },
     }
 }
@@ -104,10 +159,10 @@ async fn pid_in(path: PathBuf) -> u32 {
 
 #[tokio::test]
 async fn an_engine_runs_in_its_own_session_with_the_fixed_command_line() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
+    let root = Root::new();
+    let mut run = Run::begin(&root);
     let script = r#"echo "$@" > $ROOT/args; echo $CIC_NODE > $ROOT/node; echo out; echo err >&2; exit 3"#;
-    let pid = run.started(engine(root.path(), script)).await;
+    let pid = run.started(engine(&root, script)).await;
     let (ended, how, tail) = run.exited().await;
     assert_eq!((ended, how.as_str()), (pid, "exit code 3"));
     assert_eq!(tail, ["out", "err"]);
@@ -122,14 +177,14 @@ async fn an_engine_runs_in_its_own_session_with_the_fixed_command_line() {
 
 #[tokio::test]
 async fn an_engine_outlives_the_agent_and_is_adopted_with_the_same_pid() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
-    let assignment = engine(root.path(), "exec sleep 1000");
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let assignment = engine(&root, "exec sleep 1000");
     let pid = run.started(assignment.clone()).await;
     run.end().await;
     assert!(is_alive(pid));
 
-    let mut next = Run::begin(root.path());
+    let mut next = Run::begin(&root);
     let found = next.keeper.find().await.unwrap().expect("the engine is found");
     assert_eq!((found.pid, &found.assignment), (pid, &assignment));
     next.keeper.stop(pid, PATIENCE);
@@ -141,13 +196,13 @@ async fn an_engine_outlives_the_agent_and_is_adopted_with_the_same_pid() {
 
 #[tokio::test]
 async fn a_pid_that_now_means_another_process_is_not_adopted_and_not_killed() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
-    let pid = run.started(engine(root.path(), "exec sleep 1000")).await;
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let pid = run.started(engine(&root, "exec sleep 1000")).await;
     let mut record: Record = run.state.read(name::ENGINE).unwrap();
     run.keeper.stop(pid, PATIENCE);
     run.exited().await;
-    let mut innocent = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+    let mut innocent = std::process::Command::new("sleep").arg("1000").envs([root.tag()]).spawn().unwrap();
     record.pid = innocent.id();
     run.state.write(name::ENGINE, &record).await.unwrap();
     assert_eq!(run.keeper.find().await.unwrap(), None);
@@ -159,10 +214,10 @@ async fn a_pid_that_now_means_another_process_is_not_adopted_and_not_killed() {
 
 #[tokio::test]
 async fn an_engine_that_ignores_sigterm_is_killed_with_its_whole_session() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
+    let root = Root::new();
+    let mut run = Run::begin(&root);
     let script = "trap '' TERM\n(trap '' TERM; while :; do sleep 1; done) &\necho $! > $ROOT/worker\nwhile :; do sleep 1; done";
-    let pid = run.started(engine(root.path(), script)).await;
+    let pid = run.started(engine(&root, script)).await;
     let worker = pid_in(root.path().join("worker")).await;
     run.keeper.stop(pid, Duration::from_millis(50));
     let (ended, how, _) = run.exited().await;
@@ -173,10 +228,10 @@ async fn an_engine_that_ignores_sigterm_is_killed_with_its_whole_session() {
 
 #[tokio::test]
 async fn workers_that_left_the_session_are_gone_before_the_exit_is_reported() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
+    let root = Root::new();
+    let mut run = Run::begin(&root);
     let script = "setsid sh -c 'echo $$ > $ROOT/worker; exec sleep 1000' &\nwhile ! [ -s $ROOT/worker ]; do sleep 0.01; done; exit 0";
-    let pid = run.started(engine(root.path(), script)).await;
+    let pid = run.started(engine(&root, script)).await;
     let (ended, how, _) = run.exited().await;
     let worker = pid_in(root.path().join("worker")).await;
     assert_eq!((ended, how.as_str()), (pid, "exit code 0"));
@@ -186,14 +241,14 @@ async fn workers_that_left_the_session_are_gone_before_the_exit_is_reported() {
 
 #[tokio::test]
 async fn an_engine_nobody_recorded_is_found_by_its_tag_and_killed() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
-    let pid = run.started(engine(root.path(), "exec sleep 1000")).await;
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let pid = run.started(engine(&root, "exec sleep 1000")).await;
     run.state.remove(name::ENGINE).await;
     run.end().await;
     assert!(is_alive(pid));
 
-    let next = Run::begin(root.path());
+    let next = Run::begin(&root);
     assert_eq!(next.keeper.find().await.unwrap(), None);
     assert!(!is_alive(pid));
     next.end().await;
@@ -201,20 +256,16 @@ async fn an_engine_nobody_recorded_is_found_by_its_tag_and_killed() {
 
 #[tokio::test]
 async fn an_engine_that_died_while_no_agent_ran_leaves_no_workers() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
-    let pid = run.started(engine(root.path(), "sleep 1000 & echo $! > $ROOT/worker; wait")).await;
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let pid = run.started(engine(&root, "sleep 1000 & echo $! > $ROOT/worker; wait")).await;
     let worker = pid_in(root.path().join("worker")).await;
     run.end().await;
-    nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(i32::try_from(pid).unwrap()),
-        nix::sys::signal::Signal::SIGKILL,
-    )
-    .unwrap();
+    kill(Pid::from_raw(i32::try_from(pid).unwrap()), Signal::SIGKILL).unwrap();
     wait_for("the engine is dead", || !is_alive(pid)).await;
     assert!(is_alive(worker));
 
-    let next = Run::begin(root.path());
+    let next = Run::begin(&root);
     assert_eq!(next.keeper.find().await.unwrap(), None);
     assert!(!is_alive(worker));
     next.end().await;
@@ -222,9 +273,9 @@ async fn an_engine_that_died_while_no_agent_ran_leaves_no_workers() {
 
 #[tokio::test]
 async fn a_missing_program_is_one_line_that_will_not_heal() {
-    let root = tempfile::tempdir().unwrap();
-    let mut run = Run::begin(root.path());
-    let mut assignment = engine(root.path(), "exit 0");
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let mut assignment = engine(&root, "exit 0");
     assignment.engine.program = "/no/such/vllm".to_owned();
     run.keeper.start(7, assignment);
     match run.next().await {
@@ -235,4 +286,16 @@ async fn a_missing_program_is_one_line_that_will_not_heal() {
         other => panic!("{other:?}"),
     }
     run.end().await;
+}
+
+#[tokio::test]
+async fn a_test_that_gives_up_leaves_no_engine_and_no_worker_of_another_session() {
+    let root = Root::new();
+    let mut run = Run::begin(&root);
+    let script = "setsid sh -c 'echo $$ > $ROOT/worker; exec sleep 1000' &\nwait";
+    let pid = run.started(engine(&root, script)).await;
+    let worker = pid_in(root.path().join("worker")).await;
+    drop(run);
+    drop(root);
+    assert!(!is_alive(pid) && !is_alive(worker));
 }

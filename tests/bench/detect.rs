@@ -2,9 +2,10 @@
 //!
 //! A fleet of two replicas on the stand-in engine runs under `cic dev`. Each run kills one serving node with
 //! `cic fault NODE kill` and reads from the event log when it was routed out, when its replacement's launch was
-//! recorded, and when the routing table held two replicas again. Time zero is taken before the command is even
+//! recorded, and when a node that was not there before was routed in. Time zero is taken before the command is even
 //! started, so its own start is in the numbers.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,10 +13,10 @@ use cic_common::time::unix_ms;
 use fleet_tests::process::{DevFleet, Fault, Options};
 use serde_json::Value;
 
-use crate::table::{Row, Table};
+use crate::table::{Row, Table, median};
 
 /// Runs unless told otherwise.
-pub(crate) const RUNS: usize = 20;
+pub(crate) const RUNS: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not zero");
 
 const WITHIN: Duration = Duration::from_secs(60);
 
@@ -27,20 +28,22 @@ struct Spans {
     serving: Vec<f64>,
 }
 
-pub(crate) fn run(runs: usize) -> anyhow::Result<Table> {
+pub(crate) fn run(runs: NonZeroUsize) -> anyhow::Result<Table> {
     // The brake would stop the benchmark half-way: it replaces more nodes in minutes than a fleet loses in weeks.
     let brake = [("CIC_BRAKE_LAUNCHES_MAX", "1000"), ("CIC_BRAKE_TERMINATIONS_MAX", "1000")];
     let env = brake.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec();
     let mut fleet = DevFleet::start(&Options { env, ..Options::default() })?;
     let mut spans = Spans::default();
-    for round in 1..=runs {
+    for round in 1..=runs.get() {
         let serving = fleet.wait_serving(2, WITHIN)?;
         let victim = serving.first().context("a serving node")?.clone();
+        let known = fleet.view()?.names();
         let zero = unix_ms();
         fleet.fault(&victim, Fault::Kill)?;
-        let out = after(&mut fleet, zero, |event| is(event, "route-out", Some(&victim)))?;
-        let launch = after(&mut fleet, zero, |event| is(event, "launch", None))?;
-        let back = after(&mut fleet, zero, |event| is(event, "route-in", None))?;
+        let out = after(&mut fleet, zero, |event| is(event, "route-out", |node| node == victim))?;
+        let is_new = |node: &str| !known.iter().any(|name| name == node);
+        let launch = after(&mut fleet, zero, |event| is(event, "launch", is_new))?;
+        let back = after(&mut fleet, zero, |event| is(event, "route-in", is_new))?;
         eprintln!("run {round}: route-out {out} ms, launch {launch} ms, serving {back} ms");
         #[allow(clippy::cast_precision_loss)]
         for (list, span) in
@@ -58,7 +61,7 @@ pub(crate) fn run(runs: usize) -> anyhow::Result<Table> {
     ];
     for (name, mut list, target) in lists {
         list.sort_by(f64::total_cmp);
-        let median = list.get(list.len() / 2).copied().unwrap_or(f64::NAN);
+        let median = median(&list);
         let max = list.last().copied().unwrap_or(f64::NAN);
         table.rows.push(Row { name: format!("{name}, median of {runs}"), value: median, unit: "s", target });
         table.rows.push(Row { name: format!("{name}, max of {runs}"), value: max, unit: "s", target });
@@ -76,6 +79,6 @@ fn after(fleet: &mut DevFleet, zero: u64, wanted: impl Fn(&Value) -> bool) -> an
     })
 }
 
-fn is(event: &Value, kind: &str, node: Option<&str>) -> bool {
-    event["kind"] == kind && node.is_none_or(|node| event["node"] == node)
+fn is(event: &Value, kind: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
+    event["kind"] == kind && event["node"].as_str().is_some_and(is_wanted)
 }

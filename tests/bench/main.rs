@@ -3,20 +3,37 @@
 mod detect;
 mod table;
 
-use anyhow::bail;
+use std::num::NonZeroUsize;
+use std::process::ExitCode;
 
-fn main() -> anyhow::Result<()> {
-    let args: Vec<String> = std::env::args().skip(1).collect();
-    let json = args.iter().any(|arg| arg == "--json");
-    let runs = args.iter().find_map(|arg| arg.strip_prefix("--runs=")?.parse().ok());
-    let name = args.iter().find(|arg| !arg.starts_with('-')).map_or("", String::as_str);
-    let table = match name {
-        "detect" => detect::run(runs.unwrap_or(detect::RUNS))?,
-        other => bail!("no benchmark {other:?}; there is: detect"),
+use clap::{Parser, ValueEnum};
+
+/// Measures, prints a table, and exits with 1 when a target was missed.
+#[derive(Debug, Parser)]
+#[command(name = "cic-bench")]
+struct Args {
+    name: Bench,
+    /// The table once more, as one line of JSON
+    #[arg(long)]
+    json: bool,
+    #[arg(long, default_value_t = detect::RUNS)]
+    runs: NonZeroUsize,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Bench {
+    /// From power loss of a node to its replacement
+    Detect,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let (name, table) = match args.name {
+        Bench::Detect => ("detect", detect::run(args.runs)?),
     };
     print!("{}", table.text());
-    if json {
+    if args.json {
         println!("{}", table.json(name));
     }
-    Ok(())
+    Ok(if table.is_met() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -14,6 +14,13 @@ pub(crate) struct Row {
     pub(crate) target: Option<f64>,
 }
 
+impl Row {
+    /// A value that is no number meets nothing.
+    fn is_met(&self) -> bool {
+        self.target.is_none_or(|target| self.value <= target)
+    }
+}
+
 /// What a benchmark measured. Lower is better in every row so far.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
@@ -21,12 +28,17 @@ pub(crate) struct Table {
 }
 
 impl Table {
+    /// Whether every target was met.
+    pub(crate) fn is_met(&self) -> bool {
+        self.rows.iter().all(Row::is_met)
+    }
+
     pub(crate) fn text(&self) -> String {
         let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
         let mut text = String::new();
         for row in &self.rows {
             let target = row.target.map_or_else(String::new, |target| {
-                let met = if row.value <= target { "met" } else { "MISSED" };
+                let met = if row.is_met() { "met" } else { "MISSED" };
                 format!("  target {target} {}  {met}", row.unit)
             });
             let _ = writeln!(text, "{:width$}  {:>9.3} {}{target}", row.name, row.value, row.unit);
@@ -38,5 +50,39 @@ impl Table {
     pub(crate) fn json(&self, bench: &str) -> String {
         let row = |row: &Row| json!({ "name": row.name, "value": row.value, "unit": row.unit, "target": row.target, "better": "lower" });
         json!({ "bench": bench, "rows": self.rows.iter().map(row).collect::<Vec<_>>() }).to_string()
+    }
+}
+
+/// The middle of a sorted list, or the mean of the two in the middle; NaN of none.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    let half = sorted.len() / 2;
+    match sorted.get(half) {
+        None => f64::NAN,
+        Some(upper) if sorted.len() % 2 == 1 => *upper,
+        Some(upper) => f64::midpoint(sorted[half - 1], *upper),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_count_is_the_mean_of_the_middle_two() {
+        assert!((median(&[1.0, 2.0, 9.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(&[1.0, 2.0, 4.0, 9.0]) - 3.0).abs() < f64::EPSILON);
+        assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn one_missed_target_or_a_value_that_is_no_number_misses() {
+        let table = |value, target| {
+            let good = Row { name: "good".to_owned(), value: 1.0, unit: "s", target: Some(1.0) };
+            Table { rows: vec![good, Row { name: "other".to_owned(), value, unit: "s", target }] }
+        };
+        assert!(table(2.0, Some(2.0)).is_met());
+        assert!(table(2.0, None).is_met());
+        assert!(!table(2.1, Some(2.0)).is_met());
+        assert!(!table(f64::NAN, Some(2.0)).is_met());
     }
 }

@@ -5,15 +5,19 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 
 use super::http::request;
+use super::view::View;
 
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// From [`Fault::Notice`] to the loss of the node: what Azure and Google Cloud leave, the shortest but RunPod's.
+pub const NOTICE_WITHIN: Duration = Duration::from_secs(30);
 
 /// How `cic dev` is run.
 #[derive(Debug, Clone)]
@@ -73,7 +77,7 @@ impl DevFleet {
         let dir = tempfile::tempdir()?;
         let output = File::create(dir.path().join("dev.out"))?;
         let fleet_dir = dir.path().join("fleet");
-        let mut command = Command::new(binary("cic"));
+        let mut command = Command::new(binary("cic")?);
         command
             .args(["dev", "--engine", options.engine, "--api", "127.0.0.1:0", "--edge", "127.0.0.1:0"])
             .args(["--replicas", &options.replicas.to_string()])
@@ -105,38 +109,12 @@ impl DevFleet {
         self.dir.path().join("fleet")
     }
 
-    /// The controller's whole view.
+    /// What the controller says now.
     ///
     /// # Errors
-    /// When the API does not answer.
-    pub fn view(&self) -> anyhow::Result<Value> {
-        request(&self.api, "GET", "/v1/view", None, Duration::from_secs(5))?.json()
-    }
-
-    /// The replicas' views: nodes that belong to a deployment.
-    #[must_use]
-    pub fn replicas(&self) -> Vec<Value> {
-        let view = self.view().unwrap_or_default();
-        let nodes =
-            view["view"]["nodes"].as_array().or(view["nodes"].as_array()).cloned().unwrap_or_default();
-        nodes.into_iter().filter(|node| !node["deployment"].is_null()).collect()
-    }
-
-    /// One node's view.
-    #[must_use]
-    pub fn node(&self, name: &str) -> Option<Value> {
-        self.replicas().into_iter().find(|node| node["node"] == name)
-    }
-
-    /// Names of the replicas that serve and are routed.
-    #[must_use]
-    pub fn serving(&self) -> Vec<String> {
-        let serves = |node: &Value| node["is_routed"] == true && node["report"]["phase"] == "serving";
-        self.replicas()
-            .iter()
-            .filter(|node| serves(node))
-            .filter_map(|n| n["node"].as_str().map(str::to_owned))
-            .collect()
+    /// When the API does not answer, or not with a view.
+    pub fn view(&self) -> anyhow::Result<View> {
+        View::read(&self.get("/v1/view")?)
     }
 
     /// Waits until `count` replicas serve and are routed.
@@ -144,7 +122,9 @@ impl DevFleet {
     /// # Errors
     /// When they do not within `within`.
     pub fn wait_serving(&mut self, count: usize, within: Duration) -> anyhow::Result<Vec<String>> {
-        self.wait_for("serving replicas", within, |fleet| Some(fleet.serving()).filter(|s| s.len() >= count))
+        self.wait_for("serving replicas", within, |fleet| {
+            Some(fleet.view().ok()?.serving()).filter(|serving| serving.len() >= count)
+        })
     }
 
     /// Runs `cic fault NODE KIND`.
@@ -152,11 +132,12 @@ impl DevFleet {
     /// # Errors
     /// When the command fails.
     pub fn fault(&self, node: &str, fault: Fault) -> anyhow::Result<()> {
-        let output = Command::new(binary("cic"))
-            .args(["fault", node, fault.as_str(), "--dir"])
-            .arg(self.path())
-            .env("TMPDIR", self.dir.path())
-            .output()?;
+        let mut command = Command::new(binary("cic")?);
+        command.args(["fault", node, fault.as_str(), "--dir"]).arg(self.path());
+        if fault == Fault::Notice {
+            command.args(["--in", &format!("{}s", NOTICE_WITHIN.as_secs())]);
+        }
+        let output = command.env("TMPDIR", self.dir.path()).output()?;
         if output.status.success() {
             return Ok(());
         }
@@ -168,9 +149,8 @@ impl DevFleet {
     /// # Errors
     /// When the API does not answer.
     pub fn events(&self) -> anyhow::Result<Vec<Value>> {
-        let answer =
-            request(&self.api, "GET", "/v1/events?limit=1000", None, Duration::from_secs(5))?.json()?;
-        Ok(answer["events"].as_array().or(answer.as_array()).cloned().unwrap_or_default())
+        let answer = self.get("/v1/events?limit=1000")?;
+        answer["events"].as_array().cloned().context("the answer has no events")
     }
 
     /// The controller's process.
@@ -212,7 +192,7 @@ impl DevFleet {
         std::fs::read_to_string(self.dir.path().join("dev.out")).unwrap_or_default()
     }
 
-    /// Looks again and again until `look` finds something.
+    /// Looks again and again until `look` finds something; a look that failed found nothing yet.
     ///
     /// # Errors
     /// When it finds nothing within `within`, or `cic dev` ended.
@@ -228,13 +208,19 @@ impl DevFleet {
                 return Ok(found);
             }
             if began.elapsed() > within {
-                bail!("no {what} within {within:?}; nodes: {:#?}\n{}", self.replicas(), self.output());
+                bail!("no {what} within {within:?}; {:#?}\n{}", self.view(), self.output());
             }
             if let Ok(Some(status)) = self.child.try_wait() {
                 bail!("cic dev ended with {status} while waiting for {what}:\n{}", self.output());
             }
             std::thread::sleep(LOOK); // bounded wait: by `within`
         }
+    }
+
+    fn get(&self, path: &str) -> anyhow::Result<Value> {
+        let answer = request(&self.api, "GET", path, None, Duration::from_secs(5))?;
+        ensure!(answer.status == 200, "{path}: status {}: {}", answer.status, answer.body);
+        answer.json()
     }
 
     fn interrupt(&self) {
@@ -260,15 +246,16 @@ impl Drop for DevFleet {
     }
 }
 
-/// The binary of this build, built beforehand by `cargo build --workspace --bins`.
+/// The binary of this build, built beforehand.
 ///
-/// # Panics
-/// When the test's own path is not known.
-#[must_use]
-pub fn binary(name: &str) -> PathBuf {
-    let this = std::env::current_exe().expect("a running program has a path");
-    let folder = this.ancestors().find(|dir| dir.join(name).is_file());
-    folder.map_or_else(|| PathBuf::from(name), |dir| dir.join(name))
+/// # Errors
+/// When it was not. One from `$PATH` would test some other build.
+pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    let this = std::env::current_exe().context("find the running program")?;
+    let beside = this.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
+    beside.with_context(|| {
+        format!("no {name} beside {}: run `cargo build --workspace --bins` first", this.display())
+    })
 }
 
 /// The repository's root.

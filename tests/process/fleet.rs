@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use fleet_tests::process::{DevFleet, Fault, Load, Options, request};
+use cic_common::time::unix_ms;
+use fleet_tests::process::{DevFleet, Fault, Load, NOTICE_WITHIN, Options, View, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -26,8 +27,23 @@ fn engine_pid(node: &Value) -> u64 {
     node["report"]["engine"]["pid"].as_u64().expect("an engine pid")
 }
 
-fn is_routed(fleet: &DevFleet, node: &str) -> bool {
-    fleet.node(node).is_some_and(|node| node["is_routed"] == true)
+fn view(fleet: &DevFleet) -> View {
+    fleet.view().expect("a view")
+}
+
+fn count(events: &[Value], kind: &str) -> usize {
+    events.iter().filter(|event| event["kind"] == kind).count()
+}
+
+fn wait_routed_out(fleet: &mut DevFleet, node: &str) {
+    let look = |fleet: &mut DevFleet| (!fleet.view().ok()?.is_routed(node)).then_some(());
+    fleet.wait_for("route-out", SOON, look).expect("routed out");
+}
+
+/// Waits until the node is gone and returns the view that no longer has it.
+fn wait_removed(fleet: &mut DevFleet, node: &str) -> View {
+    let look = |fleet: &mut DevFleet| fleet.view().ok().filter(|view| view.node(node).is_none());
+    fleet.wait_for("removal", SOON, look).expect("given back")
 }
 
 #[test]
@@ -35,10 +51,9 @@ fn a_killed_node_is_replaced_and_no_request_fails() {
     let (mut fleet, serving) = fleet(&[]);
     let load = Load::start(&fleet.edge, &model(&fleet), 4);
     fleet.fault(&serving[0], Fault::Kill).expect("fault");
-    let dead = serving[0].clone();
-    fleet.wait_for("route-out", SOON, |fleet| (!is_routed(fleet, &dead)).then_some(())).expect("routed out");
+    wait_routed_out(&mut fleet, &serving[0]);
     fleet.wait_serving(2, SOON).expect("the replacement serves");
-    fleet.wait_for("removal", SOON, |fleet| fleet.node(&dead).is_none().then_some(())).expect("given back");
+    wait_removed(&mut fleet, &serving[0]);
     let seen = load.stop();
     assert!(seen.good > 20, "{seen:?}");
     assert!(seen.failed.is_empty(), "{seen:?}");
@@ -51,17 +66,14 @@ fn a_frozen_node_is_silent_then_replaced_and_terminated_only_after_its_replaceme
     let load = Load::start(&fleet.edge, &model(&fleet), 2);
     let frozen = serving[0].clone();
     fleet.fault(&frozen, Fault::Freeze).expect("fault");
-    let silent = |fleet: &mut DevFleet| fleet.node(&frozen).filter(|node| node["belief"] == "silent");
+    let silent = |fleet: &mut DevFleet| {
+        fleet.view().ok()?.node(&frozen).filter(|node| node["belief"] == "silent").map(drop)
+    };
     fleet.wait_for("silence", SOON, silent).expect("silent");
-    let served_before_gone = fleet
-        .wait_for("removal", SOON, |fleet| match fleet.node(&frozen) {
-            None => Some(fleet.serving().len()),
-            Some(_) => None,
-        })
-        .expect("terminated");
-    assert_eq!(served_before_gone, 2);
+    let when_gone = wait_removed(&mut fleet, &frozen);
+    assert_eq!(when_gone.serving().len(), 2, "{when_gone:#?}");
     let seen = load.stop();
-    assert!(seen.failed.is_empty(), "{seen:?}");
+    assert!(seen.good > 0 && seen.failed.is_empty(), "{seen:?}");
     fleet.stop().expect("nothing is left");
 }
 
@@ -69,18 +81,18 @@ fn a_frozen_node_is_silent_then_replaced_and_terminated_only_after_its_replaceme
 fn a_killed_agent_comes_back_and_adopts_its_engine() {
     let (mut fleet, serving) = fleet(&[]);
     let node = serving[0].clone();
-    let before = fleet.node(&node).expect("the node");
+    let before = view(&fleet).node(&node).expect("the node").clone();
     fleet.fault(&node, Fault::KillAgent).expect("fault");
     let after = fleet
         .wait_for("adoption", SOON, |fleet| {
-            let now = fleet.node(&node)?;
+            let now = fleet.view().ok()?.node(&node)?.clone();
             let is_new = now["incarnation"].as_u64() > before["incarnation"].as_u64();
             (is_new && now["is_routed"] == true && now["report"]["phase"] == "serving").then_some(now)
         })
         .expect("serving again");
     assert_eq!(engine_pid(&before), engine_pid(&after));
     assert_eq!(after["report"]["engine"]["is_adopted"], true);
-    assert_eq!(fleet.replicas().len(), 2, "nothing was replaced");
+    assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
     fleet.stop().expect("nothing is left");
 }
 
@@ -90,12 +102,13 @@ fn a_partition_shorter_than_the_grace_is_routed_out_and_back() {
     let load = Load::start(&fleet.edge, &model(&fleet), 2);
     let node = serving[0].clone();
     fleet.fault(&node, Fault::Partition).expect("fault");
-    fleet.wait_for("route-out", SOON, |fleet| (!is_routed(fleet, &node)).then_some(())).expect("routed out");
+    wait_routed_out(&mut fleet, &node);
     fleet.fault(&node, Fault::Mend).expect("mend");
-    fleet.wait_for("route-in", SOON, |fleet| is_routed(fleet, &node).then_some(())).expect("routed in");
-    assert_eq!(fleet.replicas().len(), 2, "nothing was replaced");
+    let routed_in = |fleet: &mut DevFleet| fleet.view().ok()?.is_routed(&node).then_some(());
+    fleet.wait_for("route-in", SOON, routed_in).expect("routed in");
+    assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
     let seen = load.stop();
-    assert!(seen.failed.is_empty(), "{seen:?}");
+    assert!(seen.good > 0 && seen.failed.is_empty(), "{seen:?}");
     fleet.stop().expect("nothing is left");
 }
 
@@ -103,39 +116,57 @@ fn a_partition_shorter_than_the_grace_is_routed_out_and_back() {
 fn traffic_goes_on_without_a_controller_and_the_next_one_knows_every_node_and_replaces_none() {
     let (mut fleet, serving) = fleet(&[]);
     let load = Load::start(&fleet.edge, &model(&fleet), 4);
-    let term = |fleet: &DevFleet| {
-        fleet.view().ok().and_then(|view| view["term"].as_u64().or(view["view"]["term"].as_u64()))
-    };
-    let before = term(&fleet);
+    let (term, events) = (view(&fleet).term, fleet.events().expect("events"));
     kill(Pid::from_raw(fleet.controller_pid().expect("controller")), Signal::SIGKILL).expect("killed");
     let began = Instant::now();
     let again = fleet
         .wait_for("the next controller", SOON, |fleet| {
-            let is_next = term(fleet).is_some() && term(fleet) > before;
-            is_next.then(|| fleet.serving()).filter(|serving| serving.len() == 2)
+            let view = fleet.view().ok().filter(|view| view.term > term)?;
+            Some(view.serving()).filter(|serving| serving.len() == 2)
         })
         .expect("knows both");
     let took = began.elapsed();
     assert_eq!(again, serving);
     assert!(took < Duration::from_secs(5), "{took:?}");
+    // Before it has settled a controller replaces nobody, so nothing is proved until then. The log is written in
+    // order and after the view, which has the operations that the log may not hold yet.
+    let settled = fleet
+        .wait_for("the settled controller", SOON, |fleet| fleet.view().ok().filter(|view| view.is_settled))
+        .expect("settled");
+    let events_after = fleet
+        .wait_for("the settled controller in the log", SOON, |fleet| {
+            fleet.events().ok().filter(|now| count(now, "settled") > count(&events, "settled"))
+        })
+        .expect("settled");
     let seen = load.stop();
     assert!(seen.good > 20 && seen.failed.is_empty(), "{seen:?}");
-    let operations = fleet.events().expect("events");
-    let launches = operations.iter().filter(|event| event["kind"] == "launch").count();
-    assert_eq!(fleet.replicas().len(), 2, "{launches} launch events");
+    assert!(settled.term > term && settled.operations.is_empty(), "{settled:#?}");
+    assert_eq!(settled.names(), serving);
+    assert_eq!(count(&events_after, "launch"), count(&events, "launch"), "{events_after:#?}");
+    assert_eq!(count(&events_after, "terminate"), 0, "{events_after:#?}");
     fleet.stop().expect("nothing is left");
 }
 
 #[test]
-fn a_node_given_notice_is_replaced_before_it_is_taken() {
+fn a_node_given_notice_is_replaced_before_it_is_taken_and_no_request_fails() {
     let (mut fleet, serving) = fleet(&[]);
+    let load = Load::start(&fleet.edge, &model(&fleet), 2);
     let node = serving[0].clone();
+    let given_at_unix_ms = unix_ms();
     fleet.fault(&node, Fault::Notice).expect("fault");
-    fleet
-        .wait_for("the replacement", SOON, |fleet| {
-            let serving = fleet.serving();
-            (serving.len() == 2 && !serving.contains(&node)).then_some(())
+    wait_removed(&mut fleet, &node);
+    let serving_now = fleet.wait_serving(2, SOON).expect("replaced");
+    let replacement = serving_now.into_iter().find(|name| !serving.contains(name)).expect("a new node");
+    let routed_in_at_unix_ms = fleet
+        .wait_for("the replacement's route-in in the log", SOON, |fleet| {
+            let events = fleet.events().ok()?;
+            let is_in = |event: &&Value| event["kind"] == "route-in" && event["node"] == *replacement;
+            events.iter().find(is_in)?["at_unix_ms"].as_u64()
         })
-        .expect("replaced");
+        .expect("routed in");
+    let seen = load.stop();
+    assert!(seen.good > 0 && seen.failed.is_empty(), "{seen:?}");
+    let took = Duration::from_millis(routed_in_at_unix_ms - given_at_unix_ms);
+    assert!(took < NOTICE_WITHIN, "{took:?}");
     fleet.stop().expect("nothing is left");
 }

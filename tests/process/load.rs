@@ -42,11 +42,16 @@ impl Load {
     }
 
     /// Ends the loops and adds up what they saw.
+    ///
+    /// # Panics
+    /// When a client did.
     #[must_use]
     pub fn stop(mut self) -> Outcome {
         self.stop.store(true, Ordering::Relaxed);
-        let outcomes = self.clients.drain(..).filter_map(|client| client.join().ok());
-        outcomes.fold(Outcome::default(), |mut sum, outcome| {
+        let join = |client: JoinHandle<Outcome>| {
+            client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        self.clients.drain(..).map(join).fold(Outcome::default(), |mut sum, outcome| {
             sum.good += outcome.good;
             sum.failed.extend(outcome.failed);
             sum.longest = sum.longest.max(outcome.longest);

@@ -3,7 +3,9 @@
 mod dev_fleet;
 mod http;
 mod load;
+mod view;
 
-pub use dev_fleet::{DevFleet, Fault, Options, binary, repository};
+pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, Options, binary, repository};
 pub use http::{Answer, request};
 pub use load::{Load, Outcome};
+pub use view::View;
