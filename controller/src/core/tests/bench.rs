@@ -1,0 +1,230 @@
+//! A fleet with obedient surroundings: store, cloud and nodes do at once what the core asks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cic_common::assignment::{EngineSpec, ModelSpec};
+use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::name::ClusterName;
+use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::time::Mono;
+use cic_common::wire::message::{Command, Hello};
+
+use super::super::*;
+
+/// A fleet whose store and cloud answer at once, and whose healthy nodes push and answer polls.
+pub(super) struct Bench {
+    pub(super) fleet: Fleet,
+    pub(super) now: Mono,
+    pub(super) beats: BTreeMap<NodeId, (Incarnation, u64, NodeReport)>,
+    /// Nodes that push nothing.
+    pub(super) mute: BTreeSet<NodeId>,
+    /// Nodes that answer no poll, and how.
+    pub(super) deaf: BTreeMap<NodeId, PollFault>,
+    pub(super) instances: BTreeMap<NodeId, InstanceState>,
+    pub(super) cloud_fails: bool,
+    pub(super) launched: Vec<NodeId>,
+    pub(super) terminated: Vec<NodeId>,
+    pub(super) routed: BTreeSet<NodeId>,
+    pub(super) notes: Vec<EventRecord>,
+    /// Rows of nodes, as last stored.
+    pub(super) rows: BTreeMap<NodeId, NodeRecord>,
+    /// Nodes that take no command.
+    pub(super) stubborn: BTreeSet<NodeId>,
+    pub(super) drains_sent: u32,
+}
+
+impl Bench {
+    pub(super) fn new(replicas: u16) -> Self {
+        Self::with(replicas, Restored { term: Term(1), ..Restored::default() })
+    }
+
+    pub(super) fn with(replicas: u16, restored: Restored) -> Self {
+        let mut bench = Self {
+            fleet: Fleet::new(Timing::default(), BrakeRules::default()),
+            now: Mono::ZERO,
+            beats: BTreeMap::new(),
+            mute: BTreeSet::new(),
+            deaf: BTreeMap::new(),
+            instances: BTreeMap::new(),
+            cloud_fails: false,
+            launched: Vec::new(),
+            terminated: Vec::new(),
+            routed: BTreeSet::new(),
+            notes: Vec::new(),
+            rows: BTreeMap::new(),
+            stubborn: BTreeSet::new(),
+            drains_sent: 0,
+        };
+        bench.give(Event::Restored(restored));
+        bench.give(Event::Deployed(deployment(replicas)));
+        bench
+    }
+
+    /// A fleet of `replicas` serving nodes.
+    pub(super) fn serving(replicas: u16) -> Self {
+        let mut bench = Self::new(replicas);
+        bench.run(Duration::from_millis(100));
+        for node in bench.launched.clone() {
+            bench.serve(&node, 1);
+        }
+        bench.run(Duration::from_secs(12));
+        assert_eq!(bench.routed.len(), usize::from(replicas));
+        bench
+    }
+
+    pub(super) fn serve(&mut self, node: &NodeId, incarnation: u64) {
+        let report = NodeReport { phase: Phase::Serving, ..NodeReport::booting() };
+        let hello = Hello {
+            node: node.clone(),
+            incarnation: Incarnation(incarnation),
+            role: Role::Replica,
+            address: "127.0.0.1:1".to_owned(),
+            version: "test".to_owned(),
+            report: report.clone(),
+        };
+        self.beats.insert(node.clone(), (Incarnation(incarnation), 0, report));
+        self.mute.remove(node);
+        self.deaf.remove(node);
+        self.give(Event::Connected(hello));
+    }
+
+    pub(super) fn beat(&mut self, node: &NodeId, challenge: u64) -> Option<Heartbeat> {
+        let (incarnation, seq, report) = self.beats.get_mut(node)?;
+        *seq += 1;
+        let (incarnation, seq, report) = (*incarnation, *seq, report.clone());
+        Some(Heartbeat { node: node.clone(), incarnation, seq, challenge, report })
+    }
+
+    pub(super) fn give(&mut self, event: Event) {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let mut out = Vec::new();
+            self.fleet.step(self.now, event, &mut out);
+            for action in out {
+                self.perform(action, &mut events);
+            }
+        }
+    }
+
+    pub(super) fn perform(&mut self, action: Action, events: &mut Vec<Event>) {
+        match action {
+            Action::Record(operation) => events.push(Event::Recorded { operation: operation.id }),
+            Action::Launch { operation, node, .. } => {
+                self.launched.push(node.clone());
+                self.instances.insert(node, InstanceState::Running);
+                events.push(Event::Performed { operation, result: Ok(()) });
+            }
+            Action::Terminate { operation, node, .. } => {
+                self.instances.remove(&node);
+                self.terminated.push(node);
+                events.push(Event::Performed { operation, result: Ok(()) });
+            }
+            Action::ListInstances { provider } => {
+                let instance = |(node, state): (&NodeId, &InstanceState)| Instance {
+                    node: node.clone(),
+                    operation: OperationId(1),
+                    state: *state,
+                };
+                let listed = Ok(self.instances.iter().map(instance).collect());
+                let result =
+                    if self.cloud_fails { Err(CloudFault::NoAnswer("503".to_owned())) } else { listed };
+                events.push(Event::Listed { provider, result });
+            }
+            Action::Poll { node, urgent, .. } => {
+                let result = match self.deaf.get(&node) {
+                    Some(fault) => Err(*fault),
+                    None => self.beat(&node, 0).ok_or(PollFault::Refused),
+                };
+                events.push(Event::Polled(Polled { node, urgent, result }));
+            }
+            Action::Send { node, message: Message::Challenge { number } } if !self.mute.contains(&node) => {
+                events.extend(self.beat(&node, number).map(|beat| Event::Heartbeats(vec![beat])));
+            }
+            Action::Send { node, message: Message::Command { command: Command::Drain { .. }, .. } } => {
+                self.drains_sent += 1;
+                if self.stubborn.contains(&node) {
+                    return;
+                }
+                if let Some((_, _, report)) = self.beats.get_mut(&node) {
+                    report.phase = Phase::Stopped;
+                }
+            }
+            Action::PublishRoutes(table) => {
+                self.routed = table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
+            }
+            Action::Note(note) => self.notes.push(note),
+            Action::SaveNode(record) => {
+                self.rows.insert(record.node.clone(), record);
+            }
+            Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
+        }
+    }
+
+    /// Lets time pass: every node that is not mute pushes once a second, ticks come when they are wanted.
+    pub(super) fn run(&mut self, span: Duration) {
+        let end = self.now + span;
+        let mut beat_at = self.now;
+        while self.now < end {
+            let tick = self.fleet.deadline().unwrap_or(end);
+            self.now = tick.min(beat_at).min(end).max(self.now);
+            if self.now >= beat_at {
+                beat_at = self.now + Duration::from_secs(1);
+                let speakers: Vec<NodeId> =
+                    self.beats.keys().filter(|node| !self.mute.contains(*node)).cloned().collect();
+                let batch = speakers.iter().filter_map(|node| self.beat(node, 0)).collect();
+                self.give(Event::Heartbeats(batch));
+            }
+            self.give(Event::Tick);
+        }
+    }
+
+    pub(super) fn silence(&mut self, node: &NodeId, fault: PollFault) {
+        self.mute.insert(node.clone());
+        self.deaf.insert(node.clone(), fault);
+    }
+
+    pub(super) fn belief(&self, node: &NodeId) -> Option<Belief> {
+        self.fleet.view(self.now).nodes.iter().find(|view| view.node == *node).map(|view| view.belief)
+    }
+
+    pub(super) fn node(&self, i: usize) -> NodeId {
+        self.launched[i].clone()
+    }
+
+    /// The state a store would hold now.
+    pub(super) fn stored(&self, term: u64) -> Restored {
+        let view = self.fleet.view(self.now);
+        let record = |node: &NodeView| NodeRecord {
+            node: node.node.clone(),
+            role: node.role,
+            deployment: node.deployment.clone(),
+            zone: node.zone.clone(),
+            address: node.address.clone(),
+            incarnation: node.incarnation,
+            launched_by: Some(OperationId(1)),
+            asked: self.rows.get(&node.node).and_then(|row| row.asked.clone()),
+        };
+        Restored {
+            term: Term(term),
+            operation_last: OperationId(100),
+            deployments: view.deployments.iter().map(|d| d.deployment.clone()).collect(),
+            nodes: view.nodes.iter().map(record).collect(),
+            operations: view.operations,
+        }
+    }
+}
+
+pub(super) fn deployment(replicas: u16) -> Deployment {
+    Deployment {
+        name: DeploymentName::new("tiny").expect("label"),
+        model: ModelSpec { name: "tiny".to_owned(), path: "/m".to_owned() },
+        engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
+        replicas,
+        replicas_min: 0,
+        provider: "local".to_owned(),
+        zone: "here".to_owned(),
+        cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("name"),
+        node_next: 1,
+    }
+}
