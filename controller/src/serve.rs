@@ -100,7 +100,8 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
         identity::keep_renewed(authority, identity, clock, token)
     });
     front.spawn("driver", Kind::Vital, move |token| driver.run(restored, token));
-    front.spawn("api", Kind::Vital, move |token| api::serve(listener, api, token));
+    let inner = front.clone();
+    front.spawn("api", Kind::Vital, move |token| api::serve(listener, api, inner, token));
     ports.write(&config.state_dir).map_err(io_error("write ports.json"))?;
     info!(%term, quic = ports.quic, api = ports.api, "controller serves");
 

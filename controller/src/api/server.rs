@@ -7,7 +7,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware;
 use axum::routing::{get, post, put};
-use cic_common::supervise::TaskResult;
+use cic_common::supervise::{Supervisor, TaskResult};
 use cic_common::time::Clock;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, AdminToken};
 use super::error::ApiError;
-use super::metrics;
 use super::{changes, reads};
+use super::{metrics, port};
 use crate::driver::{Outlets, Published};
 use crate::links::Links;
 use crate::store::{Database, StoreQueue};
@@ -73,10 +73,14 @@ impl Api {
 /// Serves until `token` is cancelled and the requests under way are answered.
 ///
 /// # Errors
-/// When the listener breaks.
-pub async fn serve(listener: TcpListener, api: Api, token: CancellationToken) -> TaskResult {
-    let stop = async move { token.cancelled().await };
-    Ok(axum::serve(listener, routes(api)).with_graceful_shutdown(stop).await?)
+/// Never; the type is that of a supervised task.
+pub async fn serve(
+    listener: TcpListener,
+    api: Api,
+    supervisor: Supervisor,
+    token: CancellationToken,
+) -> TaskResult {
+    port::run(listener, routes(api), supervisor, token).await
 }
 
 fn routes(api: Api) -> Router {
@@ -100,6 +104,7 @@ fn routes(api: Api) -> Router {
         .fallback(no_route)
         .method_not_allowed_fallback(no_method)
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .layer(middleware::from_fn(port::in_time))
         .with_state(api)
 }
 

@@ -68,7 +68,8 @@ impl World {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
         let api = Api::new(outlets, database.clone(), queue.clone(), clock, token, None);
-        tasks.spawn("api", Kind::Vital, move |token| serve(listener, api, token));
+        let inner = tasks.clone();
+        tasks.spawn("api", Kind::Vital, move |token| serve(listener, api, inner, token));
         Self { directory, tasks, database, queue, address }
     }
 
@@ -242,4 +243,19 @@ async fn what_was_recorded_replays_to_the_same_decisions() {
     let first = print();
     assert!(first.contains("save_deployment"), "{first}");
     assert_eq!(first, print());
+}
+
+#[tokio::test]
+async fn half_a_request_does_not_keep_the_program_from_ending() {
+    use tokio::io::AsyncWriteExt as _;
+    let world = World::new(None).await;
+    let mut client = tokio::net::TcpStream::connect(world.address).await.expect("connects");
+    client
+        .write_all(b"PUT /v1/deployments/chat HTTP/1.1\r\ncontent-length: 9\r\n\r\nhalf")
+        .await
+        .expect("writes");
+    // Answered on a second connection, so the first was accepted before.
+    let (status, _) = world.call(Method::GET, "/v1/nodes", None).await;
+    assert_eq!(status, StatusCode::OK);
+    world.tasks.stop(SOON).await.expect("stops");
 }
