@@ -10,7 +10,8 @@
 //!                                          |- agent (restarted as systemd would) -> engine
 //!                                          '- cable: UDP to the controller, TCP to the agent; can be cut
 //! ```
-//! Every process of a VM carries [`process::Tag`] in its environment; by it they are found and ended.
+//! A VM's processes are found by [`process::Tag`] in their environment and as kin of those that carry it: a real vLLM
+//! overwrites its workers' environment.
 
 mod agent_config;
 mod cable;
