@@ -6,6 +6,7 @@
 //!
 //! - [`id`], [`name`], [`time`], [`units`]: small types that keep one meaning each.
 //! - [`report`], [`notice`], [`assignment`], [`route`]: what nodes say of themselves and what they are told.
+//! - [`gpu`]: samples, faults and verdicts about GPUs.
 //! - [`wire`]: frames, versions and messages of the QUIC control stream and the heartbeat datagrams.
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
@@ -15,6 +16,7 @@
 pub mod assignment;
 pub mod backoff;
 pub mod config;
+pub mod gpu;
 pub mod id;
 pub mod name;
 pub mod notice;

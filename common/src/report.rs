@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::gpu::{GpuSummary, GpuVerdict};
 use crate::id::{DeploymentName, Incarnation, NodeId};
 use crate::notice::Notice;
 use crate::units::Bytes;
@@ -93,6 +94,8 @@ pub enum EngineState {
     Stopping,
     /// Ended; waiting for the next start or for a person.
     Exited,
+    /// It answers and has work, and nothing of that work moves: to be routed out where others serve.
+    Stalled,
 }
 
 /// The engine as the agent sees it.
@@ -104,14 +107,23 @@ pub struct EngineReport {
     pub is_adopted: bool,
     /// Starts after the first since this agent started.
     pub restart_count: u32,
-    /// How the last one ended, for people: `exit code 1`, `signal 9`.
+    /// How the last one ended and by what cause, for people: `exit code 2: bad flag: …`, `signal 9`.
     pub last_exit: Option<String>,
+    /// What differs between the running engine and the one that is asked for; it is kept all the same.
+    pub drift: Option<String>,
 }
 
 impl EngineReport {
     #[must_use]
     pub fn absent() -> Self {
-        Self { state: EngineState::Absent, pid: None, is_adopted: false, restart_count: 0, last_exit: None }
+        Self {
+            state: EngineState::Absent,
+            pid: None,
+            is_adopted: false,
+            restart_count: 0,
+            last_exit: None,
+            drift: None,
+        }
     }
 }
 
@@ -128,14 +140,52 @@ pub struct HostReport {
     pub disk_free: Bytes,
 }
 
-/// The GPUs of the node. Absent and blind are values, not errors.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// The GPUs of the node. Absent, blind and wedged are values, not errors.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GpuReport {
     /// This machine has no NVIDIA device.
     Absent,
     /// There is a device and nothing can be read of it.
-    Blind { reason: String },
+    Blind {
+        reason: String,
+    },
+    /// A call into the driver does not come back.
+    Wedged {
+        reason: String,
+    },
+    Seen(GpuSummary),
+}
+
+impl GpuReport {
+    /// The verdict in a few words: `absent`, `blind`, `wedged`, `8 healthy`, `1 of 8 unhealthy: reset the GPU`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let summary = match self {
+            Self::Absent => return "absent".to_owned(),
+            Self::Blind { reason } => return format!("blind: {reason}"),
+            Self::Wedged { reason } => return format!("wedged: {reason}"),
+            Self::Seen(summary) => summary,
+        };
+        let count = summary.gpus.len();
+        let mut worst: Option<(u8, &str, String)> = None;
+        let mut bad_count = 0;
+        for gpu in &summary.gpus {
+            let (rank, detail) = match &gpu.verdict {
+                GpuVerdict::Healthy => continue,
+                GpuVerdict::Degraded { reason } => (1, reason.clone()),
+                GpuVerdict::Unhealthy { action, reason } => (2, format!("{action}: {reason}")),
+            };
+            bad_count += 1;
+            if worst.as_ref().is_none_or(|(other, _, _)| rank > *other) {
+                worst = Some((rank, gpu.verdict.as_str(), format!("gpu {}: {detail}", gpu.index)));
+            }
+        }
+        match worst {
+            None => format!("{count} healthy"),
+            Some((_, word, detail)) => format!("{bad_count} of {count} {word}: {detail}"),
+        }
+    }
 }
 
 /// What passes through the node's edge.
@@ -165,6 +215,17 @@ pub struct NodeReport {
     pub notice: Option<Notice>,
     /// Set when the node cannot heal itself, with the cause.
     pub wants_replacement: Option<String>,
+    pub state: StateDigest,
+}
+
+/// Names one state of a node, so that what two paths brought can be compared.
+///
+/// Reports of one incarnation with the same version must have the same digest, and that of [`NodeReport::digest`].
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateDigest {
+    /// Counts up within an incarnation with every change of what the digest covers.
+    pub version: u64,
+    pub digest: u64,
 }
 
 impl NodeReport {
@@ -182,7 +243,49 @@ impl NodeReport {
             edge: EdgeReport::default(),
             notice: None,
             wants_replacement: None,
+            state: StateDigest::default(),
         }
+        .sealed(0)
+    }
+
+    /// The same with the digest of its own content and this version.
+    #[must_use]
+    pub fn sealed(mut self, version: u64) -> Self {
+        self.state = StateDigest { version, digest: self.digest() };
+        self
+    }
+
+    /// Digest of all that the controller judges by: phase, deployment, engine, GPU verdicts, wishes. Figures that
+    /// move by themselves are left out.
+    ///
+    /// FNV-1a (64 bit) over a text, so that every build and every language computes the same.
+    #[must_use]
+    pub fn digest(&self) -> u64 {
+        let engine = &self.engine;
+        let mut text = format!(
+            "{}|{:?}|{:?}|{:?}|{}|{}|{:?}|{:?}|",
+            self.phase,
+            self.deployment.as_ref().map(DeploymentName::as_str),
+            engine.state,
+            engine.pid,
+            engine.is_adopted,
+            engine.restart_count,
+            engine.drift,
+            self.wants_replacement,
+        );
+        match &self.gpu {
+            GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Wedged { .. } => {
+                text.push_str(&self.gpu.text());
+            }
+            GpuReport::Seen(summary) => {
+                for gpu in &summary.gpus {
+                    text.push_str(&format!("{}={:?};", gpu.index, gpu.verdict));
+                }
+            }
+        }
+        text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        })
     }
 }
 
@@ -196,4 +299,50 @@ pub struct Heartbeat {
     /// The newest challenge received from the controller this is sent to; 0 before the first.
     pub challenge: u64,
     pub report: NodeReport,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gpu::{GpuAction, GpuHealth};
+
+    fn gpu(index: u32, verdict: GpuVerdict) -> GpuHealth {
+        GpuHealth {
+            index,
+            verdict,
+            memory_used: None,
+            memory_total: None,
+            utilization_percent: None,
+            temperature_c: None,
+        }
+    }
+
+    #[test]
+    fn the_digest_changes_with_the_state_and_not_with_figures() {
+        let calm = NodeReport::booting();
+        let mut busy = calm.clone();
+        busy.host.cpu_percent = 99.0;
+        busy.phase_for_ms = 7;
+        assert_eq!(calm.digest(), busy.digest());
+        let mut sick = calm.clone();
+        let verdict = GpuVerdict::Degraded { reason: "XID 13".to_owned() };
+        sick.gpu = GpuReport::Seen(GpuSummary { driver_version: None, gpus: vec![gpu(0, verdict)] });
+        assert_ne!(calm.digest(), sick.digest());
+        let sealed = sick.sealed(4);
+        assert_eq!((sealed.state.version, sealed.state.digest), (4, sealed.digest()));
+    }
+
+    #[test]
+    fn the_worst_gpu_is_the_one_named() {
+        let summary = GpuSummary {
+            driver_version: None,
+            gpus: vec![
+                gpu(0, GpuVerdict::Healthy),
+                gpu(1, GpuVerdict::Degraded { reason: "XID 13".to_owned() }),
+                gpu(2, GpuVerdict::Unhealthy { action: GpuAction::ResetGpu, reason: "XID 95".to_owned() }),
+            ],
+        };
+        let text = GpuReport::Seen(summary).text();
+        assert_eq!(text, "2 of 3 unhealthy: gpu 2: reset the GPU: XID 95");
+    }
 }

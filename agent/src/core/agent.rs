@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use cic_common::assignment::Assignment;
 use cic_common::id::{Incarnation, NodeId, Term};
 use cic_common::notice::NoticeKind;
-use cic_common::report::{EdgeReport, EngineReport, GpuReport, HostReport, NodeReport, Phase, Role};
+use cic_common::report::{
+    EdgeReport, EngineReport, GpuReport, HostReport, NodeReport, Phase, Role, StateDigest,
+};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
@@ -152,13 +154,16 @@ impl Agent {
                 is_adopted: self.is_adopted && self.stage.pid().is_some(),
                 restart_count: self.restart_count,
                 last_exit: self.last_exit.clone(),
+                drift: None,
             },
             host: self.host.clone(),
             gpu: self.gpu.clone(),
             edge: self.edge.clone(),
             notice: self.notice(now),
             wants_replacement: self.wants_replacement.clone(),
+            state: StateDigest::default(),
         }
+        .sealed(0)
     }
 
     /// What is due at `now` whatever happened.

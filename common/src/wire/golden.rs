@@ -12,10 +12,14 @@ use super::message::{
     Welcome,
 };
 use crate::assignment::{Assignment, EngineSpec, ModelSpec};
+use crate::gpu::{
+    GpuAction, GpuHealth, GpuSummary, GpuVerdict, PciAddress, RecoveryAction, XidSeen, XidSource,
+};
 use crate::id::{ControllerId, DeploymentName, Incarnation, NodeId, OperationId, Term};
 use crate::notice::{Notice, NoticeKind};
 use crate::report::{
     EdgeReport, EngineReport, EngineState, GpuReport, Heartbeat, HostReport, NodeReport, Phase, Role,
+    StateDigest,
 };
 use crate::route::{Replica, Route, RoutingTable};
 use crate::units::Bytes;
@@ -130,6 +134,32 @@ fn agent_samples() -> Vec<Sample> {
             "agent-event-command-refused",
             &event(70_000, done(CommandOutcome::RefusedTerm { newest: Term(9) })),
         ),
+        sample(
+            "agent-event-xid",
+            &event(
+                8,
+                NodeEvent::Xid {
+                    seen: XidSeen {
+                        source: XidSource::Kmsg,
+                        pci: "0000:3b:00".parse::<PciAddress>().ok(),
+                        code: 154,
+                        pid: Some(4242),
+                        interrupt_info: None,
+                        recovery: Some(RecoveryAction::GpuReset),
+                        text: "NVRM: Xid (PCI:0000:3b:00): 154".to_owned(),
+                    },
+                    action: GpuAction::ResetGpu,
+                },
+            ),
+        ),
+        sample(
+            "agent-event-gpu-changed",
+            &event(9, NodeEvent::GpuChanged { text: "1 of 8 unhealthy".to_owned() }),
+        ),
+        sample(
+            "agent-event-engine-stalled",
+            &event(10, NodeEvent::EngineStalled { pid: 4242, for_ms: 30_000, is_over: false }),
+        ),
         sample("agent-renew", &AgentMessage::Renew { csr_der: vec![0x30, 0x01, 0xff] }),
     ]
 }
@@ -219,6 +249,7 @@ fn report() -> NodeReport {
             is_adopted: true,
             restart_count: 1,
             last_exit: Some("exit code 1".to_owned()),
+            drift: None,
         },
         host: HostReport {
             cpu_percent: 12.5,
@@ -227,10 +258,34 @@ fn report() -> NodeReport {
             memory_total: Bytes::mib(4096),
             disk_free: Bytes(1 << 40),
         },
-        gpu: GpuReport::Blind { reason: "no driver".to_owned() },
+        gpu: GpuReport::Seen(GpuSummary {
+            driver_version: Some("580.95.05".to_owned()),
+            gpus: vec![
+                GpuHealth {
+                    index: 0,
+                    verdict: GpuVerdict::Healthy,
+                    memory_used: Some(Bytes::mib(70_000)),
+                    memory_total: Some(Bytes::mib(81_559)),
+                    utilization_percent: Some(97),
+                    temperature_c: Some(61),
+                },
+                GpuHealth {
+                    index: 1,
+                    verdict: GpuVerdict::Unhealthy {
+                        action: GpuAction::ResetGpu,
+                        reason: "XID 95".to_owned(),
+                    },
+                    memory_used: None,
+                    memory_total: None,
+                    utilization_percent: None,
+                    temperature_c: None,
+                },
+            ],
+        }),
         edge: EdgeReport { in_flight: 3, request_count: 1_000, retry_count: 2, failure_count: 0 },
         notice: Some(notice()),
         wants_replacement: None,
+        state: StateDigest { version: 9, digest: 0x0123_4567_89ab_cdef },
     }
 }
 

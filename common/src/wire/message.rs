@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::assignment::Assignment;
+use crate::gpu::{GpuAction, XidSeen};
 use crate::id::{ControllerId, Incarnation, NodeId, OperationId, Term};
 use crate::notice::Notice;
 use crate::report::{NodeReport, Phase, Role};
@@ -62,6 +63,22 @@ pub enum NodeEvent {
     CommandDone {
         operation: OperationId,
         outcome: CommandOutcome,
+    },
+    /// A fault of a GPU was seen in the driver's events or in the kernel's log.
+    Xid {
+        seen: XidSeen,
+        action: GpuAction,
+    },
+    /// The verdict on the node's GPUs changed, to this.
+    GpuChanged {
+        text: String,
+    },
+    /// The engine has work and none of it moves, or it moves again.
+    EngineStalled {
+        pid: u32,
+        /// How long nothing has moved.
+        for_ms: u64,
+        is_over: bool,
     },
 }
 

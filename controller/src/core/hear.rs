@@ -222,6 +222,18 @@ impl Fleet {
                 (Severity::Warning, "replacement-wanted", reason)
             }
             NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason),
+            NodeEvent::Xid { seen, action } => {
+                (Severity::Warning, "xid", format!("XID {}: {action}", seen.code))
+            }
+            NodeEvent::GpuChanged { text } => (Severity::Info, "gpu", text),
+            NodeEvent::EngineStalled { pid, for_ms, is_over } => {
+                let text = if is_over {
+                    format!("engine pid {pid} moves again after {} s", for_ms / 1000)
+                } else {
+                    format!("engine pid {pid} has work and nothing moved for {} s", for_ms / 1000)
+                };
+                (if is_over { Severity::Info } else { Severity::Warning }, "engine-stall", text)
+            }
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);
                 (Severity::Info, "command", format!("operation {operation}: {outcome:?}"))
