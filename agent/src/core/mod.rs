@@ -10,6 +10,7 @@ mod agent;
 mod bringup;
 mod drain;
 mod event;
+pub mod gpu;
 mod restart;
 mod stage;
 #[cfg(test)]

@@ -1,0 +1,5 @@
+//! The GPUs of the node, as the agent knows them.
+
+mod event;
+
+pub use event::GpuEvent;
