@@ -224,7 +224,7 @@ mod tests {
         assert_eq!(first.cluster.to_string(), "cic-local-here-none-dev-20261124-001");
         assert_eq!((first.node_next, first.replicas_min), (1, 1));
         let deployment = Deployment { node_next: 7, ..first.clone() };
-        view.deployments.push(DeploymentView { deployment, serving: 0, coming: 0, leaving: 0 });
+        view.deployments.push(DeploymentView { deployment, serving: 0, stalled: 0, coming: 0, leaving: 0 });
         let again = Wanted { replicas: 5, ..wanted(model.path()) }.check(&by("a", &view)).expect("right");
         assert_eq!((again.cluster, again.node_next), (first.cluster, 7));
         let second = wanted(model.path()).check(&by("b", &view)).expect("right");

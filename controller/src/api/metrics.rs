@@ -43,6 +43,7 @@ fn fleet(page: &mut Page, view: &View) {
         let states = [
             ("wanted", known.deployment.replicas),
             ("serving", known.serving),
+            ("stalled", known.stalled),
             ("coming", known.coming),
             ("leaving", known.leaving),
         ];

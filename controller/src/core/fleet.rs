@@ -396,7 +396,8 @@ impl Fleet {
         let staying = || members().filter(|node| node.leaving.is_none());
         DeploymentView {
             deployment: wanted.deployment.clone(),
-            serving: count(staying().filter(|node| node.is_serving()).count()),
+            serving: count(staying().filter(|node| node.is_working()).count()),
+            stalled: count(staying().filter(|node| node.is_serving() && node.is_stalled()).count()),
             coming: count(staying().filter(|node| !node.is_serving()).count()),
             leaving: count(members().filter(|node| node.leaving.is_some()).count()),
         }

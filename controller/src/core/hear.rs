@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use cic_common::gpu::GpuHealth;
 use cic_common::id::{Incarnation, NodeId};
-use cic_common::report::{Heartbeat, Role};
+use cic_common::report::{GpuReport, Heartbeat, NodeReport, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Hello, NodeEvent};
 
@@ -174,10 +175,10 @@ impl Fleet {
         let timing = self.timing;
         let Some(node) = self.nodes.get_mut(&heartbeat.node) else { return };
         let (id, challenge) = (heartbeat.node.clone(), heartbeat.challenge);
-        let before = node.report.as_ref().map(dirt);
+        let is_news = is_news(node.report.as_ref(), &heartbeat.report);
         if node.take(heartbeat) {
             node.push.heard(now, challenge, &timing);
-            self.is_dirty |= before != node.report.as_ref().map(dirt);
+            self.is_dirty |= is_news;
             self.touch(&id);
         }
     }
@@ -255,10 +256,9 @@ impl Fleet {
         let mut suspicion = None;
         match result {
             Ok(heartbeat) => {
-                let before = node.report.as_ref().map(dirt);
-                node.take(heartbeat);
+                let is_news = is_news(node.report.as_ref(), &heartbeat.report);
+                self.is_dirty |= node.take(heartbeat) && is_news;
                 node.poll.answered(now);
-                self.is_dirty |= before != node.report.as_ref().map(dirt);
             }
             Err(fault) => {
                 node.poll.failed(now, urgent, fault);
@@ -469,9 +469,26 @@ impl Fleet {
     }
 }
 
-/// The parts of a report that the plan and the routes rest on.
-fn dirt(report: &cic_common::report::NodeReport) -> (cic_common::report::Phase, bool, bool) {
-    (report.phase, report.notice.is_some(), report.wants_replacement.is_some())
+/// Whether two reports differ in what the plan, the routes or the verdicts rest on.
+fn is_news(old: Option<&NodeReport>, new: &NodeReport) -> bool {
+    let basis = |report: &NodeReport| {
+        let (has_notice, wants_replacement) = (report.notice.is_some(), report.wants_replacement.is_some());
+        (report.phase, report.engine.state, has_notice, wants_replacement)
+    };
+    old.is_none_or(|old| basis(old) != basis(new) || !is_same_verdict(&old.gpu, &new.gpu))
+}
+
+fn is_same_verdict(old: &GpuReport, new: &GpuReport) -> bool {
+    match (old, new) {
+        (GpuReport::Seen(old), GpuReport::Seen(new)) => {
+            let verdict = |gpu: &GpuHealth| (gpu.index, gpu.verdict.clone());
+            old.gpus.iter().map(verdict).eq(new.gpus.iter().map(verdict))
+        }
+        (
+            GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Wedged { .. } | GpuReport::Seen(_),
+            GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Wedged { .. } | GpuReport::Seen(_),
+        ) => old == new,
+    }
 }
 
 /// A share of `span` that is the same for a node every time, so that polls of many nodes do not coincide.

@@ -1,7 +1,7 @@
 //! One node: what is known of it, what is believed, and whether it is to go.
 
 use cic_common::id::{Incarnation, OperationId};
-use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
 
 use super::belief::{Belief, Freshness, judge};
@@ -79,6 +79,25 @@ impl Node {
     /// Serving by its own word, and believed.
     pub(super) fn is_serving(&self) -> bool {
         self.phase() == Some(Phase::Serving) && self.belief.is_routable()
+    }
+
+    /// It says that it serves, and that nothing of its engine's work moves. The agent ends such an engine itself.
+    pub(super) fn is_stalled(&self) -> bool {
+        let serving = self.report.as_ref().filter(|report| report.phase == Phase::Serving);
+        serving.is_some_and(|report| match report.engine.state {
+            EngineState::Stalled => true,
+            EngineState::Absent
+            | EngineState::Starting
+            | EngineState::Ready
+            | EngineState::Unready
+            | EngineState::Stopping
+            | EngineState::Exited => false,
+        })
+    }
+
+    /// Serving, and its work moves: only such a node is a replica that another's removal may rest on.
+    pub(super) fn is_working(&self) -> bool {
+        self.is_serving() && !self.is_stalled()
     }
 
     /// Whether it may be serving someone, as far as is known: it did, or it spoke only to a controller before.

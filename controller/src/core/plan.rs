@@ -28,13 +28,16 @@ pub(super) enum Step {
 }
 
 /// How a deployment stands, for the rules that ask before a node goes.
+///
+/// A stalled node counts for nobody: it is no replacement, and no reason to call another one too many. It is not lost
+/// either: nothing is launched for it, since its agent starts the engine anew.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Standing {
     wanted: usize,
     min: usize,
-    /// Staying nodes that serve.
+    /// Staying nodes that serve and whose work moves.
     serving: usize,
-    /// All others that serve and that nothing takes away yet, leaving ones included.
+    /// All others of that kind that nothing takes away yet, leaving ones included.
     others: usize,
 }
 
@@ -56,7 +59,7 @@ impl Fleet {
     /// How the deployment stands beside the node `about`.
     pub(super) fn standing(&self, name: &DeploymentName, about: Option<&NodeId>) -> Standing {
         let wanted = self.deployments.get(name);
-        let serving = |(_, node): &(&NodeId, &Node)| node.is_serving();
+        let serving = |(_, node): &(&NodeId, &Node)| node.is_working();
         let is_going = |node: &Node| {
             let open = node.operation.and_then(|id| self.operations.get(&id));
             let is_removed = open.is_some_and(|open| {
@@ -307,19 +310,20 @@ impl Fleet {
         self.members(name).find(|(id, node)| node.leaving.is_some() && !taken(id)).map(|(id, _)| id.clone())
     }
 
-    /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then the youngest.
+    /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then what is stalled,
+    /// then the youngest.
     fn mark_surplus(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
         let standing = self.standing(name, None);
         if standing.serving < standing.wanted {
             return;
         }
-        let mut staying: Vec<(bool, Mono, NodeId)> = self
+        let mut staying: Vec<(bool, bool, Mono, NodeId)> = self
             .members(name)
             .filter(|(_, node)| node.leaving.is_none())
-            .map(|(id, node)| (!node.is_serving(), node.known_since, id.clone()))
+            .map(|(id, node)| (!node.is_serving(), node.is_stalled(), node.known_since, id.clone()))
             .collect();
         staying.sort();
-        for (_, _, id) in staying.into_iter().skip(standing.wanted) {
+        for (_, _, _, id) in staying.into_iter().skip(standing.wanted) {
             let reason = format!("{} serve and {} are wanted", standing.serving, standing.wanted);
             self.set_leaving(&id, Some(Leaving { cause: Cause::Surplus, reason: reason.clone() }));
             self.tell(now, &id, Severity::Info, "surplus", reason, out);

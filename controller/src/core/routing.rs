@@ -1,4 +1,7 @@
 //! The route-out verdict: cheap, reversible, and told to every agent at once.
+//!
+//! The table holds the replicas of the best fitness that any has, so that a stalled one is out while another's work
+//! moves, and no fault short of an end empties a route.
 
 use cic_common::id::NodeId;
 use cic_common::report::Phase;
@@ -29,18 +32,15 @@ impl Fleet {
         let name = &wanted.deployment.name;
         let members =
             || self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name));
-        let mut chosen: Vec<_> = members().filter(|(_, node)| is_usable(node)).collect();
-        if chosen.is_empty() {
-            // Silence alone never empties a route: the edges may reach what this controller cannot.
-            chosen = members().filter(|(_, node)| node.is_routed && node.belief == Belief::Silent).collect();
-        }
+        let best = members().filter_map(|(_, node)| fitness(node)).min();
+        let chosen = members().filter(|(_, node)| best.is_some() && fitness(node) == best);
         let replica = |(id, node): (&NodeId, &Node)| {
             Some(Replica { node: id.clone(), address: node.record.address.clone()? })
         };
         Route {
             deployment: name.clone(),
             model: wanted.deployment.model.name.clone(),
-            replicas: chosen.into_iter().filter_map(replica).collect(),
+            replicas: chosen.filter_map(replica).collect(),
         }
     }
 
@@ -54,11 +54,9 @@ impl Fleet {
             .map(|(id, node)| {
                 node.is_routed = !node.is_routed;
                 let phase = node.phase().map_or("no report", Phase::as_str);
-                (
-                    id.clone(),
-                    node.is_routed,
-                    format!("table {}: believed {}, {phase}", self.routes.version, node.belief),
-                )
+                let stall = if node.is_stalled() { ", its engine stalled" } else { "" };
+                let text = format!("table {}: believed {}, {phase}{stall}", self.routes.version, node.belief);
+                (id.clone(), node.is_routed, text)
             })
             .collect();
         for (id, is_in, text) in changed {
@@ -68,6 +66,20 @@ impl Fleet {
     }
 }
 
-fn is_usable(node: &Node) -> bool {
-    node.is_serving() && node.draining_since.is_none()
+/// What a replica would do with a request, the better first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fitness {
+    Works,
+    /// Nothing of its engine's work moves: still better than no replica.
+    Stalls,
+    /// Routed before both its paths fell silent: the edges may reach what this controller cannot.
+    Silent,
+}
+
+/// `None` for a node that has no place in the table whatever the others do.
+fn fitness(node: &Node) -> Option<Fitness> {
+    if node.is_serving() && node.draining_since.is_none() {
+        return Some(if node.is_stalled() { Fitness::Stalls } else { Fitness::Works });
+    }
+    (node.is_routed && node.belief == Belief::Silent).then_some(Fitness::Silent)
 }

@@ -2,14 +2,15 @@
 //! brake's limits in `brake`.
 
 mod bench;
+mod stall;
 
 use std::time::Duration;
 
 use cic_common::id::{Incarnation, NodeId};
 use cic_common::notice::{Notice, NoticeKind};
-use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::report::{Heartbeat, NodeReport, Phase};
 use cic_common::time::Mono;
-use cic_common::wire::message::{Hello, NodeEvent};
+use cic_common::wire::message::NodeEvent;
 
 use self::bench::*;
 use super::*;
@@ -216,16 +217,7 @@ fn launches_that_never_serve_come_ever_more_slowly() {
         bench.run(Duration::from_secs(1));
         if let Some(node) = bench.launched.get(failed).cloned() {
             failed += 1;
-            bench.beats.insert(node.clone(), (Incarnation(1), 0, failing.clone()));
-            let hello = Hello {
-                node,
-                incarnation: Incarnation(1),
-                role: Role::Replica,
-                address: "127.0.0.1:1".to_owned(),
-                version: "test".to_owned(),
-                report: failing.clone(),
-            };
-            bench.give(Event::Connected(hello));
+            bench.connect(&node, 1, failing.clone());
         }
     }
     assert!((4..=8).contains(&bench.launched.len()), "{} launches in 10 minutes", bench.launched.len());

@@ -39,6 +39,9 @@ pub struct NodeView {
 pub struct DeploymentView {
     pub deployment: Deployment,
     pub serving: u16,
+    /// They say that they serve, and nothing of their engines' work moves.
+    #[serde(default)]
+    pub stalled: u16,
     /// On their way to serving, launches not yet answered included.
     pub coming: u16,
     pub leaving: u16,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cic_common::assignment::{EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
-use cic_common::report::{Heartbeat, NodeReport, Phase, Role};
+use cic_common::report::{EngineReport, EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, Hello};
 
@@ -74,7 +74,21 @@ impl Bench {
     }
 
     pub(super) fn serve(&mut self, node: &NodeId, incarnation: u64) {
-        let report = NodeReport { phase: Phase::Serving, ..NodeReport::booting() };
+        self.serve_as(node, incarnation, EngineState::Ready);
+    }
+
+    pub(super) fn serve_as(&mut self, node: &NodeId, incarnation: u64, state: EngineState) {
+        let engine = EngineReport { state, ..EngineReport::absent() };
+        self.connect(
+            node,
+            incarnation,
+            NodeReport { phase: Phase::Serving, engine, ..NodeReport::booting() },
+        );
+    }
+
+    /// Connects with this report, and goes on saying so on both paths.
+    pub(super) fn connect(&mut self, node: &NodeId, incarnation: u64, report: NodeReport) {
+        let report = report.sealed(0);
         let hello = Hello {
             node: node.clone(),
             incarnation: Incarnation(incarnation),
@@ -89,10 +103,22 @@ impl Bench {
         self.give(Event::Connected(hello));
     }
 
+    /// From the next report on, its engine is in this state.
+    pub(super) fn engine(&mut self, node: &NodeId, state: EngineState) {
+        self.change(node, |report| report.engine.state = state);
+    }
+
+    /// From the next report on, it says this.
+    pub(super) fn change(&mut self, node: &NodeId, change: impl FnOnce(&mut NodeReport)) {
+        if let Some((_, _, report)) = self.beats.get_mut(node) {
+            change(report);
+        }
+    }
+
     pub(super) fn beat(&mut self, node: &NodeId, challenge: u64) -> Option<Heartbeat> {
         let (incarnation, seq, report) = self.beats.get_mut(node)?;
         *seq += 1;
-        let (incarnation, seq, report) = (*incarnation, *seq, report.clone());
+        let (incarnation, seq, report) = (*incarnation, *seq, report.clone().sealed(0));
         Some(Heartbeat { node: node.clone(), incarnation, seq, challenge, report })
     }
 
