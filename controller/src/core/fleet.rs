@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
-use cic_common::report::Phase;
+use cic_common::report::{GpuReport, Phase};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 
@@ -18,6 +18,7 @@ use super::timing::Timing;
 use super::trail::{EventRecord, Severity};
 use super::verdict::{Cause, Leaving};
 use super::view::{DeploymentView, View};
+use super::xid::XidCounts;
 use super::{Action, Event, Message};
 
 /// A deployment and how its launches fare.
@@ -55,6 +56,7 @@ pub struct Fleet {
     /// VMs with our tag and without a row, and since when they are seen.
     pub(super) strangers: BTreeMap<NodeId, Mono>,
     pub(super) routes: RoutingTable,
+    pub(super) xids: XidCounts,
     pub(super) challenge_last: u64,
     /// Until when silence means nothing yet; None before the store was read.
     settle_at: Option<Mono>,
@@ -83,6 +85,7 @@ impl Fleet {
             listings: BTreeMap::new(),
             strangers: BTreeMap::new(),
             routes: RoutingTable::default(),
+            xids: XidCounts::default(),
             challenge_last: 0,
             settle_at: None,
             is_settled: false,
@@ -138,6 +141,7 @@ impl Fleet {
             deployments: self.deployments.values().map(|wanted| self.deployment_view(wanted)).collect(),
             operations: self.operations.values().map(|open| open.operation.clone()).collect(),
             routes: self.routes.clone(),
+            xids: self.xids.all(),
         }
     }
 
@@ -272,8 +276,23 @@ impl Fleet {
             self.poll_now(now, id, out);
         }
         self.poll_if_due(now, id, out);
+        self.tell_wedge(now, id, out);
         self.judge_leaving(now, id, out);
         self.schedule_wake(now, id);
+    }
+
+    /// A driver that hangs is told of once. The node stays: it serves as long as its words come.
+    fn tell_wedge(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        let wedge = node.report.as_ref().and_then(|report| match &report.gpu {
+            GpuReport::Wedged { reason } => Some(reason.clone()),
+            GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Seen(_) => None,
+        });
+        let was_told = std::mem::replace(&mut node.is_wedge_told, wedge.is_some());
+        if let Some(reason) = wedge.filter(|_| !was_told) {
+            let text = format!("a call into the GPU driver does not come back: {reason}");
+            self.tell(now, id, Severity::Alert, "gpu-wedged", text, out);
+        }
     }
 
     fn schedule_wake(&mut self, now: Mono, id: &NodeId) {

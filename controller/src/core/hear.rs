@@ -6,7 +6,7 @@ use cic_common::gpu::GpuHealth;
 use cic_common::id::{Incarnation, NodeId};
 use cic_common::report::{GpuReport, Heartbeat, NodeReport, Role};
 use cic_common::time::Mono;
-use cic_common::wire::message::{Hello, NodeEvent};
+use cic_common::wire::message::Hello;
 
 use super::belief::{Belief, Cloud};
 use super::event::{NodeRecord, PollFault, Polled, Restored};
@@ -173,75 +173,14 @@ impl Fleet {
 
     fn heartbeat(&mut self, now: Mono, heartbeat: Heartbeat) {
         let timing = self.timing;
-        let Some(node) = self.nodes.get_mut(&heartbeat.node) else { return };
         let (id, challenge) = (heartbeat.node.clone(), heartbeat.challenge);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         let is_news = is_news(node.report.as_ref(), &heartbeat.report);
         if node.take(heartbeat) {
             node.push.heard(now, challenge, &timing);
             self.is_dirty |= is_news;
             self.touch(&id);
         }
-    }
-
-    fn told(
-        &mut self,
-        now: Mono,
-        id: &NodeId,
-        incarnation: Incarnation,
-        event: NodeEvent,
-        out: &mut Vec<Action>,
-    ) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        if node.is_overtaken(incarnation) {
-            return;
-        }
-        self.is_dirty = true;
-        let (severity, kind, text) = match event {
-            NodeEvent::PhaseChanged { from, to, reason } => {
-                (Severity::Info, "phase", format!("{from} -> {to}: {reason}"))
-            }
-            NodeEvent::EngineExited { pid, how } => {
-                let pid = pid.map_or_else(String::new, |pid| format!(" pid {pid}"));
-                (Severity::Warning, "engine-exit", format!("engine{pid} ended with {how}"))
-            }
-            NodeEvent::NoticeSeen { notice } => {
-                let text = format!(
-                    "{} notice from {}, {} s left",
-                    notice.kind,
-                    notice.source,
-                    notice.left_ms / 1000
-                );
-                if let Some(report) = &mut node.report {
-                    report.notice.get_or_insert(notice);
-                }
-                (Severity::Warning, "notice", text)
-            }
-            NodeEvent::ReplacementWanted { reason } => {
-                if let Some(report) = &mut node.report {
-                    report.wants_replacement = Some(reason.clone());
-                }
-                (Severity::Warning, "replacement-wanted", reason)
-            }
-            NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason),
-            NodeEvent::Xid { seen, action } => {
-                (Severity::Warning, "xid", format!("XID {}: {action}", seen.code))
-            }
-            NodeEvent::GpuChanged { text } => (Severity::Info, "gpu", text),
-            NodeEvent::EngineStalled { pid, for_ms, is_over } => {
-                let text = if is_over {
-                    format!("engine pid {pid} moves again after {} s", for_ms / 1000)
-                } else {
-                    format!("engine pid {pid} has work and nothing moved for {} s", for_ms / 1000)
-                };
-                (if is_over { Severity::Info } else { Severity::Warning }, "engine-stall", text)
-            }
-            NodeEvent::CommandDone { operation, outcome } => {
-                self.command_done(now, id, operation, &outcome, out);
-                (Severity::Info, "command", format!("operation {operation}: {outcome:?}"))
-            }
-        };
-        self.tell(now, id, severity, kind, text, out);
-        self.touch(id);
     }
 
     fn polled(&mut self, now: Mono, polled: Polled, out: &mut Vec<Action>) {

@@ -26,9 +26,11 @@ mod routing;
 #[cfg(test)]
 mod tests;
 pub mod timing;
+mod told;
 mod trail;
 mod verdict;
 mod view;
+mod xid;
 
 pub use action::{Action, Message};
 pub use belief::{Belief, Cloud, Freshness, judge};
@@ -42,3 +44,4 @@ pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
 pub use verdict::{Cause, Leaving};
 pub use view::{DeploymentView, NodeView, View};
+pub use xid::XidCount;

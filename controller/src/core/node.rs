@@ -22,6 +22,8 @@ pub(super) struct Node {
     pub(super) report: Option<NodeReport>,
     /// Orders reports within the incarnation of `record`.
     report_seq: u64,
+    /// Its report says that the driver hangs, and the event log knows.
+    pub(super) is_wedge_told: bool,
     /// As last concluded, to notice a change.
     pub(super) push_was: Freshness,
     pub(super) belief: Belief,
@@ -52,6 +54,7 @@ impl Node {
             cloud: CloudWord::default(),
             report: None,
             report_seq: 0,
+            is_wedge_told: false,
             push_was: Freshness::Never,
             belief: Belief::Unknown,
             belief_since: now,

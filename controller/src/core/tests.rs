@@ -2,6 +2,7 @@
 //! brake's limits in `brake`.
 
 mod bench;
+mod gpu;
 mod stall;
 
 use std::time::Duration;

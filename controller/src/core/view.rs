@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::belief::{Belief, Cloud, Freshness};
 use super::deployment::Deployment;
 use super::operation::Operation;
+use super::xid::XidCount;
 
 /// One node as the controller sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,4 +62,7 @@ pub struct View {
     /// Those still open.
     pub operations: Vec<Operation>,
     pub routes: RoutingTable,
+    /// XIDs that nodes told of since this controller started.
+    #[serde(default)]
+    pub xids: Vec<XidCount>,
 }

@@ -1,0 +1,177 @@
+//! What a node tells reliably: what it changes, and its severity and words in the event log.
+
+use cic_common::gpu::{GpuAction, XidSeen, XidSource};
+use cic_common::id::{Incarnation, NodeId};
+use cic_common::time::Mono;
+use cic_common::wire::message::NodeEvent;
+
+use super::Action;
+use super::fleet::Fleet;
+use super::trail::Severity;
+
+impl Fleet {
+    pub(super) fn told(
+        &mut self,
+        now: Mono,
+        id: &NodeId,
+        incarnation: Incarnation,
+        event: NodeEvent,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        if node.is_overtaken(incarnation) {
+            return;
+        }
+        self.is_dirty = true;
+        let (severity, kind, text) = entry(&event);
+        match event {
+            NodeEvent::NoticeSeen { notice } => {
+                if let Some(report) = &mut node.report {
+                    report.notice.get_or_insert(notice);
+                }
+            }
+            NodeEvent::Xid { seen, action } => self.xids.add(seen.code, action),
+            NodeEvent::CommandDone { operation, outcome } => {
+                self.command_done(now, id, operation, &outcome, out);
+            }
+            // Repeated until acknowledged, so they may come late: a node is judged by its reports, which are ordered.
+            NodeEvent::ReplacementWanted { .. }
+            | NodeEvent::EngineStalled { .. }
+            | NodeEvent::GpuChanged { .. }
+            | NodeEvent::PhaseChanged { .. }
+            | NodeEvent::EngineExited { .. }
+            | NodeEvent::Farewell { .. } => {}
+        }
+        self.tell(now, id, severity, kind, text, out);
+        self.touch(id);
+    }
+}
+
+fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
+    match event {
+        NodeEvent::PhaseChanged { from, to, reason } => {
+            (Severity::Info, "phase", format!("{from} -> {to}: {reason}"))
+        }
+        NodeEvent::EngineExited { pid, how } => {
+            let pid = pid.map_or_else(String::new, |pid| format!(" pid {pid}"));
+            (Severity::Warning, "engine-exit", format!("engine{pid} ended with {how}"))
+        }
+        NodeEvent::NoticeSeen { notice } => {
+            let left_s = notice.left_ms / 1000;
+            let text = format!("{} notice from {}, {left_s} s left", notice.kind, notice.source);
+            (Severity::Warning, "notice", text)
+        }
+        NodeEvent::ReplacementWanted { reason } => (Severity::Warning, "replacement-wanted", reason.clone()),
+        NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason.clone()),
+        NodeEvent::CommandDone { operation, outcome } => {
+            (Severity::Info, "command", format!("operation {operation}: {outcome:?}"))
+        }
+        NodeEvent::Xid { seen, action } => (of_action(*action), "xid", xid_text(seen, *action)),
+        NodeEvent::GpuChanged { text } => (of_gpus(text), "gpu", text.clone()),
+        NodeEvent::EngineStalled { pid, for_ms, is_over: true } => (
+            Severity::Info,
+            "engine-stall",
+            format!("engine pid {pid} moves again after {} s", for_ms / 1000),
+        ),
+        NodeEvent::EngineStalled { pid, for_ms, is_over: false } => {
+            let text = format!("engine pid {pid} has work and nothing moved for {} s", for_ms / 1000);
+            (Severity::Warning, "engine-stall", text)
+        }
+    }
+}
+
+/// `XID 79 on GPU 0000:3b:00 (kernel log, pid 7): replace the node: NVRM: Xid (PCI:0000:3b:00): 79, …`
+fn xid_text(seen: &XidSeen, action: GpuAction) -> String {
+    let gpu = seen.pci.as_ref().map_or_else(|| "an unnamed GPU".to_owned(), |pci| format!("GPU {pci}"));
+    let source = match seen.source {
+        XidSource::Nvml => "NVML event",
+        XidSource::Kmsg => "kernel log",
+    };
+    let pid = seen.pid.map_or_else(String::new, |pid| format!(", pid {pid}"));
+    let line = seen.text.trim();
+    let line = if line.is_empty() { String::new() } else { format!(": {line}") };
+    format!("XID {} on {gpu} ({source}{pid}): {action}{line}", seen.code)
+}
+
+fn of_action(action: GpuAction) -> Severity {
+    match action {
+        GpuAction::Ignore => Severity::Info,
+        GpuAction::Report | GpuAction::ContactSupport | GpuAction::RestartApp => Severity::Warning,
+        GpuAction::ResetGpu | GpuAction::RestartVm | GpuAction::ReplaceNode => Severity::Alert,
+    }
+}
+
+/// By the verdict's word in [`cic_common::report::GpuReport::text`], which ends what stands before the first colon.
+fn of_gpus(text: &str) -> Severity {
+    let verdict = text.split(':').next().and_then(|head| head.split_whitespace().next_back());
+    match verdict {
+        Some("healthy" | "absent") => Severity::Info,
+        Some("unhealthy" | "wedged") => Severity::Alert,
+        // Degraded, blind, or words that this build does not know.
+        Some(_) | None => Severity::Warning,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cic_common::gpu::{GpuHealth, GpuSummary, GpuVerdict};
+    use cic_common::report::GpuReport;
+
+    use super::*;
+
+    #[test]
+    fn an_xid_is_as_grave_as_its_action() {
+        for action in GpuAction::ALL {
+            let severity = of_action(action);
+            assert_eq!(severity == Severity::Alert, action.condemns(), "{action}");
+            assert_eq!(severity == Severity::Info, action == GpuAction::Ignore, "{action}");
+        }
+    }
+
+    #[test]
+    fn an_xid_is_told_with_code_gpu_source_action_and_line() {
+        let seen = XidSeen {
+            source: XidSource::Kmsg,
+            pci: Some("0000:3b:00".parse().expect("an address")),
+            code: 79,
+            pid: Some(7),
+            interrupt_info: None,
+            recovery: None,
+            text: "NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus.\n".to_owned(),
+        };
+        assert_eq!(
+            xid_text(&seen, GpuAction::ReplaceNode),
+            "XID 79 on GPU 0000:3b:00 (kernel log, pid 7): replace the node: \
+             NVRM: Xid (PCI:0000:3b:00): 79, GPU has fallen off the bus."
+        );
+        let bare = XidSeen { source: XidSource::Nvml, pci: None, pid: None, text: String::new(), ..seen };
+        assert_eq!(xid_text(&bare, GpuAction::Report), "XID 79 on an unnamed GPU (NVML event): report");
+    }
+
+    #[test]
+    fn a_change_of_the_gpus_is_as_grave_as_the_new_verdict() {
+        let seen = |verdict| {
+            let gpu = GpuHealth {
+                index: 0,
+                verdict,
+                memory_used: None,
+                memory_total: None,
+                utilization_percent: None,
+                temperature_c: None,
+            };
+            GpuReport::Seen(GpuSummary { driver_version: None, gpus: vec![gpu] })
+        };
+        let reason = || "healthy: no, XID 48".to_owned();
+        for (report, severity) in [
+            (GpuReport::Absent, Severity::Info),
+            (seen(GpuVerdict::Healthy), Severity::Info),
+            (GpuReport::Blind { reason: reason() }, Severity::Warning),
+            (seen(GpuVerdict::Degraded { reason: reason() }), Severity::Warning),
+            (GpuReport::Wedged { reason: reason() }, Severity::Alert),
+            (seen(GpuVerdict::Unhealthy { action: GpuAction::ResetGpu, reason: reason() }), Severity::Alert),
+        ] {
+            assert_eq!(of_gpus(&report.text()), severity, "{}", report.text());
+        }
+        assert_eq!(of_gpus("words of a later agent"), Severity::Warning);
+    }
+}
