@@ -8,6 +8,7 @@ use cic_common::report::{GpuReport, Heartbeat, NodeReport, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::Hello;
 
+use super::agreement::{Discord, Path};
 use super::belief::{Belief, Cloud};
 use super::event::{NodeRecord, PollFault, Polled, Restored};
 use super::evidence::span;
@@ -28,7 +29,7 @@ impl Fleet {
             Event::Disconnected { node, incarnation } => self.disconnected(now, &node, incarnation, out),
             Event::Heartbeats(batch) => {
                 for heartbeat in batch {
-                    self.heartbeat(now, heartbeat);
+                    self.heartbeat(now, heartbeat, out);
                 }
             }
             Event::Told { node, incarnation, event } => self.told(now, &node, incarnation, event, out),
@@ -118,6 +119,8 @@ impl Fleet {
             self.tell(now, &id, Severity::Warning, "old-incarnation", text, out);
             return;
         }
+        self.compare(now, &id, Path::Push, incarnation, &report, out);
+        let Some(node) = self.nodes.get_mut(&id) else { return };
         let is_new = incarnation != node.record.incarnation;
         if is_new {
             node.begin_incarnation(incarnation, report);
@@ -171,9 +174,10 @@ impl Fleet {
         self.touch(id);
     }
 
-    fn heartbeat(&mut self, now: Mono, heartbeat: Heartbeat) {
+    fn heartbeat(&mut self, now: Mono, heartbeat: Heartbeat, out: &mut Vec<Action>) {
         let timing = self.timing;
         let (id, challenge) = (heartbeat.node.clone(), heartbeat.challenge);
+        self.compare(now, &id, Path::Push, heartbeat.incarnation, &heartbeat.report, out);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let is_news = is_news(node.report.as_ref(), &heartbeat.report);
         if node.take(heartbeat) {
@@ -183,9 +187,33 @@ impl Fleet {
         }
     }
 
+    /// Whether a report agrees with itself and with what the other path brought; its content is not looked at.
+    fn compare(
+        &mut self,
+        now: Mono,
+        id: &NodeId,
+        path: Path,
+        incarnation: Incarnation,
+        report: &NodeReport,
+        out: &mut Vec<Action>,
+    ) {
+        let Some(node) = self.nodes.get_mut(id).filter(|node| !node.is_overtaken(incarnation)) else {
+            return;
+        };
+        let discords = node.agreement.hear(incarnation, path, report.state, report.digest());
+        for Discord { kind, text } in discords.into_iter().flatten() {
+            self.tell(now, id, Severity::Alert, kind, text, out);
+        }
+    }
+
     fn polled(&mut self, now: Mono, polled: Polled, out: &mut Vec<Action>) {
         let Polled { node: id, urgent, result } = polled;
         let timing = self.timing;
+        if let Ok(heartbeat) = &result
+            && heartbeat.node == id
+        {
+            self.compare(now, &id, Path::Poll, heartbeat.incarnation, &heartbeat.report, out);
+        }
         let Some(node) = self.nodes.get_mut(&id) else { return };
         node.poll.came_back(urgent);
         let result = result.and_then(|heartbeat| {

@@ -10,6 +10,7 @@
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod action;
+mod agreement;
 mod belief;
 mod brake;
 mod deployment;

@@ -4,6 +4,7 @@ use cic_common::id::{Incarnation, OperationId};
 use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
 
+use super::agreement::Agreement;
 use super::belief::{Belief, Freshness, judge};
 use super::event::NodeRecord;
 use super::evidence::{CloudWord, Poll, Push};
@@ -22,6 +23,7 @@ pub(super) struct Node {
     pub(super) report: Option<NodeReport>,
     /// Orders reports within the incarnation of `record`.
     report_seq: u64,
+    pub(super) agreement: Agreement,
     /// Its report says that the driver hangs, and the event log knows.
     pub(super) is_wedge_told: bool,
     /// As last concluded, to notice a change.
@@ -54,6 +56,7 @@ impl Node {
             cloud: CloudWord::default(),
             report: None,
             report_seq: 0,
+            agreement: Agreement::default(),
             is_wedge_told: false,
             push_was: Freshness::Never,
             belief: Belief::Unknown,

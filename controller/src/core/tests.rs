@@ -1,6 +1,7 @@
 //! The fleet's rules, each driven from the outside by events. The table's rows are tested in `belief`, the
 //! brake's limits in `brake`.
 
+mod agree;
 mod bench;
 mod gpu;
 mod stall;
