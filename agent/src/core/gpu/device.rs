@@ -1,0 +1,204 @@
+//! One GPU as the agent knows it: its newest sample and its marks.
+
+use std::time::Duration;
+
+use cic_common::gpu::{GpuAction, GpuHealth, GpuSample, GpuVerdict, PciAddress, RecoveryAction};
+use cic_common::time::Mono;
+
+use super::condition::{carried, conditions};
+use super::mark::{Cause, Mark, Relief, WayBack};
+use super::policy::recovery_text;
+use super::timing::GpuTiming;
+
+/// Marks kept on one GPU; the mildest goes first.
+const MARKS_MAX: usize = 16;
+
+/// One GPU. It is known by its uuid once it was sampled, and by its PCI address alone before.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) uuid: Option<String>,
+    pub(super) pci: Option<PciAddress>,
+    pub(super) sample: Option<GpuSample>,
+    pub(super) marks: Vec<Mark>,
+    is_lost: bool,
+}
+
+impl Device {
+    pub(super) fn at(pci: Option<PciAddress>) -> Self {
+        Self { pci, ..Self::default() }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.is_lost
+    }
+
+    /// Adds `mark`; a graver one of the same cause stays, and so does an operator's word on it.
+    pub(super) fn mark(&mut self, mark: Mark) {
+        if let Some(old) = self.marks.iter_mut().find(|old| old.cause == mark.cause) {
+            let is_waived = old.is_waived && mark.action <= old.action;
+            if old.action == mark.action && (old.is_waived || old.cause == Cause::Recovery) {
+                old.why = mark.why;
+            } else if old.action <= mark.action {
+                *old = Mark { is_waived, ..mark };
+            }
+            return;
+        }
+        self.marks.push(mark);
+        if self.marks.len() > MARKS_MAX {
+            let mildest = self
+                .marks
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, mark)| (mark.is_unhealthy(), mark.action, mark.at));
+            if let Some(index) = mildest.map(|(index, _)| index) {
+                self.marks.remove(index);
+            }
+        }
+    }
+
+    /// Takes back the mark of `cause` if it was made at `at`.
+    pub(super) fn unmark(&mut self, cause: &Cause, at: Mono) {
+        self.marks.retain(|mark| mark.cause != *cause || mark.at != at);
+    }
+
+    pub(super) fn sampled(&mut self, now: Mono, sample: GpuSample, is_full: bool, timing: &GpuTiming) {
+        let sample = match &self.sample {
+            Some(old) if !is_full => carried(sample, old),
+            Some(_) | None => sample,
+        };
+        if self.is_lost {
+            self.is_lost = false;
+            self.relieve(Relief::CameBack);
+            self.marks.retain(|mark| mark.cause != Cause::Lost);
+        }
+        self.pci = sample.pci.clone().or(self.pci.take());
+        self.uuid = Some(sample.uuid.clone());
+        for condition in conditions(now, &sample, timing) {
+            match condition {
+                Ok(mark) => self.mark(mark),
+                Err(cause) => {
+                    self.marks.retain(|mark| mark.cause != cause || mark.way_back != WayBack::NotReported);
+                }
+            }
+        }
+        self.weigh_word(now, &sample, is_full, timing);
+        if let Some(processes) = &sample.processes {
+            let is_gone = |pid: u32| !processes.iter().any(|process| process.pid == pid);
+            self.relieve_before(now - timing.driver_settle, |mark| {
+                let pid = mark.way_back.pid().filter(|pid| is_gone(*pid))?;
+                Some(Relief::ProcessGone(pid))
+            });
+        }
+        self.sample = Some(sample);
+    }
+
+    /// The driver shows the GPU no more.
+    pub(super) fn vanished(&mut self, now: Mono) {
+        self.is_lost = true;
+        let why = "lost: the driver shows it no more".to_owned();
+        self.mark(Mark::new(now, Cause::Lost, GpuAction::ReplaceNode, why, WayBack::GpuBack));
+    }
+
+    /// The driver's word at this moment, from the text of XID 154. "None" ends what the table condemned; another word
+    /// is a mark of its own, so that the graver of the two counts.
+    ///
+    /// Source: NVIDIA GPU Memory Error Management, "Recovery action flag": with none, a new process can use the GPU.
+    pub(super) fn driver_says(&mut self, now: Mono, word: RecoveryAction) {
+        match word.action() {
+            None => {
+                self.marks.retain(|mark| mark.cause != Cause::Recovery);
+                self.relieve(Relief::DriverSaidNone);
+            }
+            Some(action) => {
+                self.marks
+                    .retain(|mark| mark.cause != Cause::Recovery || mark.is_waived || mark.action == action);
+                let why = format!("the driver asks for {}", recovery_text(word));
+                self.mark(Mark::new(now, Cause::Recovery, action, why, WayBack::DriverSaysNone));
+            }
+        }
+    }
+
+    /// A sampled word. One that an earlier sample had is news only when it was read anew, and a "none" may be older than
+    /// a mark that was just made.
+    fn weigh_word(&mut self, now: Mono, sample: &GpuSample, is_full: bool, timing: &GpuTiming) {
+        let before = self.sample.as_ref().and_then(|old| old.recovery_action);
+        let Some(word) = sample.recovery_action.filter(|word| is_full || before != Some(*word)) else {
+            return;
+        };
+        if word.action().is_some() {
+            self.driver_says(now, word);
+            return;
+        }
+        if before.is_some_and(|before| before.action().is_some()) {
+            self.marks.retain(|mark| mark.cause != Cause::Recovery);
+        }
+        self.relieve_before(now - timing.driver_settle, |_| Some(Relief::DriverSaidNone));
+    }
+
+    pub(super) fn relieve(&mut self, relief: Relief) {
+        self.marks.retain(|mark| !mark.way_back.is_met_by(relief));
+    }
+
+    /// The same for marks that were made no later than `at`.
+    fn relieve_before(&mut self, at: Mono, relief: impl Fn(&Mark) -> Option<Relief>) {
+        self.marks.retain(|mark| {
+            let is_old = mark.at <= at;
+            !(is_old && relief(mark).is_some_and(|relief| mark.way_back.is_met_by(relief)))
+        });
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.marks.retain(|mark| !mark.can_be_cleared());
+        for mark in &mut self.marks {
+            mark.is_waived = true;
+        }
+    }
+
+    /// Drops notes that were quiet long enough.
+    pub(super) fn expire(&mut self, now: Mono) {
+        self.marks.retain(|mark| match mark.way_back {
+            WayBack::Quiet { for_ms } => now.since(mark.at) < Duration::from_millis(for_ms),
+            WayBack::AppRestarted { .. }
+            | WayBack::GpuReset
+            | WayBack::VmRebooted
+            | WayBack::GpuBack
+            | WayBack::DriverSaysNone
+            | WayBack::NotReported
+            | WayBack::Operator => true,
+        });
+    }
+
+    /// The gravest mark, unhealthy ones first.
+    pub(super) fn gravest(&self) -> Option<&Mark> {
+        self.marks.iter().max_by_key(|mark| (mark.is_unhealthy(), !mark.is_waived, mark.action))
+    }
+
+    pub(super) fn verdict(&self) -> GpuVerdict {
+        let Some(mark) = self.gravest() else { return GpuVerdict::Healthy };
+        let others =
+            self.marks.iter().filter(|other| other.is_unhealthy() == mark.is_unhealthy()).count() - 1;
+        let mut reason = mark.text();
+        if others > 0 {
+            reason.push_str(&format!(" (and {others} more)"));
+        }
+        if mark.is_unhealthy() {
+            GpuVerdict::Unhealthy { action: mark.action, reason }
+        } else {
+            GpuVerdict::Degraded { reason }
+        }
+    }
+
+    pub(super) fn health(&self, index: u32) -> GpuHealth {
+        let sample = self.sample.as_ref();
+        // Figures of a lost GPU are those of the past; its size is not.
+        let now = sample.filter(|_| !self.is_lost);
+        GpuHealth {
+            index,
+            verdict: self.verdict(),
+            memory_used: now.and_then(|sample| sample.memory_used),
+            memory_total: sample.and_then(|sample| sample.memory_total),
+            utilization_percent: now.and_then(|sample| sample.utilization_percent),
+            temperature_c: now.and_then(|sample| sample.temperature_c),
+        }
+    }
+}

@@ -1,0 +1,372 @@
+//! The node's GPUs: what the sources say of them, judged.
+
+use std::collections::BTreeMap;
+
+use cic_common::gpu::{
+    GpuAction, GpuInventory, GpuProcess, GpuSample, GpuSummary, GpuVerdict, PciAddress, RecoveryAction,
+    XidSeen,
+};
+use cic_common::report::GpuReport;
+use cic_common::time::Mono;
+use cic_common::units::Bytes;
+
+use super::catalogue::{Rule, entry_of};
+use super::device::Device;
+use super::event::GpuEvent;
+use super::history::{History, Sighting};
+use super::mark::{Mark, Relief, cause_of};
+use super::memory::{GpuMemory, RememberedGpu};
+use super::policy::{Context, resolve};
+use super::timing::GpuTiming;
+
+/// GPUs of a node that are told apart. The largest machines have 16.
+const GPUS_MAX: usize = 32;
+
+/// Something that the agent is to know of at once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum GpuFinding {
+    /// A fault, once however many sources tell it.
+    Xid { seen: XidSeen, action: GpuAction },
+    /// A verdict, or the sight of all GPUs, is another than before; for people.
+    Changed { text: String },
+    /// The process that used the GPU is to be started anew; `pid` is the one the fault was charged to.
+    RestartApp { pid: Option<u32>, reason: String },
+    /// [`Gpus::memory`] is to be saved.
+    MemoryChanged,
+}
+
+/// GPU memory in use at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VramReading {
+    /// When the sample came.
+    pub at: Mono,
+    /// By uuid; a GPU whose use is not known is missing.
+    pub used: BTreeMap<String, Bytes>,
+    /// Of all GPUs. The driver does not list processes everywhere: an empty list is no proof.
+    pub processes: Vec<GpuProcess>,
+}
+
+/// How the driver answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Sight {
+    Unknown,
+    Absent,
+    Blind(String),
+    Wedged(String),
+    /// Samples come; the moment of the newest, if there is one.
+    Open(Option<Mono>),
+}
+
+/// The node's GPUs.
+#[derive(Debug)]
+pub struct Gpus {
+    timing: GpuTiming,
+    sight: Sight,
+    inventory: Option<GpuInventory>,
+    /// In the order in which they were met; at most `GPUS_MAX`.
+    devices: Vec<Device>,
+    history: History,
+    told: BTreeMap<String, String>,
+    told_memory: GpuMemory,
+}
+
+impl Default for Gpus {
+    fn default() -> Self {
+        Self::new(GpuTiming::default())
+    }
+}
+
+impl Gpus {
+    #[must_use]
+    pub fn new(timing: GpuTiming) -> Self {
+        Self {
+            timing,
+            sight: Sight::Unknown,
+            inventory: None,
+            devices: Vec::new(),
+            history: History::default(),
+            told: BTreeMap::new(),
+            told_memory: GpuMemory::default(),
+        }
+    }
+
+    /// Takes over what an earlier run in this same boot remembered.
+    pub fn restore(&mut self, memory: GpuMemory) {
+        for known in memory.gpus {
+            let Some(device) = self.device(known.uuid.as_deref(), known.pci.as_ref()) else { return };
+            device.pci = device.pci.take().or(known.pci);
+            for mark in known.marks {
+                device.mark(mark);
+            }
+        }
+        self.told_memory = self.memory();
+    }
+
+    /// What a later run in this same boot must know.
+    #[must_use]
+    pub fn memory(&self) -> GpuMemory {
+        let remembered = |device: &Device| RememberedGpu {
+            uuid: device.uuid.clone(),
+            pci: device.pci.clone(),
+            marks: device.marks.iter().filter(|mark| mark.is_remembered()).cloned().collect(),
+        };
+        GpuMemory { gpus: self.devices.iter().map(remembered).collect() }
+    }
+
+    /// Takes in what a source says.
+    #[must_use]
+    pub fn hear(&mut self, now: Mono, event: GpuEvent) -> Vec<GpuFinding> {
+        let mut out = Vec::new();
+        match event {
+            GpuEvent::Absent => self.sight = Sight::Absent,
+            GpuEvent::Blind { reason } => self.sight = Sight::Blind(reason),
+            GpuEvent::Wedged { call, .. } => self.sight = Sight::Wedged(format!("{call} does not come back")),
+            GpuEvent::Ready(inventory) => {
+                self.inventory = Some(inventory);
+                self.sight = Sight::Open(None);
+            }
+            GpuEvent::Sampled { is_full, device_count, samples, lost } => {
+                self.sight = Sight::Open(Some(now));
+                self.sampled(now, is_full, device_count, samples, &lost);
+            }
+            GpuEvent::Xid(seen) => self.xid(now, seen, &mut out),
+            GpuEvent::XidsBlind { source, reason } => {
+                out.push(GpuFinding::Changed { text: format!("XIDs may be missed by {source:?}: {reason}") });
+            }
+            GpuEvent::Cleared { gpu } => {
+                let is_meant = |device: &&mut Device| gpu.is_none() || device.uuid == gpu;
+                self.devices.iter_mut().filter(is_meant).for_each(Device::clear);
+            }
+        }
+        for device in &mut self.devices {
+            device.expire(now);
+        }
+        self.devices.retain(|device| device.uuid.is_some() || !device.marks.is_empty());
+        self.tell_changes(&mut out);
+        out
+    }
+
+    /// A new engine process: the way back of faults that a restart of the application ends. What changes by it is found
+    /// with the next event.
+    pub fn engine_started(&mut self, _now: Mono) {
+        for device in &mut self.devices {
+            device.relieve(Relief::EngineStarted);
+        }
+    }
+
+    /// The GPUs as the controller is told of them, ordered by index.
+    #[must_use]
+    pub fn report(&self) -> GpuReport {
+        match &self.sight {
+            Sight::Unknown => GpuReport::Blind { reason: "not read yet".to_owned() },
+            Sight::Absent => GpuReport::Absent,
+            Sight::Blind(reason) => GpuReport::Blind { reason: reason.clone() },
+            Sight::Wedged(reason) => GpuReport::Wedged { reason: reason.clone() },
+            Sight::Open(None) => GpuReport::Blind { reason: "driver is there, no sample yet".to_owned() },
+            Sight::Open(Some(_)) => {
+                let driver_version =
+                    self.inventory.as_ref().and_then(|inventory| inventory.driver_version.clone());
+                let gpus = self.indexed().into_iter().map(|(index, device)| device.health(index)).collect();
+                GpuReport::Seen(GpuSummary { driver_version, gpus })
+            }
+        }
+    }
+
+    /// The gravest action for which a GPU must not be worked with until something outside the engine was done, with the
+    /// GPU and the way back. A restart of the application is told by [`GpuFinding::RestartApp`] instead.
+    #[must_use]
+    pub fn condemned(&self) -> Option<(GpuAction, String)> {
+        let mut gravest: Option<(GpuAction, String)> = None;
+        for (index, device) in self.indexed() {
+            let GpuVerdict::Unhealthy { action, reason } = device.verdict() else { continue };
+            if action.condemns() && gravest.as_ref().is_none_or(|(other, _)| action > *other) {
+                gravest = Some((action, format!("gpu {index}: {reason}")));
+            }
+        }
+        gravest
+    }
+
+    /// GPU memory in use; `None` unless the newest word of the driver is a sample that tells it.
+    #[must_use]
+    pub fn memory_used(&self) -> Option<VramReading> {
+        let Sight::Open(Some(at)) = self.sight else { return None };
+        let used: BTreeMap<String, Bytes> =
+            self.samples().filter_map(|sample| Some((sample.uuid.clone(), sample.memory_used?))).collect();
+        let processes = self.samples().filter_map(|sample| sample.processes.clone()).flatten().collect();
+        (!used.is_empty()).then_some(VramReading { at, used, processes })
+    }
+
+    /// XIDs seen at or after `since`, each with its last sighting and what it came to; the newest 64 at most.
+    #[must_use]
+    pub fn xids_since(&self, since: Mono) -> Vec<(Mono, XidSeen, GpuAction)> {
+        self.history.since(since)
+    }
+
+    #[must_use]
+    pub fn inventory(&self) -> Option<&GpuInventory> {
+        self.inventory.as_ref()
+    }
+
+    /// The newest sample of each GPU that is not lost; slow fields are those of its last full sample.
+    pub fn samples(&self) -> impl Iterator<Item = &GpuSample> {
+        self.devices.iter().filter(|device| !device.is_lost()).filter_map(|device| device.sample.as_ref())
+    }
+
+    fn sampled(&mut self, now: Mono, is_full: bool, count: u32, samples: Vec<GpuSample>, lost: &[String]) {
+        let timing = self.timing;
+        let uuids: Vec<String> = samples.iter().take(GPUS_MAX).map(|sample| sample.uuid.clone()).collect();
+        for sample in samples.into_iter().take(GPUS_MAX) {
+            self.adopt(&sample);
+            if let Some(device) = self.device(Some(&sample.uuid), sample.pci.as_ref()) {
+                device.sampled(now, sample, is_full, &timing);
+            }
+        }
+        for uuid in lost.iter().take(GPUS_MAX) {
+            if let Some(device) = self.device(Some(uuid), None) {
+                device.vanished(now);
+            }
+        }
+        // One that the driver still counts is there, though its sample failed.
+        let known_count = self.devices.iter().filter(|device| device.uuid.is_some()).count();
+        if usize::try_from(count).is_ok_and(|count| count < known_count) {
+            let missing =
+                |device: &&mut Device| device.uuid.as_ref().is_some_and(|uuid| !uuids.contains(uuid));
+            self.devices.iter_mut().filter(missing).for_each(|device| device.vanished(now));
+        }
+    }
+
+    /// Joins a GPU that was known by its PCI address alone, from the kernel log, with the one whose sample has it.
+    fn adopt(&mut self, sample: &GpuSample) {
+        let is_known = self.devices.iter().any(|device| device.uuid.as_ref() == Some(&sample.uuid));
+        let nameless = self
+            .devices
+            .iter()
+            .position(|device| device.uuid.is_none() && device.pci.is_some() && device.pci == sample.pci);
+        if let (true, Some(index)) = (is_known, nameless) {
+            let nameless = self.devices.remove(index);
+            if let Some(device) = self.device(Some(&sample.uuid), None) {
+                nameless.marks.into_iter().for_each(|mark| device.mark(mark));
+            }
+        }
+    }
+
+    /// The GPU of this uuid, else of this address; a new one when there is none and room is left.
+    fn device(&mut self, uuid: Option<&str>, pci: Option<&PciAddress>) -> Option<&mut Device> {
+        let has_uuid = |device: &Device| uuid.is_some() && device.uuid.as_deref() == uuid;
+        let has_pci = |device: &Device| {
+            pci.is_some() && device.pci.as_ref() == pci && (uuid.is_none() || device.uuid.is_none())
+        };
+        let index = self.devices.iter().position(has_uuid).or_else(|| self.devices.iter().position(has_pci));
+        let index = match index {
+            Some(index) => index,
+            None if self.devices.len() < GPUS_MAX => {
+                self.devices.push(Device::at(pci.cloned()));
+                self.devices.len() - 1
+            }
+            None => return None,
+        };
+        let device = self.devices.get_mut(index)?;
+        if device.uuid.is_none() {
+            device.uuid = uuid.map(ToOwned::to_owned);
+        }
+        Some(device)
+    }
+
+    fn xid(&mut self, now: Mono, seen: XidSeen, out: &mut Vec<GpuFinding>) {
+        let (index, before) = match self.history.hear(now, seen, self.timing.dedupe) {
+            Sighting::New(index) => (index, None),
+            Sighting::Learnt { index, before } => (index, Some(before)),
+            Sighting::Repeated => return,
+        };
+        let Some(entry) = self.history.entry(index) else { return };
+        let (first, seen, known_action) = (entry.first, entry.seen.clone(), entry.action);
+        let timing = self.timing;
+        let beside = self.history.beside(now, index, timing.symptom_window);
+        let mut device = match &seen.pci {
+            Some(pci) => self.device(None, Some(pci)),
+            // A source that does not say which GPU leaves no choice where there is one.
+            None if self.devices.len() == 1 => self.devices.first_mut(),
+            None => None,
+        };
+        let recovery = device
+            .as_ref()
+            .and_then(|device| device.sample.as_ref())
+            .and_then(|sample| sample.recovery_action);
+        let resolution = resolve(&seen, &Context { beside: &beside, recovery });
+        if let Some(device) = &mut device {
+            if let Some(before) = &before {
+                device.unmark(&cause_of(before), first);
+            }
+            if let Some(mark) = Mark::of_xid(first, &seen, &resolution, timing.note_for) {
+                device.mark(mark);
+            }
+            if let Some(word) = word_of(&seen) {
+                device.driver_says(now, word);
+            }
+        }
+        self.history.judged(index, resolution.action);
+        let is_new = before.is_none();
+        if is_new {
+            out.push(GpuFinding::Xid { seen: seen.clone(), action: resolution.action });
+        }
+        let asks = resolution.action == GpuAction::RestartApp && !is_symptom(seen.code);
+        if asks && (is_new || known_action != GpuAction::RestartApp) {
+            out.push(GpuFinding::RestartApp { pid: seen.pid, reason: resolution.why });
+        }
+    }
+
+    /// Every GPU with its index: the driver's, or the next free one where it never told.
+    fn indexed(&self) -> Vec<(u32, &Device)> {
+        let of = |device: &Device| device.sample.as_ref().map(|sample| sample.index);
+        let mut free = self.devices.iter().filter_map(of).max().map_or(0, |max| max.saturating_add(1));
+        let mut indexed: Vec<(u32, &Device)> = Vec::new();
+        for device in &self.devices {
+            let index = of(device).unwrap_or_else(|| {
+                free = free.saturating_add(1);
+                free - 1
+            });
+            indexed.push((index, device));
+        }
+        indexed.sort_by_key(|(index, _)| *index);
+        indexed
+    }
+
+    fn tell_changes(&mut self, out: &mut Vec<GpuFinding>) {
+        let sight = match &self.sight {
+            Sight::Unknown | Sight::Absent | Sight::Open(_) => "read".to_owned(),
+            Sight::Blind(reason) => format!("blind: {reason}"),
+            Sight::Wedged(reason) => format!("wedged: {reason}"),
+        };
+        let mut now = BTreeMap::from([("GPUs".to_owned(), sight)]);
+        for (index, device) in self.indexed() {
+            let text = match device.verdict() {
+                GpuVerdict::Healthy => "healthy".to_owned(),
+                GpuVerdict::Degraded { reason } => format!("degraded: {reason}"),
+                GpuVerdict::Unhealthy { action, reason } => format!("unhealthy: {action}: {reason}"),
+            };
+            now.insert(format!("gpu {index}"), text);
+        }
+        for (subject, text) in &now {
+            let before = self.told.get(subject).map(String::as_str);
+            if before.unwrap_or(if subject == "GPUs" { "read" } else { "healthy" }) != text {
+                out.push(GpuFinding::Changed { text: format!("{subject} {text}") });
+            }
+        }
+        self.told = now;
+        let memory = self.memory();
+        if memory != self.told_memory {
+            out.push(GpuFinding::MemoryChanged);
+            self.told_memory = memory;
+        }
+    }
+}
+
+/// The word that an XID brings from the driver.
+fn word_of(seen: &XidSeen) -> Option<RecoveryAction> {
+    let rule = entry_of(seen.code)?.rule;
+    seen.recovery.filter(|_| rule == Rule::AsRecovery)
+}
+
+fn is_symptom(code: u32) -> bool {
+    entry_of(code).is_some_and(|entry| entry.rule == Rule::Symptom)
+}
