@@ -317,7 +317,7 @@ impl Fleet {
             (None, Some(leaving)) => {
                 let severity = Severity::Warning;
                 let text = format!("is to go: {}", leaving.reason);
-                let is_launch_failure = leaving.cause.is_launch_failure() && !node.has_served;
+                let is_launch_failure = leaving.cause.is_launch_failure();
                 self.set_leaving(id, Some(leaving));
                 self.tell(now, id, severity, "replace", text, out);
                 if is_launch_failure {
@@ -326,16 +326,15 @@ impl Fleet {
             }
             // A lost node that came back with a notice drains like any other; one that is gone is not waited for.
             (Some(old), Some(new))
-                if old.cause.is_reversible() && old.cause != new.cause && !self.is_being_terminated(id) =>
+                if old.cause.gives_way() && old.cause != new.cause && !self.is_being_terminated(id) =>
             {
                 let text = format!("is to go: {}", new.reason);
                 self.set_leaving(id, Some(new));
                 self.tell(now, id, Severity::Warning, "replace", text, out);
             }
-            (Some(old), None) if old.cause.is_reversible() && !self.is_being_terminated(id) => {
+            (Some(old), None) if old.cause.is_reversible() && !self.is_being_removed(id) => {
                 let text = format!("stays after all: no longer {}", old.reason);
-                self.set_leaving(id, None);
-                self.tell(now, id, Severity::Info, "reprieve", text, out);
+                self.reprieve(now, id, text, out);
             }
             (None, None) | (Some(_), Some(_) | None) => {}
         }
@@ -384,6 +383,23 @@ impl Fleet {
             node.held = None;
             self.is_dirty = true;
         }
+    }
+
+    /// Takes the verdict back.
+    pub(super) fn reprieve(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
+        self.set_leaving(id, None);
+        self.tell(now, id, Severity::Info, "reprieve", why, out);
+    }
+
+    /// Whether something was done that its agent or its cloud does not take back.
+    fn is_being_removed(&self, id: &NodeId) -> bool {
+        let Some(node) = self.nodes.get(id) else { return false };
+        let open = node.operation.and_then(|operation| self.operations.get(&operation));
+        let is_performed = open.is_some_and(|open| match open.operation.kind {
+            OperationKind::Terminate | OperationKind::Drain { .. } => open.is_performed,
+            OperationKind::Launch { .. } | OperationKind::RestartAgent => false,
+        });
+        is_performed || node.draining_since.is_some()
     }
 
     pub(super) fn is_being_terminated(&self, id: &NodeId) -> bool {

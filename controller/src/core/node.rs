@@ -34,6 +34,8 @@ pub(super) struct Node {
     pub(super) known_since: Mono,
     /// It served at some time that this controller knows of.
     pub(super) has_served: bool,
+    /// It was counted as a launch that came to nothing.
+    pub(super) is_counted_failed: bool,
     pub(super) is_routed: bool,
     /// Since when it has been told to finish and stop.
     pub(super) draining_since: Option<Mono>,
@@ -63,6 +65,7 @@ impl Node {
             belief_since: now,
             known_since: now,
             has_served: false,
+            is_counted_failed: false,
             is_routed: false,
             draining_since: None,
             leaving: None,

@@ -387,9 +387,14 @@ impl Fleet {
         out.push(Action::ForgetNode(node.clone()));
     }
 
-    /// A node that never served counts against its deployment: the next launch waits longer each time.
+    /// A node that never served counts against its deployment, once however often it is given up: the next launch
+    /// waits longer each time.
     pub(super) fn count_launch_failure(&mut self, now: Mono, node: &NodeId, out: &mut Vec<Action>) {
-        let name = self.nodes.get(node).and_then(|node| node.record.deployment.clone());
+        let Some(known) = self.nodes.get_mut(node).filter(|node| !node.has_served) else { return };
+        if std::mem::replace(&mut known.is_counted_failed, true) {
+            return;
+        }
+        let name = known.record.deployment.clone();
         let Some(wanted) = name.and_then(|name| self.deployments.get_mut(&name)) else { return };
         let pause = LAUNCH_BACKOFF * 2u32.saturating_pow(wanted.launch_failures.min(8));
         wanted.launch_failures = wanted.launch_failures.saturating_add(1);

@@ -216,8 +216,7 @@ impl Fleet {
                 return;
             }
             if let Some(id) = self.spare(name) {
-                self.set_leaving(&id, None);
-                self.tell(now, &id, Severity::Info, "reprieve", "needed after all".to_owned(), out);
+                self.reprieve(now, &id, "needed after all".to_owned(), out);
                 continue;
             }
             let pending = self.operations.values().filter(|open| open.is_pending_launch()).count();

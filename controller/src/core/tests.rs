@@ -4,6 +4,7 @@
 mod agree;
 mod bench;
 mod gpu;
+mod heal;
 mod stall;
 
 use std::time::Duration;

@@ -58,8 +58,22 @@ impl Cause {
         }
     }
 
-    /// Whether good news from the node takes the verdict back.
+    /// Whether good news from the node takes the verdict back while nothing of its removal was performed.
     pub(super) fn is_reversible(self) -> bool {
+        match self {
+            Self::Lost | Self::Gone | Self::Notice | Self::TooSlow | Self::Failed => true,
+            Self::Stopped
+            | Self::NotLaunched
+            | Self::ReplaceAsked
+            | Self::DrainAsked
+            | Self::Surplus
+            | Self::Unowned => false,
+        }
+    }
+
+    /// Whether a later cause takes its place. That a node cannot heal stays the cause until it heals: should it fall
+    /// silent or be given notice meanwhile, it is removed no more slowly for that.
+    pub(super) fn gives_way(self) -> bool {
         match self {
             Self::Lost | Self::Gone | Self::Notice | Self::TooSlow => true,
             Self::Failed

@@ -32,6 +32,8 @@ pub(super) struct Bench {
     /// Nodes that take no command.
     pub(super) stubborn: BTreeSet<NodeId>,
     pub(super) drains_sent: u32,
+    pub(super) store_is_away: bool,
+    unrecorded: Vec<OperationId>,
 }
 
 impl Bench {
@@ -55,6 +57,8 @@ impl Bench {
             rows: BTreeMap::new(),
             stubborn: BTreeSet::new(),
             drains_sent: 0,
+            store_is_away: false,
+            unrecorded: Vec::new(),
         };
         bench.give(Event::Restored(restored));
         bench.give(Event::Deployed(deployment(replicas)));
@@ -135,6 +139,7 @@ impl Bench {
 
     pub(super) fn perform(&mut self, action: Action, events: &mut Vec<Event>) {
         match action {
+            Action::Record(operation) if self.store_is_away => self.unrecorded.push(operation.id),
             Action::Record(operation) => events.push(Event::Recorded { operation: operation.id }),
             Action::Launch { operation, node, .. } => {
                 self.launched.push(node.clone());
@@ -202,6 +207,14 @@ impl Bench {
                 self.give(Event::Heartbeats(batch));
             }
             self.give(Event::Tick);
+        }
+    }
+
+    /// The store answers again, and has all that it was given meanwhile.
+    pub(super) fn store_returns(&mut self) {
+        self.store_is_away = false;
+        for operation in std::mem::take(&mut self.unrecorded) {
+            self.give(Event::Recorded { operation });
         }
     }
 
