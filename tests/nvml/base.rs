@@ -30,13 +30,10 @@ values! {
     nvmlDeviceGetCurrPcieLinkGeneration(c_uint) = |gpu| gpu.pcie_link_generation;
     nvmlDeviceGetMaxPcieLinkGeneration(c_uint) = |gpu| gpu.pcie_link_generation_max;
     nvmlDeviceGetPersistenceMode(nvmlEnableState_t) = |gpu| gpu.persistence;
-    nvmlDeviceGetSupportedEventTypes(c_ulonglong) = |gpu| Some(if gpu.has_events { XID } else { 0 });
     nvmlDeviceGetUtilizationRates(nvmlUtilization_t) = |gpu| gpu
         .utilization_percent
         .map(|percent| nvmlUtilization_t { gpu: percent, memory: gpu.memory_utilization_percent });
 }
-
-const XID: c_ulonglong = nvmlEventTypeXidCriticalError as c_ulonglong;
 
 #[unsafe(no_mangle)]
 extern "C" fn nvmlInit_v2() -> nvmlReturn_t {

@@ -53,7 +53,11 @@ pub(super) const STEPS: [Step; 15] = [
     Step { name: "tidy", needs: Needs::Nothing, run: tidy },
     Step { name: "clippy", needs: Needs::Nothing, run: clippy },
     Step { name: "engine", needs: Needs::Network, run: fetch_engine },
-    Step { name: "build", needs: Needs::Nothing, run: |_| cargo(&["build", "--workspace", "--bins"]) },
+    Step {
+        name: "build",
+        needs: Needs::Nothing,
+        run: |_| cargo(&["build", "--workspace", "--bins", "--lib"]),
+    },
     Step { name: "tests", needs: Needs::Nothing, run: nextest },
     Step {
         name: "doc tests",
