@@ -32,7 +32,10 @@ const SCHEMA: Schema = Schema {
         Key::optional("edge", "listen", Kind::Text),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
+        Key::optional("engine", "flags_file", Kind::Text),
         Key::optional("engine", "start_gate_s", Kind::Integer),
+        Key::optional("engine", "stall_suspect_ms", Kind::Integer),
+        Key::optional("engine", "stall_kill_ms", Kind::Integer),
         Key::optional("engine", "stop_grace_ms", Kind::Integer),
         Key::optional("engine", "term_mode", Kind::Text),
         Key::optional("spot", "notice_file", Kind::Text),
@@ -126,7 +129,12 @@ pub struct Engine {
     /// 127.0.0.1 port of the engine; 0 picks a free one at each start.
     #[serde(default = "host_port")]
     pub host_port: u16,
+    /// Where the flags of the installed engine are kept; an image can bring them along. In the state directory unless
+    /// given.
+    pub flags_file: Option<PathBuf>,
     pub start_gate_s: Option<u64>,
+    pub stall_suspect_ms: Option<u64>,
+    pub stall_kill_ms: Option<u64>,
     pub stop_grace_ms: Option<u64>,
     #[serde(default = "keep_engine")]
     pub term_mode: TermMode,
@@ -181,6 +189,8 @@ impl Config {
             probe_deadline: ms(self.pace.probe_deadline_ms, default.probe_deadline),
             notice_reserve: ms(self.pace.notice_reserve_ms, default.notice_reserve),
             start_gate: self.engine.start_gate_s.map_or(default.start_gate, Duration::from_secs),
+            stall_suspect: ms(self.engine.stall_suspect_ms, default.stall_suspect),
+            stall_kill: ms(self.engine.stall_kill_ms, default.stall_kill),
             stop_grace: ms(self.engine.stop_grace_ms, default.stop_grace),
             ..default
         }
@@ -251,6 +261,8 @@ impl Config {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         [
             ("engine", "start_gate_s", self.engine.start_gate_s.map(s)),
+            ("engine", "stall_suspect_ms", self.engine.stall_suspect_ms.map(ms)),
+            ("engine", "stall_kill_ms", self.engine.stall_kill_ms.map(ms)),
             ("engine", "stop_grace_ms", self.engine.stop_grace_ms.map(ms)),
             ("timing", "heartbeat_ms", self.pace.heartbeat_ms.map(ms)),
             ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),

@@ -12,12 +12,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::core::{Action, Agent, EdgeMode, Event, Timing};
-use crate::effect::engine::Keeper;
+use crate::core::{Action, Agent, Depth, EdgeMode, Event, ProbeFault, Reading, Timing};
+use crate::effect::engine::{Checker, Keeper, crashes};
+use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::model;
 use crate::serve::edge::{Edge, OwnEngine, Routes};
-use crate::source::engine::probe;
+use crate::source::engine::{Asked, probe};
 use crate::state::{StateDir, name};
 
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
@@ -30,6 +31,8 @@ const LAST_WORDS: Duration = Duration::from_millis(600);
 #[derive(Debug)]
 pub struct Shells {
     pub keeper: Keeper,
+    pub checker: Checker,
+    pub gpu_memory: GpuMemory,
     pub edge: Edge,
     pub routes: Routes,
     pub links: Option<Links>,
@@ -168,11 +171,34 @@ impl Driver {
                         Ok(events.send(Event::ModelVerified { attempt, result }).await?)
                     });
                 }
-                Action::StartEngine { attempt, assignment } => self.shells.keeper.start(attempt, assignment),
-                Action::StopEngine { pid, grace_ms } => {
-                    self.shells.keeper.stop(pid, Duration::from_millis(grace_ms));
+                Action::CheckEngine { attempt, assignment, gpus } => {
+                    let (events, checker) = (self.shells.events.clone(), self.shells.checker.clone());
+                    self.spawn("engine check", async move {
+                        let result = checker.check(&assignment, &gpus).await;
+                        Ok(events.send(Event::EngineChecked { attempt, result }).await?)
+                    });
                 }
-                Action::ProbeEngine { pid, model, deep } => self.probe(pid, model, deep),
+                Action::StartEngine { attempt, assignment } => self.shells.keeper.start(attempt, assignment),
+                Action::StopEngine { pid, grace_ms, autopsy } => {
+                    self.shells.keeper.stop(pid, Duration::from_millis(grace_ms), autopsy);
+                }
+                Action::ProbeEngine { pid, model, depth } => self.probe(pid, model, depth),
+                Action::LookAtEngine { pid } => {
+                    let (events, keeper) = (self.shells.events.clone(), self.shells.keeper.clone());
+                    self.spawn("engine look", async move {
+                        let Some(activity) = keeper.activity(pid).await else { return Ok(()) };
+                        Ok(events.send(Event::EngineSeen { pid, activity }).await?)
+                    });
+                }
+                Action::SaveCrash(record) => {
+                    let state = self.shells.state.clone();
+                    self.spawn("crash record", async move {
+                        let path = crashes::save(&state, &record).await?;
+                        Ok(info!(path = %path.display(), cause = %record.cause, "crash record written"))
+                    });
+                }
+                Action::SampleGpus => {}
+                Action::RememberGpus(memo) => self.shells.gpu_memory.remember(memo),
                 Action::SetEdge(mode) => {
                     info!(?mode, "edge");
                     self.mode = mode;
@@ -188,15 +214,18 @@ impl Driver {
         exit
     }
 
-    fn probe(&self, pid: u32, model: String, deep: bool) {
+    fn probe(&self, pid: u32, model: String, depth: Depth) {
         let port = self.shells.keeper.running().borrow().as_ref().filter(|r| r.pid == pid).map(|r| r.port);
-        let (events, deadline) = (self.shells.events.clone(), self.shells.timing.probe_deadline);
+        let (events, timing) = (self.shells.events.clone(), self.shells.timing);
         self.spawn("engine probe", async move {
-            let result = match port {
-                Some(port) => probe(port, &model, deep, deadline).await,
-                None => Err(crate::core::ProbeFault::Health("the engine is not running".to_owned())),
+            let (reading, result) = match port {
+                Some(port) => {
+                    let (deadline, canary_deadline) = (timing.probe_deadline, timing.stall_kill);
+                    probe(&Asked { port, model, deadline, canary_deadline }, depth).await
+                }
+                None => (Reading::default(), Err(ProbeFault::Health("the engine is not running".to_owned()))),
             };
-            Ok(events.send(Event::EngineProbed { pid, result }).await?)
+            Ok(events.send(Event::EngineProbed { pid, reading, result }).await?)
         });
     }
 

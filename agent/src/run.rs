@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cic_common::report::Role;
+use cic_common::report::{GpuReport, Role};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -21,9 +21,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
+use crate::core::gpu::GpuEvent;
 use crate::core::{Agent, AgentSpec, Booted, Event};
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Shells};
-use crate::effect::engine::{Keeper, KeeperSpec};
+use crate::effect::engine::{Checker, Keeper, KeeperSpec};
+use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, UserPort};
 use crate::serve::metrics::MetricsPort;
@@ -69,7 +71,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let keeper = Keeper::new(spec, state.clone(), clock, tasks.clone(), events.clone());
     // Before anything else can send an event: what was found is where all else starts from.
     let engine = if config.node.role == Role::Replica { keeper.find().await? } else { None };
-    events.send(Event::Booted(Booted { engine, remembered: state.read(name::ASSIGNMENT) })).await?;
+    let remembered = state.read(name::ASSIGNMENT);
+    events.send(Event::Booted(Booted { engine, remembered, gpus: GpuMemory::restored(&state) })).await?;
+    let gpu_memory = GpuMemory::default();
+    let (keeping, kept) = (gpu_memory.clone(), state.clone());
+    tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
     let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;
     let identity = match &trust {
         // Cancel safe: enrolment keeps nothing until it has a certificate.
@@ -128,8 +134,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let timing = config.timing();
     let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
+    let flags_file = config.engine.flags_file.clone().unwrap_or_else(|| state.path(name::ENGINE_FLAGS));
     let shells = Shells {
         keeper,
+        checker: Checker::new(flags_file),
+        gpu_memory,
         edge,
         routes,
         links,
@@ -263,6 +272,10 @@ fn watch_sources(
     }
     let to = events.clone();
     tasks.spawn("gpu", Kind::Passing, |_| async move {
-        Ok(to.send(Event::GpuSampled(gpu::look(Path::new("/")))).await?)
+        let event = match gpu::look(Path::new("/")) {
+            GpuReport::Blind { reason } => GpuEvent::Blind { reason },
+            _ => GpuEvent::Absent,
+        };
+        Ok(to.send(Event::Gpu(event)).await?)
     });
 }

@@ -22,7 +22,9 @@ use tracing::warn;
 pub mod name {
     pub const ASSIGNMENT: &str = "assignment.json";
     pub const ENGINE: &str = "engine.json";
+    pub const ENGINE_FLAGS: &str = "engine-flags.json";
     pub const ENGINE_LOG: &str = "engine.log";
+    pub const GPU: &str = "gpu.json";
     pub const INCARNATION: &str = "incarnation";
     pub const LOCK: &str = "lock";
     pub const PORTS: &str = "ports.json";
@@ -31,6 +33,13 @@ pub mod name {
 
 /// A disk that takes longer to write a few kilobytes is treated as failed.
 const WRITE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The kernel's random name of this boot; `None` where there is no `/proc`.
+#[must_use]
+pub fn boot_id() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    Some(text.trim().to_owned())
+}
 
 /// Why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]

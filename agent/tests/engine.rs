@@ -114,7 +114,7 @@ impl Run {
 
     async fn exited(&mut self) -> (u32, String, Vec<String>) {
         match self.next().await {
-            Event::EngineExited { pid, how, log_tail } => (pid, how, log_tail),
+            Event::EngineExited { pid, end } => (pid, end.how, end.log_tail),
             other => panic!("{other:?}"),
         }
     }
@@ -187,7 +187,7 @@ async fn an_engine_outlives_the_agent_and_is_adopted_with_the_same_pid() {
     let mut next = Run::begin(&root);
     let found = next.keeper.find().await.unwrap().expect("the engine is found");
     assert_eq!((found.pid, &found.assignment), (pid, &assignment));
-    next.keeper.stop(pid, PATIENCE);
+    next.keeper.stop(pid, PATIENCE, false);
     assert_eq!(next.exited().await.0, pid);
     assert!(!is_alive(pid));
     assert_eq!(next.keeper.find().await.unwrap(), None);
@@ -200,7 +200,7 @@ async fn a_pid_that_now_means_another_process_is_not_adopted_and_not_killed() {
     let mut run = Run::begin(&root);
     let pid = run.started(engine(&root, "exec sleep 1000")).await;
     let mut record: Record = run.state.read(name::ENGINE).unwrap();
-    run.keeper.stop(pid, PATIENCE);
+    run.keeper.stop(pid, PATIENCE, false);
     run.exited().await;
     let mut innocent = std::process::Command::new("sleep").arg("1000").envs([root.tag()]).spawn().unwrap();
     record.pid = innocent.id();
@@ -219,7 +219,7 @@ async fn an_engine_that_ignores_sigterm_is_killed_with_its_whole_session() {
     let script = "trap '' TERM\n(trap '' TERM; while :; do sleep 1; done) &\necho $! > $ROOT/worker\nwhile :; do sleep 1; done";
     let pid = run.started(engine(&root, script)).await;
     let worker = pid_in(root.path().join("worker")).await;
-    run.keeper.stop(pid, Duration::from_millis(50));
+    run.keeper.stop(pid, Duration::from_millis(50), false);
     let (ended, how, _) = run.exited().await;
     assert_eq!((ended, how.as_str()), (pid, "signal 9"));
     assert!(!is_alive(worker));

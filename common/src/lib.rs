@@ -11,11 +11,13 @@
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+//! - [`descriptor`]: a descriptor that the runtime watches.
 //! - [`process`]: who runs on this machine, and who belongs to whom.
 
 pub mod assignment;
 pub mod backoff;
 pub mod config;
+pub mod descriptor;
 pub mod gpu;
 pub mod id;
 pub mod name;

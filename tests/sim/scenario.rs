@@ -192,6 +192,7 @@ fn fault(rng: &mut Rng, kind: u64, deployments: &[Deployment]) -> Fault {
     match kind {
         0 => Fault::KillAgent,
         1 => Fault::KillEngine,
+        2 if rng.chance(0.5) => Fault::StallEngine { span: s(rng, 5, 400) },
         2 => Fault::HangEngine,
         3 => Fault::UpgradeAgent,
         4 => Fault::KillHost {

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use cic_agent::core::{Action, Agent, AgentSpec, Booted, EdgeMode, EngineFound, Event, ModelFault};
+use cic_agent::core::gpu::GpuEvent;
+use cic_agent::core::{
+    Action, Activity, Agent, AgentSpec, Booted, EdgeMode, EngineEnd, EngineFound, Event, ModelFault,
+    ProbeFault, Reading,
+};
 use cic_common::id::Term;
-use cic_common::report::{EdgeReport, GpuReport, HostReport, Role};
+use cic_common::report::{EdgeReport, HostReport, Role};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
@@ -88,10 +92,10 @@ impl World {
         let engine = machine.engine.as_ref();
         let engine =
             engine.map(|engine| EngineFound { pid: engine.pid, assignment: engine.assignment.clone() });
-        let booted = Booted { engine, remembered: machine.remembered.clone() };
+        let booted = Booted { engine, remembered: machine.remembered.clone(), gpus: None };
         self.agent_hears(node, run, Event::Booted(booted));
         self.agent_hears(node, run, Event::HostSampled(HostReport::default()));
-        self.agent_hears(node, run, Event::GpuSampled(GpuReport::Absent));
+        self.agent_hears(node, run, Event::Gpu(GpuEvent::Absent));
         if self.machines[node].notice.is_some() {
             let wait = self.rng.ms(0, 1000);
             self.tell_notice(node, wait);
@@ -179,6 +183,9 @@ impl World {
                 let result = self.look_at_model(&model.path);
                 self.answer_agent(node, run, MODEL_MS, Event::ModelVerified { attempt, result });
             }
+            Action::CheckEngine { attempt, .. } => {
+                self.answer_agent(node, run, MODEL_MS, Event::EngineChecked { attempt, result: Ok(()) });
+            }
             Action::StartEngine { attempt, assignment } => {
                 if machine.engine.is_some() {
                     let (reason, may_heal) = ("port 8100 is in use".to_owned(), true);
@@ -195,22 +202,32 @@ impl World {
                 machine.engine = Some(engine);
                 self.answer_agent(node, run, SPAWN_MS, Event::EngineStarted { attempt, pid });
             }
-            Action::ProbeEngine { pid, .. } => {
+            Action::ProbeEngine { pid, depth, .. } => {
                 let engine = machine.engine.as_ref().filter(|engine| engine.pid == pid);
                 let deadline = self.setup.agent_timing.probe_deadline;
-                let refused = || cic_agent::core::ProbeFault::Health("connection refused".to_owned());
-                let (at, result) = match engine {
-                    Some(engine) => engine.probe(now, deadline, &mut self.rng),
-                    None => (now + Duration::from_millis(1), Err(refused())),
+                let (at, reading, result) = match engine {
+                    Some(engine) => engine.probe(now, depth, deadline, &mut self.rng),
+                    None => {
+                        let refused = ProbeFault::Health("connection refused".to_owned());
+                        (now + Duration::from_millis(1), Reading::default(), Err(refused))
+                    }
                 };
-                let event = Box::new(Event::EngineProbed { pid, result });
+                let event = Box::new(Event::EngineProbed { pid, reading, result });
                 self.queue.push(at, Happening::AgentHears { node, run, event });
             }
-            Action::StopEngine { pid, grace_ms } => {
+            Action::LookAtEngine { pid } => {
+                let Some(engine) = machine.engine.as_ref().filter(|engine| engine.pid == pid) else { return };
+                // A load writes and reads all along; one that never gets ready has stopped to.
+                let log_bytes = if engine.never_ready() { 1 } else { 1 + now.as_millis() };
+                let activity = Activity { log_bytes, read_bytes: 0 };
+                self.answer_agent(node, run, SPAWN_MS, Event::EngineSeen { pid, activity });
+            }
+            Action::StopEngine { pid, grace_ms, .. } => {
                 let Some(engine) = machine.engine.as_ref().filter(|engine| engine.pid == pid) else { return };
                 let (at, how) = engine.stop(now, Duration::from_millis(grace_ms), &mut self.rng);
                 self.queue.push(at, Happening::EngineEnds { node, pid, how });
             }
+            Action::SaveCrash(_) | Action::SampleGpus | Action::RememberGpus(_) => {}
             Action::SetEdge(mode) => {
                 let drains = matches!(mode, EdgeMode::Drain { .. });
                 let admitted = process.edge == EdgeMode::Admit;
@@ -272,7 +289,9 @@ impl World {
         }
         machine.engine = None;
         let Some(run) = machine.process.as_ref().map(|process| process.run) else { return };
-        let event = Event::EngineExited { pid, how: how.to_owned(), log_tail: vec!["bye".to_owned()] };
+        let log_tail = vec!["bye".to_owned()];
+        let end = EngineEnd { how: how.to_owned(), log_tail, pids: vec![pid], ..EngineEnd::default() };
+        let event = Event::EngineExited { pid, end };
         self.later(Duration::from_millis(1), Happening::AgentHears { node, run, event: Box::new(event) });
     }
 

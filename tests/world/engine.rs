@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use cic_agent::core::ProbeFault;
+use cic_agent::core::{Depth, ProbeFault, Reading, Work};
 use cic_common::assignment::Assignment;
 use cic_common::time::Mono;
 
@@ -39,6 +39,8 @@ pub struct Engine {
     /// It ends by itself then.
     pub fails_at: Option<Mono>,
     pub is_hung: bool,
+    /// It answers, has work, and nothing of that moves.
+    pub is_stalled: bool,
     ignores_term: bool,
 }
 
@@ -56,7 +58,7 @@ impl Engine {
         let load = rng.ms(manners.load_ms.0, manners.load_ms.1);
         let ignores_term = rng.chance(manners.ignores_term);
         let ready_at = (!never && fails_at.is_none()).then_some(now + load);
-        Self { pid, assignment, ready_at, fails_at, is_hung: false, ignores_term }
+        Self { pid, assignment, ready_at, fails_at, is_hung: false, is_stalled: false, ignores_term }
     }
 
     #[must_use]
@@ -64,17 +66,36 @@ impl Engine {
         !self.is_hung && self.ready_at.is_some_and(|at| at <= now)
     }
 
+    pub fn never_ready(&self) -> bool {
+        self.ready_at.is_none()
+    }
+
     /// When a probe sent now is answered and with what; a hung engine lets it run into `deadline`.
-    pub fn probe(&self, now: Mono, deadline: Duration, rng: &mut Rng) -> (Mono, Result<(), ProbeFault>) {
+    pub fn probe(
+        &self,
+        now: Mono,
+        depth: Depth,
+        deadline: Duration,
+        rng: &mut Rng,
+    ) -> (Mono, Reading, Result<(), ProbeFault>) {
+        let late = || "no answer in time".to_owned();
         if self.is_hung {
-            return (now + deadline, Err(ProbeFault::Health("timed out".to_owned())));
+            return (now + deadline, Reading::default(), Err(ProbeFault::Health(late())));
         }
-        let answer = if self.is_ready(now) {
-            Ok(())
-        } else {
-            Err(ProbeFault::Health("connection refused".to_owned()))
-        };
-        (now + rng.ms(PROBE_MS.0, PROBE_MS.1), answer)
+        let soon = now + rng.ms(PROBE_MS.0, PROBE_MS.1);
+        if !self.is_ready(now) {
+            return (soon, Reading::default(), Err(ProbeFault::Health("connection refused".to_owned())));
+        }
+        let wants_token = depth != Depth::Shallow;
+        if self.is_stalled {
+            let work = Some(Work { running: 1, iterations: Some(7), ..Work::default() });
+            let reading = Reading { before: work, after: work, is_completed: false };
+            let result = if wants_token { Err(ProbeFault::Completion(late())) } else { Ok(()) };
+            return (if wants_token { now + deadline } else { soon }, reading, result);
+        }
+        let work = |iterations| Some(Work { running: 1, iterations: Some(iterations), ..Work::default() });
+        let after = work(now.as_millis());
+        (soon, Reading { before: work(0), after, is_completed: wants_token }, Ok(()))
     }
 
     /// When and how it ends if asked now: SIGTERM, then SIGKILL after `grace`.
@@ -116,7 +137,8 @@ mod tests {
     #[test]
     fn a_hung_engine_answers_a_probe_only_by_its_deadline() {
         let engine = Engine { is_hung: true, ..start(MANNERS) };
-        let (at, answer) = engine.probe(Mono::ZERO, Duration::from_secs(10), &mut Rng::new(1));
+        let (at, _, answer) =
+            engine.probe(Mono::ZERO, Depth::Deep, Duration::from_secs(10), &mut Rng::new(1));
         assert_eq!((at, answer.is_err()), (Mono::from_millis(10_000), true));
     }
 

@@ -28,6 +28,10 @@ pub enum Fault {
     KillAgent,
     KillEngine,
     HangEngine,
+    /// The engine answers and has work, and nothing of it moves for `span`.
+    StallEngine {
+        span: Duration,
+    },
     /// Init ends the agent in order and starts it again; the engine stays.
     UpgradeAgent,
     KillHost {
@@ -89,6 +93,7 @@ impl Fault {
             Self::KillAgent => "kill-agent",
             Self::KillEngine => "kill-engine",
             Self::HangEngine => "hang-engine",
+            Self::StallEngine { .. } => "stall-engine",
             Self::UpgradeAgent => "upgrade-agent",
             Self::KillHost { .. } => "kill-host",
             Self::Freeze { .. } => "freeze",
@@ -139,6 +144,13 @@ impl World {
             Fault::HangEngine => self.on_victim(|world, node| {
                 if let Some(engine) = &mut world.machines[node].engine {
                     engine.is_hung = true;
+                }
+            }),
+            Fault::StallEngine { span } => self.on_victim(|world, node| {
+                if let Some(engine) = &mut world.machines[node].engine {
+                    engine.is_stalled = true;
+                    let pid = engine.pid;
+                    world.later(span, Happening::EngineMoves { node, pid });
                 }
             }),
             Fault::UpgradeAgent => self.on_victim(|world, node| {

@@ -66,6 +66,11 @@ pub enum Happening {
         pid: u32,
         how: &'static str,
     },
+    /// A stalled engine moves again.
+    EngineMoves {
+        node: usize,
+        pid: u32,
+    },
     NodeThaws {
         node: usize,
     },

@@ -252,6 +252,11 @@ impl World {
             Happening::AgentHears { node, run, event } => self.agent_hears(node, run, *event),
             Happening::EdgeCounts { node, run } => self.edge_counts(node, run),
             Happening::EngineEnds { node, pid, how } => self.engine_ends(node, pid, how),
+            Happening::EngineMoves { node, pid } => {
+                if let Some(engine) = self.machines[node].engine.as_mut().filter(|engine| engine.pid == pid) {
+                    engine.is_stalled = false;
+                }
+            }
             Happening::NodeThaws { node } => self.node_thaws(node),
             Happening::AgentConnects { node, run } => self.agent_connects(node, run),
             Happening::Established { node, run, controller_run } => {

@@ -2,8 +2,12 @@
 
 use cic_common::assignment::{Assignment, ModelSpec};
 use cic_common::id::Term;
+use cic_common::units::Bytes;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
+
+use super::crash::CrashRecord;
+use super::proof::GpuMemo;
 
 /// What the edge does with a request for this node's own engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +22,45 @@ pub enum EdgeMode {
     Drain {
         reason: String,
     },
+    /// Only requests that no other replica took are let in.
+    Reluctant {
+        reason: String,
+    },
+}
+
+impl EdgeMode {
+    /// Why not every request is let in; empty when every one is.
+    #[must_use]
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Admit => "",
+            Self::Refuse { reason } | Self::Drain { reason } | Self::Reluctant { reason } => reason,
+        }
+    }
+}
+
+/// How much a probe asks of the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Depth {
+    /// `/health` and `/metrics`.
+    Shallow,
+    /// Also whether `/v1/models` names the model, and one token of it, with `/metrics` read before and after.
+    Deep,
+    /// Also one token, which may take as long as a stall may last.
+    Canary,
+}
+
+/// What a start check must know of the GPUs.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuFacts {
+    /// 0 where there is none, or none can be read.
+    pub count: u32,
+    /// Newest CUDA the driver supports: 1000 × major + 10 × minor.
+    pub cuda_version: Option<u32>,
+    pub driver_version: Option<String>,
+    /// Memory of all GPUs together.
+    pub memory_total: Option<Bytes>,
 }
 
 /// One act for a shell to perform. Results come back as events carrying the same `attempt` or `pid`.
@@ -41,21 +84,39 @@ pub enum Action {
         attempt: u32,
         model: ModelSpec,
     },
+    /// Whether flags, memory, port and driver allow a start; ends in `EngineChecked`.
+    CheckEngine {
+        attempt: u32,
+        assignment: Assignment,
+        gpus: GpuFacts,
+    },
     StartEngine {
         attempt: u32,
         assignment: Assignment,
     },
-    /// `/health`, `/v1/models` names the model, and with `deep` one 1-token completion.
+    /// `/health`, and the counters of `/metrics`; how much more is the depth's to say.
     ProbeEngine {
         pid: u32,
         model: String,
-        deep: bool,
+        depth: Depth,
     },
-    /// SIGTERM now, SIGKILL to the whole session after `grace_ms`; ends in `EngineExited`.
+    /// What the engine has read and written; ends in `EngineSeen`.
+    LookAtEngine {
+        pid: u32,
+    },
+    /// SIGTERM now, SIGKILL to the whole session after `grace_ms`; ends in `EngineExited`. With `autopsy` it is
+    /// first written down where its threads are.
     StopEngine {
         pid: u32,
         grace_ms: u64,
+        autopsy: bool,
     },
+    /// Write down how an engine ended, for whoever looks into it.
+    SaveCrash(CrashRecord),
+    /// Sample the GPUs now.
+    SampleGpus,
+    /// Write to the state directory what cannot be observed again in this boot.
+    RememberGpus(GpuMemo),
     SetEdge(EdgeMode),
     /// End the process with this code, links closed in order.
     Exit {

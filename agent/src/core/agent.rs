@@ -1,19 +1,20 @@
 //! The agent's decisions: one engine, brought up, watched, drained and reported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use cic_common::assignment::Assignment;
 use cic_common::id::{Incarnation, NodeId, Term};
 use cic_common::notice::NoticeKind;
-use cic_common::report::{
-    EdgeReport, EngineReport, GpuReport, HostReport, NodeReport, Phase, Role, StateDigest,
-};
+use cic_common::report::{EdgeReport, EngineReport, HostReport, NodeReport, Phase, Role, StateDigest};
 use cic_common::time::Mono;
+use cic_common::units::Bytes;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
+use super::action::Depth;
+use super::gpu::{GpuTiming, Gpus};
 use super::restart::Restarts;
-use super::stage::{After, Probe, Stage};
+use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode, Event, Timing};
 
 /// What an agent is before anything happens.
@@ -46,12 +47,30 @@ pub struct Agent {
     pub(super) restart_count: u32,
     pub(super) is_adopted: bool,
     pub(super) was_ready: bool,
+    /// Its start, or its adoption.
+    pub(super) engine_since: Mono,
+    /// Every process seen to be the current or last engine's.
+    pub(super) engine_pids: Vec<u32>,
+    /// An engine has run in this boot, so that the memory in use is no baseline any more.
+    pub(super) has_run_engine: bool,
+    /// The memory of the GPUs was at its baseline when the engine was started.
+    pub(super) had_clean_gpus: bool,
+    /// How the running engine differs from the wanted one.
+    pub(super) drift: Option<String>,
+    /// A GPU fault after which the engine has to prove that it works.
+    pub(super) doubt: Option<String>,
+    pub(super) oom_kills: VecDeque<(Mono, u32, String)>,
     pub(super) last_exit: Option<String>,
     pub(super) wants_replacement: Option<String>,
     pub(super) notices: BTreeMap<(String, String), OpenNotice>,
     pub(super) host: HostReport,
-    pub(super) gpu: GpuReport,
+    pub(super) gpus: Gpus,
+    pub(super) gpus_heard: bool,
+    pub(super) baseline: Option<BTreeMap<String, Bytes>>,
+    /// Why a GPU asks for another node in place of this one.
+    pub(super) gpu_wish: Option<String>,
     pub(super) edge: EdgeReport,
+    state: StateDigest,
 }
 
 impl Agent {
@@ -71,12 +90,23 @@ impl Agent {
             restart_count: 0,
             is_adopted: false,
             was_ready: false,
+            engine_since: Mono::ZERO,
+            engine_pids: Vec::new(),
+            has_run_engine: false,
+            had_clean_gpus: true,
+            drift: None,
+            doubt: None,
+            oom_kills: VecDeque::new(),
             last_exit: None,
             wants_replacement: None,
             notices: BTreeMap::new(),
             host: HostReport::default(),
-            gpu: GpuReport::Absent,
+            gpus: Gpus::new(GpuTiming::default()),
+            gpus_heard: false,
+            baseline: None,
+            gpu_wish: None,
             edge: EdgeReport::default(),
+            state: StateDigest::default(),
         }
     }
 
@@ -91,16 +121,29 @@ impl Agent {
             }
             Event::ModelMounted { attempt, result } => self.mounted(now, attempt, result, out),
             Event::ModelVerified { attempt, result } => self.verified(now, attempt, result, out),
+            Event::EngineChecked { attempt, result } => self.checked(now, attempt, result, out),
             Event::EngineStarted { attempt, pid } => self.started(now, attempt, pid, out),
             Event::EngineStartFailed { attempt, reason, may_heal } => {
                 if self.stage == (Stage::Starting { attempt }) {
-                    self.fail(now, Phase::Loading, reason, may_heal, out);
+                    let heal = if may_heal { Heal::Retry } else { Heal::Never };
+                    self.fail(now, Phase::Loading, reason, heal, out);
                 }
             }
-            Event::EngineExited { pid, how, log_tail } => self.exited(now, pid, how, &log_tail, out),
-            Event::EngineProbed { pid, result } => self.probed(now, pid, result, out),
+            Event::EngineExited { pid, end } => {
+                self.engine_pids.clone_from(&end.pids);
+                self.exited(now, pid, end, out);
+            }
+            Event::EngineProbed { pid, reading, result } => self.probed(now, pid, &reading, result, out),
+            Event::EngineSeen { pid, activity } => {
+                if let Stage::Loading { pid: current, gate, .. } = &mut self.stage
+                    && *current == pid
+                {
+                    gate.saw(now, activity);
+                }
+            }
+            Event::OomKilled { pid, text } => self.oom_killed(now, pid, text),
             Event::HostSampled(host) => self.host = host,
-            Event::GpuSampled(gpu) => self.gpu = gpu,
+            Event::Gpu(event) => self.heard_of_gpus(now, event, out),
             Event::EdgeCounted(edge) => {
                 self.edge = edge;
                 if let Stage::Draining { is_counted, .. } = &mut self.stage {
@@ -114,6 +157,7 @@ impl Agent {
             Event::StopAsked { with_engine, reason } => self.stop_asked(now, with_engine, reason, out),
         }
         self.pass_time(now, out);
+        self.note_state(now);
     }
 
     /// When a tick is wanted if nothing else happens.
@@ -121,21 +165,22 @@ impl Agent {
     pub fn deadline(&self) -> Option<Mono> {
         let timing = &self.spec.timing;
         let stage = match &self.stage {
-            Stage::Loading { since, probe, .. } => {
-                Some((*since + timing.start_gate).min(self.probe_deadline(*probe)))
-            }
+            Stage::Checking { is_checked: true, until, .. } => Some(*until),
+            Stage::Loading { probe, gate, .. } => Some(gate.due_at(timing).min(self.probe_deadline(*probe))),
             Stage::Serving { probe, .. } => Some(self.probe_deadline(*probe)),
+            Stage::Proving { ask_at, until, .. } => Some((*ask_at).min(*until)),
             Stage::Waiting { until, .. } => Some(*until),
             Stage::Draining { until, poll, .. } => Some((*until).min(*poll)),
             Stage::Stopping { until, .. } => Some(*until),
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
+            | Stage::Checking { is_checked: false, .. }
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Exiting
             | Stage::Stopped { .. }
-            | Stage::Failed => None,
+            | Stage::Failed { .. } => None,
         };
         Some(stage.map_or(self.heartbeat_at, |at| at.min(self.heartbeat_at)))
     }
@@ -154,39 +199,56 @@ impl Agent {
                 is_adopted: self.is_adopted && self.stage.pid().is_some(),
                 restart_count: self.restart_count,
                 last_exit: self.last_exit.clone(),
-                drift: None,
+                drift: self.drift.clone().filter(|_| self.stage.pid().is_some()),
             },
             host: self.host.clone(),
-            gpu: self.gpu.clone(),
+            gpu: self.gpus.report(),
             edge: self.edge.clone(),
             notice: self.notice(now),
-            wants_replacement: self.wants_replacement.clone(),
-            state: StateDigest::default(),
+            wants_replacement: self.wants_replacement.clone().or_else(|| self.gpu_wish.clone()),
+            state: self.state,
         }
-        .sealed(0)
+    }
+
+    /// Numbers the state anew when it changed.
+    fn note_state(&mut self, now: Mono) {
+        let digest = self.report(now).digest();
+        if self.state.version == 0 || digest != self.state.digest {
+            self.state = StateDigest { version: self.state.version + 1, digest };
+        }
     }
 
     /// What is due at `now` whatever happened.
     pub(super) fn pass_time(&mut self, now: Mono, out: &mut Vec<Action>) {
         let timing = self.spec.timing;
         match &mut self.stage {
-            Stage::Loading { pid, since, .. } if now.since(*since) >= timing.start_gate => {
+            Stage::Checking { attempt, is_checked: true, until } if now >= *until || self.gpus_heard => {
+                let attempt = *attempt;
+                self.start(now, attempt, out);
+            }
+            Stage::Loading { pid, gate, .. } if now >= gate.closes_at(&timing) => {
                 let pid = *pid;
-                let reason =
-                    format!("engine pid {pid} was not ready within {} s", timing.start_gate.as_secs());
+                let reason = gate.verdict(now, pid, &timing);
                 self.refuse(&reason, out);
-                self.stop_engine(now, pid, After::Retry, &reason, out);
+                self.stop_engine(now, pid, After::Retry, true, &reason, out);
             }
-            Stage::Loading { pid, probe, .. } => {
+            Stage::Loading { pid, probe, gate } => {
                 let pid = *pid;
-                let is_due = is_due(probe, now, timing);
-                self.ask(is_due, pid, true, out);
+                if gate.is_look_due(now, &timing) {
+                    out.push(Action::LookAtEngine { pid });
+                }
+                if is_due(probe, now, timing) {
+                    self.ask(pid, Depth::Deep, out);
+                }
             }
-            Stage::Serving { pid, probe, .. } => {
+            Stage::Serving { pid, probe, progress, .. } => {
                 let pid = *pid;
-                let is_due = is_due(probe, now, timing);
-                self.ask(is_due, pid, false, out);
+                if is_due(probe, now, timing) {
+                    let is_canary = progress.is_canary_due(now, timing.canary);
+                    self.ask(pid, if is_canary { Depth::Canary } else { Depth::Shallow }, out);
+                }
             }
+            Stage::Proving { .. } => self.look_at_proof(now, out),
             Stage::Waiting { until, .. } if now >= *until => self.begin(now, "trying again", out),
             Stage::Draining { pid, until, poll, is_counted, then, keep_engine } => {
                 if (self.edge.in_flight > 0 || !*is_counted) && now < *until {
@@ -203,9 +265,9 @@ impl Agent {
                         }
                         Some(pid) => {
                             let reason = self.reason.clone();
-                            self.stop_engine(now, pid, then, &reason, out);
+                            self.stop_engine(now, pid, then, false, &reason, out);
                         }
-                        None => self.after(now, then, out),
+                        None => self.prove(now, Next::Then(then), &[], out),
                     }
                 }
             }
@@ -216,13 +278,14 @@ impl Agent {
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
+            | Stage::Checking { .. }
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Waiting { .. }
             | Stage::Stopping { .. }
             | Stage::Exiting
             | Stage::Stopped { .. }
-            | Stage::Failed => {}
+            | Stage::Failed { .. } => {}
         }
         if now >= self.heartbeat_at {
             self.heartbeat_at = now + timing.heartbeat;
@@ -230,11 +293,29 @@ impl Agent {
         }
     }
 
-    fn stop_engine(&mut self, now: Mono, pid: u32, then: After, reason: &str, out: &mut Vec<Action>) {
-        let Timing { stop_grace, kill_grace, .. } = self.spec.timing;
-        out.push(Action::StopEngine { pid, grace_ms: millis(stop_grace) });
-        let until = now + stop_grace + kill_grace;
+    pub(super) fn stop_engine(
+        &mut self,
+        now: Mono,
+        pid: u32,
+        then: After,
+        autopsy: bool,
+        reason: &str,
+        out: &mut Vec<Action>,
+    ) {
+        let grace = self.stop_grace();
+        out.push(Action::StopEngine { pid, grace_ms: millis(grace), autopsy });
+        let until = now + grace + self.spec.timing.kill_grace;
         self.enter(now, Stage::Stopping { pid, then, until }, reason, out);
+    }
+
+    /// Between SIGTERM and SIGKILL: a vLLM with `--shutdown-timeout` takes that long by itself. It is known to hang for
+    /// ever when its timeout runs out.
+    pub(super) fn stop_grace(&self) -> std::time::Duration {
+        const BEYOND_OWN: std::time::Duration = std::time::Duration::from_secs(2);
+        let args = self.assignment.as_ref().map_or(&[][..], |assignment| &assignment.engine.args);
+        let own = flag_value(args, "--shutdown-timeout").and_then(|value| value.parse().ok());
+        let own = own.map_or(std::time::Duration::ZERO, |s| std::time::Duration::from_secs(s) + BEYOND_OWN);
+        self.spec.timing.stop_grace.max(own)
     }
 
     /// The engine outlived SIGKILL: it hangs in the kernel, and only the VM's end frees what it holds.
@@ -245,13 +326,13 @@ impl Agent {
                 decided(out, "leave the engine behind", &reason);
                 self.after(now, then, out);
             }
-            After::Again | After::Retry => self.fail(now, Phase::Loading, reason, false, out),
+            After::Again | After::Retry => self.fail(now, Phase::Loading, reason, Heal::Never, out),
         }
     }
 
-    fn ask(&self, is_due: bool, pid: u32, deep: bool, out: &mut Vec<Action>) {
-        if let (true, Some(assignment)) = (is_due, &self.assignment) {
-            out.push(Action::ProbeEngine { pid, model: assignment.model.name.clone(), deep });
+    pub(super) fn ask(&self, pid: u32, depth: Depth, out: &mut Vec<Action>) {
+        if let Some(assignment) = &self.assignment {
+            out.push(Action::ProbeEngine { pid, model: assignment.model.name.clone(), depth });
         }
     }
 
@@ -278,6 +359,19 @@ impl Agent {
             out.push(Action::Heartbeat);
         }
     }
+}
+
+/// The value of a flag of the engine, `--flag value` or `--flag=value`, with vLLM's other spelling `--fl_ag`.
+pub(super) fn flag_value<'a>(args: &'a [String], flag: &str) -> Option<&'a str> {
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let (name, value) =
+            arg.split_once('=').map_or((arg.as_str(), None), |(name, value)| (name, Some(value)));
+        if name.replace('_', "-") == flag {
+            return value.or_else(|| args.next().map(String::as_str));
+        }
+    }
+    None
 }
 
 fn is_due(probe: &mut Probe, now: Mono, timing: Timing) -> bool {

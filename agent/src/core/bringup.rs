@@ -2,13 +2,15 @@
 
 use cic_common::assignment::Assignment;
 use cic_common::id::Term;
-use cic_common::report::{Phase, Role};
+use cic_common::report::{GpuReport, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 
 use super::agent::{Agent, decided, millis};
-use super::event::{Booted, EngineFound, ModelFault, ProbeFault};
-use super::stage::{Probe, Stage};
+use super::event::{Booted, CheckFault, EngineFound, ModelFault, ProbeFault, Reading};
+use super::gate::Gate;
+use super::progress::Progress;
+use super::stage::{After, Heal, Probe, Stage};
 use super::{Action, EdgeMode};
 
 impl Agent {
@@ -16,6 +18,10 @@ impl Agent {
         if let Some((term, assignment)) = booted.remembered {
             self.term = self.term.max(term);
             self.assignment.get_or_insert(assignment);
+        }
+        if let Some(memo) = booted.gpus {
+            self.baseline = memo.baseline;
+            self.gpus.restore(memo.marks);
         }
         match (self.spec.role, booted.engine) {
             (Role::Gateway, _) => {
@@ -36,13 +42,19 @@ impl Agent {
 
     pub(super) fn adopt(&mut self, now: Mono, found: EngineFound, out: &mut Vec<Action>) {
         let EngineFound { pid, assignment } = found;
-        if self.assignment.as_ref().is_some_and(|wanted| *wanted != assignment) {
-            decided(out, "keep the running engine", "its start command differs from the assignment (drift)");
+        if let Some(wanted) = &self.assignment {
+            self.drift = drift(&assignment, wanted);
+        }
+        if let Some(drift) = &self.drift {
+            decided(out, "keep the running engine", drift);
         }
         self.assignment = Some(assignment);
         self.is_adopted = true;
+        self.engine_since = now;
+        self.engine_pids = vec![pid];
+        self.has_run_engine = true;
         self.refuse("engine found running; not probed yet", out);
-        let stage = Stage::Loading { pid, since: now, probe: Probe::Due(now) };
+        let stage = Stage::Loading { pid, probe: Probe::Due(now), gate: Gate::begin(now, false) };
         self.enter(now, stage, &format!("adopted engine pid {pid}"), out);
     }
 
@@ -57,34 +69,36 @@ impl Agent {
         }
         let is_same = self.assignment.as_ref() == Some(&assignment);
         match &self.stage {
-            Stage::Idle | Stage::Waiting { .. } | Stage::Failed if !is_same || self.stage == Stage::Idle => {
+            Stage::Idle | Stage::Waiting { .. } | Stage::Failed { .. }
+                if !is_same || self.stage == Stage::Idle =>
+            {
                 out.push(Action::Remember { term, assignment: assignment.clone() });
                 self.assignment = Some(assignment);
                 self.begin(now, "assignment received", out);
             }
-            Stage::Mounting { .. } | Stage::Verifying { .. } if !is_same => {
+            Stage::Mounting { .. } | Stage::Verifying { .. } | Stage::Checking { .. } if !is_same => {
                 out.push(Action::Remember { term, assignment: assignment.clone() });
                 self.assignment = Some(assignment);
                 self.begin(now, "assignment changed", out);
             }
-            Stage::Starting { .. } | Stage::Loading { .. } | Stage::Serving { .. } if !is_same => {
-                decided(
-                    out,
-                    "keep the running engine",
-                    "the assignment changed; a replacement brings the new one",
-                );
+            Stage::Starting { .. } | Stage::Loading { .. } | Stage::Serving { .. } => {
+                let running = self.assignment.as_ref();
+                let drift = running.and_then(|running| drift(running, &assignment));
+                if let (Some(drift), true) = (&drift, drift != self.drift) {
+                    decided(out, "keep the running engine", drift);
+                }
+                self.drift = drift;
             }
             Stage::Idle
             | Stage::Waiting { .. }
-            | Stage::Failed
+            | Stage::Failed { .. }
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
-            | Stage::Starting { .. }
-            | Stage::Loading { .. }
-            | Stage::Serving { .. }
+            | Stage::Checking { .. }
             | Stage::Passing
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
+            | Stage::Proving { .. }
             | Stage::Exiting
             | Stage::Stopped { .. } => {}
         }
@@ -115,7 +129,7 @@ impl Agent {
                 out.push(Action::VerifyModel { attempt, model: assignment.model.clone() });
                 self.enter(now, Stage::Verifying { attempt }, "model directory is there", out);
             }
-            Err(fault) => self.fail(now, Phase::Mounting, fault.to_string(), fault.may_heal(), out),
+            Err(fault) => self.fail(now, Phase::Mounting, fault.to_string(), heal_of(fault.may_heal()), out),
         }
     }
 
@@ -132,32 +146,83 @@ impl Agent {
         let Some(assignment) = &self.assignment else { return };
         match result {
             Ok(()) => {
-                out.push(Action::StartEngine { attempt, assignment: assignment.clone() });
-                self.enter(
-                    now,
-                    Stage::Starting { attempt },
-                    "every shard is there; starting the engine",
-                    out,
-                );
+                out.push(Action::CheckEngine {
+                    attempt,
+                    assignment: assignment.clone(),
+                    gpus: self.gpu_facts(),
+                });
+                let until = now + self.spec.timing.gpu_wait;
+                let stage = Stage::Checking { attempt, is_checked: false, until };
+                self.enter(now, stage, "every shard is there; checking flags, memory and driver", out);
             }
-            Err(fault) => self.fail(now, Phase::Verifying, fault.to_string(), fault.may_heal(), out),
+            Err(fault) => self.fail(now, Phase::Verifying, fault.to_string(), heal_of(fault.may_heal()), out),
         }
+    }
+
+    pub(super) fn checked(
+        &mut self,
+        now: Mono,
+        attempt: u32,
+        result: Result<(), CheckFault>,
+        out: &mut Vec<Action>,
+    ) {
+        let Stage::Checking { attempt: current, is_checked, until } = &mut self.stage else { return };
+        if *current != attempt {
+            return;
+        }
+        match result {
+            // Without the first word on the GPUs their baseline would be lost; `pass_time` goes on.
+            Ok(()) if !self.gpus_heard && now < *until => {
+                *is_checked = true;
+                self.reason = "the engine may be started; waiting for the first word on the GPUs".to_owned();
+            }
+            Ok(()) => self.start(now, attempt, out),
+            Err(fault) => self.fail(now, Phase::Verifying, fault.reason, heal_of(fault.may_heal), out),
+        }
+    }
+
+    /// Starts the engine, unless the GPUs forbid it.
+    pub(super) fn start(&mut self, now: Mono, attempt: u32, out: &mut Vec<Action>) {
+        let Some(assignment) = &self.assignment else { return };
+        if let Some((action, reason)) = self.gpus.condemned() {
+            let reason = format!("no engine is started on a GPU that needs to {action}: {reason}");
+            return self.fail(now, Phase::Verifying, reason, Heal::GpuSound, out);
+        }
+        if let GpuReport::Wedged { reason } = self.gpus.report() {
+            let reason = format!("no engine is started while the driver hangs: {reason}");
+            return self.fail(now, Phase::Verifying, reason, Heal::Retry, out);
+        }
+        out.push(Action::StartEngine { attempt, assignment: assignment.clone() });
+        self.had_clean_gpus = self.are_gpus_clean();
+        self.has_run_engine = true;
+        self.enter(
+            now,
+            Stage::Starting { attempt },
+            "flags, memory and driver are right; starting the engine",
+            out,
+        );
     }
 
     pub(super) fn started(&mut self, now: Mono, attempt: u32, pid: u32, out: &mut Vec<Action>) {
         if self.stage == (Stage::Starting { attempt }) {
             self.is_adopted = false;
             self.was_ready = false;
+            self.drift = None;
+            self.doubt = None;
+            self.engine_since = now;
+            self.engine_pids = vec![pid];
+            self.gpus.engine_started(now);
             let probe = Probe::Due(now + self.spec.timing.probe_loading);
             let reason = format!("engine pid {pid} is loading");
-            self.enter(now, Stage::Loading { pid, since: now, probe }, &reason, out);
+            self.enter(now, Stage::Loading { pid, probe, gate: Gate::begin(now, false) }, &reason, out);
         } else if self.stage.pid() != Some(pid) {
             decided(
                 out,
                 "stop an engine that is no longer wanted",
                 "the node moved on while it was starting",
             );
-            out.push(Action::StopEngine { pid, grace_ms: millis(self.spec.timing.stop_grace) });
+            let grace_ms = millis(self.stop_grace());
+            out.push(Action::StopEngine { pid, grace_ms, autopsy: false });
         }
     }
 
@@ -165,93 +230,130 @@ impl Agent {
         &mut self,
         now: Mono,
         pid: u32,
+        reading: &Reading,
         result: Result<(), ProbeFault>,
         out: &mut Vec<Action>,
     ) {
         let timing = self.spec.timing;
-        match (&mut self.stage, result) {
-            (Stage::Loading { pid: current, .. }, Ok(())) if *current == pid => {
-                self.was_ready = true;
-                out.push(Action::SetEdge(EdgeMode::Admit));
-                let probe = Probe::Due(now + timing.probe_serving);
-                let reason = format!("engine pid {pid} answered health, models and a completion");
-                self.enter(now, Stage::Serving { pid, failures: 0, probe }, &reason, out);
-            }
-            (Stage::Loading { pid: current, probe, .. }, Err(fault)) if *current == pid => {
-                *probe = Probe::Due(now + timing.probe_loading);
-                if self.was_ready {
-                    self.reason = fault.to_string();
+        match &mut self.stage {
+            Stage::Loading { pid: current, probe, gate } if *current == pid => {
+                let is_token_late = matches!(result, Err(ProbeFault::Completion(_)));
+                gate.answers(now, matches!(result, Err(ProbeFault::Models(_) | ProbeFault::Completion(_))));
+                match result {
+                    Ok(()) => self.ready(now, pid, reading, "health, models and a completion", out),
+                    // One that was adopted under load may not get to our token, and makes others' meanwhile.
+                    Err(_) if is_token_late && reading.has_moved() => {
+                        self.ready(now, pid, reading, "health and models, and makes tokens", out);
+                    }
+                    Err(fault) => {
+                        *probe = Probe::Due(now + timing.probe_loading);
+                        if self.was_ready {
+                            self.reason = fault.to_string();
+                        }
+                    }
                 }
             }
-            (Stage::Serving { pid: current, failures, probe }, Ok(())) if *current == pid => {
-                *failures = 0;
+            Stage::Serving { pid: current, failures, probe, progress } if *current == pid => {
+                progress.take(now, reading);
                 *probe = Probe::Due(now + timing.probe_serving);
-            }
-            (Stage::Serving { pid: current, failures, probe }, Err(fault)) if *current == pid => {
-                *failures += 1;
-                *probe = Probe::Due(now + timing.probe_loading);
-                if *failures >= timing.probe_failures_max {
-                    let reason = format!("engine pid {pid} stopped answering: {fault}");
-                    self.refuse(&reason, out);
-                    let stage = Stage::Loading { pid, since: now, probe: Probe::Due(now) };
-                    self.enter(now, stage, &reason, out);
+                match result {
+                    Ok(()) => {
+                        *failures = 0;
+                        if reading.is_completed
+                            && let Some(doubt) = self.doubt.take()
+                        {
+                            decided(
+                                out,
+                                "leave the engine alone",
+                                &format!("it made a token after: {doubt}"),
+                            );
+                        }
+                    }
+                    // A late token says nothing of a busy engine; whether anything moves does.
+                    Err(ProbeFault::Completion(fault)) => {
+                        if let Some(doubt) = self.doubt.take().filter(|_| !reading.has_moved()) {
+                            let reason = format!("{doubt}, and the engine gives no token: {fault}");
+                            self.refuse(&reason, out);
+                            self.stop_engine(now, pid, After::Retry, true, &reason, out);
+                            return;
+                        }
+                    }
+                    Err(fault @ (ProbeFault::Health(_) | ProbeFault::Models(_))) => {
+                        *failures += 1;
+                        *probe = Probe::Due(now + timing.probe_loading);
+                        if *failures >= timing.probe_failures_max {
+                            let reason = format!("engine pid {pid} stopped answering: {fault}");
+                            self.refuse(&reason, out);
+                            let gate = Gate::begin(now, true);
+                            let stage = Stage::Loading { pid, probe: Probe::Due(now), gate };
+                            self.enter(now, stage, &reason, out);
+                            return;
+                        }
+                    }
                 }
+                self.weigh_progress(now, pid, out);
             }
             // An answer about an engine that this stage is no longer about.
-            (
-                Stage::Loading { .. }
-                | Stage::Serving { .. }
-                | Stage::Idle
-                | Stage::Mounting { .. }
-                | Stage::Verifying { .. }
-                | Stage::Starting { .. }
-                | Stage::Passing
-                | Stage::Waiting { .. }
-                | Stage::Draining { .. }
-                | Stage::Stopping { .. }
-                | Stage::Exiting
-                | Stage::Stopped { .. }
-                | Stage::Failed,
-                Ok(()) | Err(_),
-            ) => {}
-        }
-    }
-
-    pub(super) fn exited(
-        &mut self,
-        now: Mono,
-        pid: u32,
-        how: String,
-        log_tail: &[String],
-        out: &mut Vec<Action>,
-    ) {
-        if self.stage.pid() != Some(pid) {
-            return;
-        }
-        out.push(Action::Tell(NodeEvent::EngineExited { pid: Some(pid), how: how.clone() }));
-        self.last_exit = Some(how.clone());
-        match self.stage.clone() {
-            Stage::Loading { .. } | Stage::Serving { .. } => {
-                let last_line = log_tail.iter().rev().find(|line| !line.trim().is_empty());
-                let reason = match last_line {
-                    Some(line) => format!("engine ended with {how}; its last line: {}", line.trim()),
-                    None => format!("engine ended with {how}, having written nothing"),
-                };
-                self.fail(now, Phase::Loading, reason, true, out);
-            }
-            Stage::Draining { until, poll, is_counted, then, keep_engine, .. } => {
-                self.stage = Stage::Draining { pid: None, until, poll, is_counted, then, keep_engine };
-            }
-            Stage::Stopping { then, .. } => self.after(now, then, out),
-            Stage::Idle
+            Stage::Loading { .. }
+            | Stage::Serving { .. }
+            | Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
+            | Stage::Checking { .. }
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Waiting { .. }
+            | Stage::Draining { .. }
+            | Stage::Stopping { .. }
+            | Stage::Proving { .. }
             | Stage::Exiting
             | Stage::Stopped { .. }
-            | Stage::Failed => {}
+            | Stage::Failed { .. } => {}
+        }
+    }
+
+    fn ready(&mut self, now: Mono, pid: u32, reading: &Reading, proof: &str, out: &mut Vec<Action>) {
+        self.was_ready = true;
+        out.push(Action::SetEdge(EdgeMode::Admit));
+        let stage = Stage::Serving {
+            pid,
+            failures: 0,
+            probe: Probe::Due(now + self.spec.timing.probe_serving),
+            progress: Progress::begin(now, reading),
+        };
+        self.enter(now, stage, &format!("engine pid {pid} answered {proof}"), out);
+    }
+
+    /// Passes a stalled engine over, and kills one that stays stalled. The controller, which knows whether another
+    /// replica serves, takes it out of the table; the edges let requests in that nobody else took.
+    fn weigh_progress(&mut self, now: Mono, pid: u32, out: &mut Vec<Action>) {
+        let timing = self.spec.timing;
+        let Stage::Serving { progress, .. } = &mut self.stage else { return };
+        let quiet = progress.quiet_for(now);
+        let for_ms = millis(quiet);
+        match progress.judge(now, timing.stall_suspect) {
+            Some(true) => {
+                let reason = format!("engine pid {pid} has work and nothing moved for {} s", quiet.as_secs());
+                decided(out, "pass the engine over", &reason);
+                self.reason.clone_from(&reason);
+                out.push(Action::SetEdge(EdgeMode::Reluctant { reason }));
+                out.push(Action::Tell(NodeEvent::EngineStalled { pid, for_ms, is_over: false }));
+                out.push(Action::Heartbeat);
+            }
+            Some(false) => {
+                self.reason = format!("engine pid {pid} moves again");
+                decided(out, "take the engine back", &self.reason);
+                out.push(Action::SetEdge(EdgeMode::Admit));
+                out.push(Action::Tell(NodeEvent::EngineStalled { pid, for_ms, is_over: true }));
+                out.push(Action::Heartbeat);
+            }
+            None if quiet >= timing.stall_kill => {
+                let reason = format!("engine pid {pid} had work and nothing moved for {} s", quiet.as_secs());
+                decided(out, "kill the engine", &reason);
+                self.refuse(&reason, out);
+                self.stop_engine(now, pid, After::Retry, true, &reason, out);
+            }
+            None => {}
         }
     }
 
@@ -261,25 +363,55 @@ impl Agent {
         now: Mono,
         phase: Phase,
         reason: String,
-        may_heal: bool,
+        heal: Heal,
         out: &mut Vec<Action>,
     ) {
         self.refuse(&reason, out);
         let (count, wait) = self.restarts.failed(now);
-        if !may_heal || count >= self.spec.timing.failures_max {
+        if heal != Heal::Retry || count >= self.spec.timing.failures_max {
             if self.wants_replacement.is_none() {
                 out.push(Action::Tell(NodeEvent::ReplacementWanted { reason: reason.clone() }));
             }
             self.wants_replacement = Some(reason.clone());
         }
-        if may_heal {
-            self.restart_count += 1;
-            let text = format!("{reason}; try {} in {:.1} s", count + 1, wait.as_secs_f32());
-            decided(out, "wait and try again", &text);
-            self.enter(now, Stage::Waiting { phase, until: now + wait }, &text, out);
-        } else {
-            decided(out, "give up", &reason);
-            self.enter(now, Stage::Failed, &reason, out);
+        match heal {
+            Heal::Retry => {
+                self.restart_count += 1;
+                let text = format!("{reason}; try {} in {:.1} s", count + 1, wait.as_secs_f32());
+                decided(out, "wait and try again", &text);
+                self.enter(now, Stage::Waiting { phase, until: now + wait }, &text, out);
+            }
+            Heal::Never | Heal::GpuFree | Heal::GpuSound => {
+                decided(out, "give up", &reason);
+                self.enter(now, Stage::Failed { heal }, &reason, out);
+            }
         }
     }
+}
+
+fn heal_of(may_heal: bool) -> Heal {
+    if may_heal { Heal::Retry } else { Heal::Never }
+}
+
+/// What differs between the engine that runs and the one that is asked for.
+fn drift(running: &Assignment, wanted: &Assignment) -> Option<String> {
+    let mut parts = Vec::new();
+    let mut compare = |name: &str, running: String, wanted: String| {
+        if running != wanted {
+            parts.push(format!("{name} {running}, wanted {wanted}"));
+        }
+    };
+    compare("deployment", running.deployment.to_string(), wanted.deployment.to_string());
+    compare("model", running.model.name.clone(), wanted.model.name.clone());
+    compare("model path", running.model.path.clone(), wanted.model.path.clone());
+    compare("program", running.engine.program.clone(), wanted.engine.program.clone());
+    compare("args", running.engine.args.join(" "), wanted.engine.args.join(" "));
+    // Values may be secrets.
+    if running.engine.env != wanted.engine.env {
+        let names = running.engine.env.keys().chain(wanted.engine.env.keys());
+        let differing: std::collections::BTreeSet<&String> =
+            names.filter(|name| running.engine.env.get(*name) != wanted.engine.env.get(*name)).collect();
+        parts.push(format!("environment {differing:?}"));
+    }
+    (!parts.is_empty()).then(|| format!("drift: runs {}", parts.join("; ")))
 }

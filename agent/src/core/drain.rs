@@ -9,7 +9,8 @@ use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
 use super::agent::{Agent, OpenNotice, decided, millis};
-use super::stage::{After, Probe, Stage};
+use super::gate::Gate;
+use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode};
 
 /// Notices remembered at once. A cloud has a handful of sources, each with few open notices.
@@ -78,7 +79,8 @@ impl Agent {
         match self.stage.clone() {
             Stage::Draining { pid: Some(pid), then: After::Leave, .. } => {
                 self.refuse("notice lifted; probing the engine", out);
-                let stage = Stage::Loading { pid, since: now, probe: Probe::Due(now) };
+                let gate = Gate::begin(now, self.was_ready);
+                let stage = Stage::Loading { pid, probe: Probe::Due(now), gate };
                 self.enter(now, stage, "notice lifted", out);
             }
             Stage::Draining { pid: None, then: After::Leave, .. } | Stage::Stopped { by_notice: true } => {
@@ -88,9 +90,15 @@ impl Agent {
                 let stage = Stage::Stopping { pid, then: After::Again, until };
                 self.enter(now, stage, "notice lifted; the engine is being stopped", out);
             }
+            Stage::Proving { ended_at, ask_at, until, next: Next::Then(After::Leave) } => {
+                let next = Next::Then(After::Again);
+                let stage = Stage::Proving { ended_at, ask_at, until, next };
+                self.enter(now, stage, "notice lifted; the engine has just ended", out);
+            }
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
+            | Stage::Checking { .. }
             | Stage::Starting { .. }
             | Stage::Loading { .. }
             | Stage::Serving { .. }
@@ -98,9 +106,10 @@ impl Agent {
             | Stage::Waiting { .. }
             | Stage::Draining { .. }
             | Stage::Stopping { .. }
+            | Stage::Proving { .. }
             | Stage::Exiting
             | Stage::Stopped { by_notice: false }
-            | Stage::Failed => {}
+            | Stage::Failed { .. } => {}
         }
     }
 
@@ -142,7 +151,10 @@ impl Agent {
                 }
                 *after = (*after).max(then);
             }
-            Stage::Stopping { then: after, .. } => *after = (*after).max(then),
+            Stage::Stopping { then: after, .. } | Stage::Proving { next: Next::Then(after), .. } => {
+                *after = (*after).max(then);
+            }
+            Stage::Proving { next, .. } => *next = Next::Then(then),
             Stage::Exiting => {}
             Stage::Stopped { by_notice } => match then {
                 After::Exit => self.after(now, then, out),
@@ -152,12 +164,13 @@ impl Agent {
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
+            | Stage::Checking { .. }
             | Stage::Starting { .. }
             | Stage::Loading { .. }
             | Stage::Serving { .. }
             | Stage::Passing
             | Stage::Waiting { .. }
-            | Stage::Failed => {
+            | Stage::Failed { .. } => {
                 out.push(Action::SetEdge(EdgeMode::Drain { reason: reason.to_owned() }));
                 decided(out, "drain", reason);
                 let pid = self.stage.pid();
@@ -180,7 +193,7 @@ impl Agent {
             }
             After::Retry => {
                 let reason = self.reason.clone();
-                self.fail(now, Phase::Loading, reason, true, out);
+                self.fail(now, Phase::Loading, reason, Heal::Retry, out);
             }
             After::Exit => {
                 let reason = self.reason.clone();

@@ -3,10 +3,13 @@
 use cic_common::assignment::Assignment;
 use cic_common::id::{OperationId, Term};
 use cic_common::notice::NoticeKind;
-use cic_common::report::{EdgeReport, GpuReport, HostReport};
+use cic_common::report::{EdgeReport, HostReport};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use serde::{Deserialize, Serialize};
+
+use super::gpu::GpuEvent;
+use super::proof::GpuMemo;
 
 /// An engine process of an earlier agent run that is still alive, checked by start time and boot id.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +25,8 @@ pub struct Booted {
     pub engine: Option<EngineFound>,
     /// The last assignment and the term it came from.
     pub remembered: Option<(Term, Assignment)>,
+    /// What an earlier run of this boot knew of the GPUs; `None` after a reboot.
+    pub gpus: Option<GpuMemo>,
 }
 
 /// Why a model cannot be used.
@@ -59,6 +64,64 @@ pub enum ProbeFault {
     Completion(String),
 }
 
+/// What an engine has to do and how far it has come, by its `/metrics` (names of vLLM 0.32).
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Work {
+    /// `vllm:num_requests_running`, summed over its engines.
+    pub running: u64,
+    /// `vllm:num_requests_waiting`.
+    pub waiting: u64,
+    /// `vllm:iteration_tokens_total_count`: one more with each step of the engine.
+    pub iterations: Option<u64>,
+    /// `vllm:generation_tokens_total`.
+    pub generation_tokens: Option<u64>,
+    /// `vllm:prompt_tokens_total`.
+    pub prompt_tokens: Option<u64>,
+}
+
+/// What a probe read beside its verdict. `None` where `/metrics` could not be read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reading {
+    /// Before the completion of a deep probe.
+    pub before: Option<Work>,
+    pub after: Option<Work>,
+    /// A completion was asked for and came.
+    pub is_completed: bool,
+}
+
+/// Traces that a loading engine leaves; each only grows.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Bytes ever written to its log.
+    pub log_bytes: u64,
+    /// Bytes its processes have read (`rchar` of `/proc/PID/io`).
+    pub read_bytes: u64,
+}
+
+/// How an engine ended and what was found then.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineEnd {
+    /// For people: `exit code 1`, `signal 9`.
+    pub how: String,
+    /// The last lines it wrote.
+    pub log_tail: Vec<String>,
+    /// Every process that was seen to be the engine's.
+    pub pids: Vec<u32>,
+    /// Those of them that outlived SIGKILL.
+    pub left: Vec<u32>,
+    /// Where its threads hung in the kernel, when it was stopped for not moving.
+    pub stacks: Vec<String>,
+}
+
+/// Why a start is not worth trying.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckFault {
+    /// All mistakes at once, each with the way out.
+    pub reason: String,
+    /// Whether waiting can heal it: memory may be freed, a flag does not appear.
+    pub may_heal: bool,
+}
+
 /// One thing that happened. Plain data: it can be recorded and replayed.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,6 +148,11 @@ pub enum Event {
         attempt: u32,
         result: Result<(), ModelFault>,
     },
+    /// Whether the engine can start here with this command line.
+    EngineChecked {
+        attempt: u32,
+        result: Result<(), CheckFault>,
+    },
     EngineStarted {
         attempt: u32,
         pid: u32,
@@ -95,18 +163,27 @@ pub enum Event {
         reason: String,
         may_heal: bool,
     },
-    /// `how` is for people: `exit code 1`, `signal 9`; `log_tail` the last lines it wrote.
     EngineExited {
         pid: u32,
-        how: String,
-        log_tail: Vec<String>,
+        end: EngineEnd,
     },
     EngineProbed {
         pid: u32,
+        reading: Reading,
         result: Result<(), ProbeFault>,
     },
+    /// Answer to `LookAtEngine`.
+    EngineSeen {
+        pid: u32,
+        activity: Activity,
+    },
+    /// The kernel killed a process for want of memory.
+    OomKilled {
+        pid: u32,
+        text: String,
+    },
     HostSampled(HostReport),
-    GpuSampled(GpuReport),
+    Gpu(GpuEvent),
     EdgeCounted(EdgeReport),
     /// The deadline is on this process's own clock.
     NoticeSeen {

@@ -8,16 +8,26 @@
 mod action;
 mod agent;
 mod bringup;
+mod condition;
+mod crash;
 mod drain;
+mod ending;
 mod event;
+mod gate;
 pub mod gpu;
+mod progress;
+mod proof;
 mod restart;
 mod stage;
 #[cfg(test)]
 mod tests;
 pub mod timing;
 
-pub use action::{Action, EdgeMode};
+pub use action::{Action, Depth, EdgeMode, GpuFacts};
 pub use agent::{Agent, AgentSpec};
-pub use event::{Booted, EngineFound, Event, ModelFault, ProbeFault};
+pub use crash::{CrashCause, CrashRecord};
+pub use event::{
+    Activity, Booted, CheckFault, EngineEnd, EngineFound, Event, ModelFault, ProbeFault, Reading, Work,
+};
+pub use proof::GpuMemo;
 pub use timing::Timing;

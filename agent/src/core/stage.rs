@@ -3,6 +3,9 @@
 use cic_common::report::{EngineState, Phase};
 use cic_common::time::Mono;
 
+use super::gate::Gate;
+use super::progress::Progress;
+
 /// When to look at the engine next, or since when an answer is awaited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Probe {
@@ -25,10 +28,31 @@ pub(super) enum After {
     Exit,
 }
 
+/// Whether a failure can pass, and what has to happen first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Heal {
+    /// By trying again after a wait.
+    Retry,
+    /// Not here: a person or another node.
+    Never,
+    /// Once the memory of the GPUs is free.
+    GpuFree,
+    /// Once the GPUs are sound.
+    GpuSound,
+}
+
+/// What follows once it is proven that nothing of an engine is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Next {
+    Fail { reason: String, heal: Heal },
+    Then(After),
+}
+
 /// ```text
-/// Idle -> Mounting -> Verifying -> Starting -> Loading <-> Serving -> Draining -> Stopping -> Stopped
-///            ^------------ Waiting <--------------'------------'          Stopping{Retry} -> Waiting
-/// Idle -> Loading (adopted)         Idle -> Passing (gateway) -> Draining -> Stopped        (any) -> Failed
+/// Idle -> Mounting -> Verifying -> Checking -> Starting -> Loading <-> Serving -> Draining -> Stopping
+///            ^------------ Waiting <-------------------------'------------'                      |
+///                             ^------------------------------------------------- Proving <-------'
+/// Idle -> Loading (adopted)   Idle -> Passing (gateway) -> Draining     Proving -> Stopped    (any) -> Failed
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Stage {
@@ -39,18 +63,25 @@ pub(super) enum Stage {
     Verifying {
         attempt: u32,
     },
+    /// Flags, memory and driver are looked at, and the first word on the GPUs is awaited until `until`.
+    Checking {
+        attempt: u32,
+        is_checked: bool,
+        until: Mono,
+    },
     Starting {
         attempt: u32,
     },
     Loading {
         pid: u32,
-        since: Mono,
         probe: Probe,
+        gate: Gate,
     },
     Serving {
         pid: u32,
         failures: u32,
         probe: Probe,
+        progress: Progress,
     },
     /// A gateway: serves others' engines.
     Passing,
@@ -75,13 +106,22 @@ pub(super) enum Stage {
         then: After,
         until: Mono,
     },
+    /// The engine has ended; the GPUs' memory has to show it by `until`.
+    Proving {
+        ended_at: Mono,
+        ask_at: Mono,
+        until: Mono,
+        next: Next,
+    },
     /// The agent ends and its node goes on: the next run adopts the engine.
     Exiting,
     /// `by_notice`: starts anew when the notice is lifted.
     Stopped {
         by_notice: bool,
     },
-    Failed,
+    Failed {
+        heal: Heal,
+    },
 }
 
 impl Stage {
@@ -89,16 +129,19 @@ impl Stage {
         match self {
             Self::Idle => Phase::Booting,
             Self::Mounting { .. } => Phase::Mounting,
-            Self::Verifying { .. } => Phase::Verifying,
+            Self::Verifying { .. } | Self::Checking { .. } => Phase::Verifying,
             Self::Starting { .. } | Self::Loading { .. } => Phase::Loading,
             Self::Serving { .. } | Self::Passing => Phase::Serving,
             Self::Waiting { phase, .. } => *phase,
             Self::Draining { .. } => Phase::Draining,
-            Self::Stopping { then: After::Retry | After::Again, .. } => Phase::Loading,
-            Self::Stopping { then: After::Rest | After::Leave | After::Exit, .. } => Phase::Draining,
+            Self::Stopping { then, .. } | Self::Proving { next: Next::Then(then), .. } => match then {
+                After::Retry | After::Again => Phase::Loading,
+                After::Rest | After::Leave | After::Exit => Phase::Draining,
+            },
+            Self::Proving { next: Next::Fail { .. }, .. } => Phase::Loading,
             Self::Exiting => Phase::Draining,
             Self::Stopped { .. } => Phase::Stopped,
-            Self::Failed => Phase::Failed,
+            Self::Failed { .. } => Phase::Failed,
         }
     }
 
@@ -110,28 +153,35 @@ impl Stage {
             Self::Idle
             | Self::Mounting { .. }
             | Self::Verifying { .. }
+            | Self::Checking { .. }
             | Self::Starting { .. }
             | Self::Passing
             | Self::Waiting { .. }
+            | Self::Proving { .. }
             | Self::Exiting
             | Self::Stopped { .. }
-            | Self::Failed => None,
+            | Self::Failed { .. } => None,
         }
     }
 
     pub(super) fn engine_state(&self, was_ready: bool) -> EngineState {
         match self {
-            Self::Idle | Self::Mounting { .. } | Self::Verifying { .. } | Self::Passing => {
-                EngineState::Absent
-            }
+            Self::Idle
+            | Self::Mounting { .. }
+            | Self::Verifying { .. }
+            | Self::Checking { .. }
+            | Self::Passing => EngineState::Absent,
             Self::Starting { .. } => EngineState::Starting,
             Self::Loading { .. } if was_ready => EngineState::Unready,
             Self::Loading { .. } => EngineState::Starting,
+            Self::Serving { progress, .. } if progress.is_stalled() => EngineState::Stalled,
             Self::Serving { .. } => EngineState::Ready,
             Self::Draining { pid: Some(_), .. } => EngineState::Ready,
             Self::Draining { pid: None, .. } | Self::Exiting => EngineState::Absent,
             Self::Stopping { .. } => EngineState::Stopping,
-            Self::Waiting { .. } | Self::Stopped { .. } | Self::Failed => EngineState::Exited,
+            Self::Waiting { .. } | Self::Proving { .. } | Self::Stopped { .. } | Self::Failed { .. } => {
+                EngineState::Exited
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use cic_common::report::{EdgeReport, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
+use super::gpu::GpuEvent;
 use super::*;
 
 struct Bench {
@@ -46,28 +47,39 @@ impl Bench {
         bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
         bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
         bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+        bench.give(Event::Gpu(GpuEvent::Absent));
+        bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) });
         bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
         bench
     }
 
     fn serving() -> Self {
         let mut bench = Self::loading();
-        bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+        bench.give(probed(7, Ok(())));
         bench
     }
 
     fn end(&mut self) {
-        let how = "signal 15".to_owned();
-        self.give(Event::EngineExited { pid: 7, how, log_tail: Vec::new() });
+        self.give(exited(7, "signal 15", &[]));
     }
 
     fn fail_once(&mut self) {
-        self.give(Event::EngineExited {
-            pid: 7,
-            how: "exit code 1".to_owned(),
-            log_tail: vec!["boom".to_owned()],
-        });
+        self.give(exited(7, "exit code 1", &["boom"]));
     }
+}
+
+/// A probe's answer; a completion moved the counter of iterations by one.
+fn probed(pid: u32, result: Result<(), ProbeFault>) -> Event {
+    let work = |iterations| Some(Work { iterations: Some(iterations), ..Work::default() });
+    let is_completed = result.is_ok();
+    let reading = Reading { before: work(0), after: work(u64::from(is_completed)), is_completed };
+    Event::EngineProbed { pid, reading, result }
+}
+
+fn exited(pid: u32, how: &str, log_tail: &[&str]) -> Event {
+    let log_tail = log_tail.iter().map(|line| (*line).to_owned()).collect();
+    let end = EngineEnd { how: how.to_owned(), log_tail, pids: vec![pid], ..EngineEnd::default() };
+    Event::EngineExited { pid, end }
 }
 
 fn assignment(model: &str) -> Assignment {
@@ -92,7 +104,9 @@ fn a_replica_goes_through_every_phase_to_serving_and_admits_only_there() {
     let steps = [
         (Event::Assigned { term: Term(1), assignment: assignment("m") }, Phase::Mounting),
         (Event::ModelMounted { attempt: 1, result: Ok(()) }, Phase::Verifying),
-        (Event::ModelVerified { attempt: 1, result: Ok(()) }, Phase::Loading),
+        (Event::ModelVerified { attempt: 1, result: Ok(()) }, Phase::Verifying),
+        (Event::Gpu(GpuEvent::Absent), Phase::Verifying),
+        (Event::EngineChecked { attempt: 1, result: Ok(()) }, Phase::Loading),
         (Event::EngineStarted { attempt: 1, pid: 7 }, Phase::Loading),
     ];
     for (event, phase) in steps {
@@ -100,7 +114,7 @@ fn a_replica_goes_through_every_phase_to_serving_and_admits_only_there() {
         assert!(!actions.contains(&Action::SetEdge(EdgeMode::Admit)));
         assert_eq!(bench.phase(), phase);
     }
-    let actions = bench.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+    let actions = bench.give(probed(7, Ok(())));
     assert!(actions.contains(&Action::SetEdge(EdgeMode::Admit)) && tells_phase(actions, Phase::Serving));
 }
 
@@ -118,9 +132,9 @@ fn an_engine_found_running_is_probed_not_started() {
     let mut bench = Bench::new(Role::Replica);
     let engine = Some(EngineFound { pid: 9, assignment: assignment("m") });
     let remembered = Some((Term(3), assignment("m")));
-    let actions = bench.give(Event::Booted(Booted { engine, remembered })).to_vec();
-    assert!(actions.iter().any(|a| matches!(a, Action::ProbeEngine { pid: 9, deep: true, .. })));
-    let actions = bench.give(Event::EngineProbed { pid: 9, result: Ok(()) }).to_vec();
+    let actions = bench.give(Event::Booted(Booted { engine, remembered, gpus: None })).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::ProbeEngine { pid: 9, depth: Depth::Deep, .. })));
+    let actions = bench.give(probed(9, Ok(()))).to_vec();
     assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. } | Action::StopEngine { .. })));
     let report = bench.agent.report(bench.now);
     assert!(report.engine.is_adopted && report.phase == Phase::Serving);
@@ -148,7 +162,7 @@ fn a_crashed_engine_is_started_again_after_a_growing_wait() {
 #[test]
 fn an_exit_code_of_zero_is_a_crash_too() {
     let mut bench = Bench::serving();
-    bench.give(Event::EngineExited { pid: 7, how: "exit code 0".to_owned(), log_tail: Vec::new() });
+    bench.give(exited(7, "exit code 0", &[]));
     assert_eq!(bench.phase(), Phase::Loading);
 }
 
@@ -169,6 +183,7 @@ fn the_third_failure_in_the_window_asks_for_a_replacement_once() {
         let attempt = attempt + 1;
         bench.give(Event::ModelMounted { attempt, result: Ok(()) });
         bench.give(Event::ModelVerified { attempt, result: Ok(()) });
+        bench.give(Event::EngineChecked { attempt, result: Ok(()) });
     }
 }
 
@@ -190,7 +205,7 @@ fn an_engine_not_ready_within_the_start_gate_is_stopped_and_counted() {
     let mut bench = Bench::loading();
     let actions = bench.pass(Duration::from_secs(600)).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { pid: 7, .. })));
-    bench.give(Event::EngineExited { pid: 7, how: "signal 9".to_owned(), log_tail: Vec::new() });
+    bench.give(exited(7, "signal 9", &[]));
     assert_eq!(bench.agent.report(bench.now).engine.restart_count, 1);
 }
 
@@ -199,10 +214,10 @@ fn a_serving_engine_is_refused_requests_after_three_failed_probes_not_after_two(
     let mut bench = Bench::serving();
     let fault = || ProbeFault::Health("503".to_owned());
     for _ in 0..2 {
-        bench.give(Event::EngineProbed { pid: 7, result: Err(fault()) });
+        bench.give(probed(7, Err(fault())));
         assert_eq!(bench.phase(), Phase::Serving);
     }
-    let actions = bench.give(Event::EngineProbed { pid: 7, result: Err(fault()) }).to_vec();
+    let actions = bench.give(probed(7, Err(fault()))).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::SetEdge(EdgeMode::Refuse { .. }))));
     assert_eq!(bench.phase(), Phase::Loading);
 }
@@ -212,8 +227,8 @@ fn an_answer_of_an_earlier_attempt_or_process_changes_nothing() {
     let mut bench = Bench::serving();
     for event in [
         Event::ModelMounted { attempt: 0, result: Err(ModelFault::NoDirectory { path: "/x".to_owned() }) },
-        Event::EngineExited { pid: 6, how: "signal 9".to_owned(), log_tail: Vec::new() },
-        Event::EngineProbed { pid: 6, result: Err(ProbeFault::Health("refused".to_owned())) },
+        exited(6, "signal 9", &[]),
+        probed(6, Err(ProbeFault::Health("refused".to_owned()))),
         Event::EngineStartFailed { attempt: 0, reason: "old".to_owned(), may_heal: false },
     ] {
         bench.give(event);
@@ -242,7 +257,7 @@ fn a_drain_waits_for_running_requests_then_stops_the_engine_and_says_farewell() 
     assert!(!bench.pass(Duration::from_secs(5)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
     let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { pid: 7, .. })));
-    let exit = Event::EngineExited { pid: 7, how: "exit code 0".to_owned(), log_tail: Vec::new() };
+    let exit = exited(7, "exit code 0", &[]);
     let actions = bench.give(exit).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::Farewell { .. }))));
     assert_eq!(bench.phase(), Phase::Stopped);
@@ -320,7 +335,7 @@ fn drained_by_command() -> Event {
 fn a_lifted_notice_lets_the_node_serve_again_however_far_it_went() {
     let mut draining = noticed(Phase::Draining);
     draining.give(lifted());
-    draining.give(Event::EngineProbed { pid: 7, result: Ok(()) });
+    draining.give(probed(7, Ok(())));
     assert_eq!(draining.phase(), Phase::Serving);
 
     // Its engine is being stopped.

@@ -10,4 +10,4 @@ mod schema;
 
 pub use mistakes::{ConfigMistakes, EXIT_CONFIG};
 pub use reading::{Reading, environment, read};
-pub use schema::{Key, Kind, Schema};
+pub use schema::{Key, Kind, Schema, unknown};

@@ -110,7 +110,7 @@ impl Schema {
 }
 
 /// `unknown NOUN`, with the nearest of `known` when one is near enough to be meant.
-pub(super) fn unknown<'a>(noun: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
+pub fn unknown<'a>(noun: &str, name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let nearest = known.map(|candidate| (distance(name, candidate), candidate)).min();
     match nearest {
         // Up to a third of the letters wrong, and one always: a slip, not another word.

@@ -1,9 +1,11 @@
 //! Keeps one engine process: starts or adopts it, watches it, stops it, sweeps after it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cic_common::assignment::Assignment;
@@ -17,17 +19,23 @@ use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::autopsy::autopsy;
 use super::launch::Launch;
-use super::sweep::{Trail, kill_session, send, sweep};
+use super::pidfd::PidFd;
+use super::record::spec_digest;
+use super::sweep::{Trail, belonging, kill_session, send, sweep};
 use super::{Record, Tag, cgroup, log, procfs};
-use crate::core::{EngineFound, Event};
+use crate::core::{Activity, EngineEnd, EngineFound, Event};
 use crate::state::{StateDir, name};
 
-/// How long the end of an adopted engine goes unseen. Its parent is gone, so that nobody is told of it.
-const ADOPTED_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long the end of an adopted engine goes unseen where the kernel gives no descriptor of it (before Linux 5.3).
+const ADOPTED_LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// How often the log's length is looked at. At 100 MB/s, a flood, it is over its bound for at most 1 GB.
-const LOG_LOOK_EVERY: Duration = Duration::from_secs(10);
+/// How often the log's length is looked at. At 100 MB/s, a flood, it is over its bound by 50 MB at most.
+const LOG_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Pids remembered of one engine: a tensor-parallel vLLM has some dozens, and compilers come and go.
+const PIDS_MAX: usize = 1024;
 
 /// A disk that does not answer must not keep the watch from seeing the engine's end.
 const LOG_BOUND_WITHIN: Duration = Duration::from_secs(2);
@@ -57,6 +65,29 @@ struct Shared {
     supervisor: Supervisor,
     events: mpsc::Sender<Event>,
     running: watch::Sender<Option<Record>>,
+    /// Of the running engine.
+    traces: Mutex<Traces>,
+    /// Bytes that were cut off its log.
+    log_cut: AtomicU64,
+}
+
+/// What is known of the running engine's processes.
+#[derive(Debug, Default)]
+struct Traces {
+    pids: BTreeSet<u32>,
+    /// Bytes read by those that have ended are kept: the sum never falls.
+    read_bytes: u64,
+    stacks: Vec<String>,
+}
+
+impl Traces {
+    fn saw(&mut self, pids: impl IntoIterator<Item = u32>) {
+        for pid in pids {
+            if self.pids.len() < PIDS_MAX {
+                self.pids.insert(pid);
+            }
+        }
+    }
 }
 
 impl Keeper {
@@ -70,7 +101,20 @@ impl Keeper {
     ) -> Self {
         let tag = Tag { node: spec.node.clone(), state_dir: state.root().to_owned() };
         let running = watch::Sender::new(None);
-        Self { shared: Arc::new(Shared { spec, tag, state, clock, supervisor, events, running }) }
+        let (traces, log_cut) = (Mutex::default(), AtomicU64::new(0));
+        Self {
+            shared: Arc::new(Shared {
+                spec,
+                tag,
+                state,
+                clock,
+                supervisor,
+                events,
+                running,
+                traces,
+                log_cut,
+            }),
+        }
     }
 
     /// The engine process that is running, as it comes and goes.
@@ -91,7 +135,8 @@ impl Keeper {
             return Ok(None);
         };
         if record.is_alive().await? {
-            info!(pid = record.pid, port = record.port, "adopt the running engine");
+            let spec = &record.spec_digest;
+            info!(pid = record.pid, port = record.port, spec, "adopt the running engine");
             let found = EngineFound { pid: record.pid, assignment: record.assignment.clone() };
             self.watch(record, None);
             return Ok(Some(found));
@@ -114,12 +159,31 @@ impl Keeper {
         });
     }
 
-    /// SIGTERM now, SIGKILL to everything after `grace`; the watch reports the exit.
-    pub fn stop(&self, pid: u32, grace: Duration) {
+    /// SIGTERM now, SIGKILL to everything after `grace`; the watch reports the exit. With `autopsy` it is first written
+    /// down where the engine's threads are.
+    pub fn stop(&self, pid: u32, grace: Duration, autopsy: bool) {
         let keeper = self.clone();
         self.shared.supervisor.spawn("engine stop", Kind::Passing, move |token| async move {
-            keeper.stop_now(pid, grace, token).await
+            keeper.stop_now(pid, grace, autopsy, token).await
         });
+    }
+
+    /// What the engine `pid` has written and read so far; `None` when it is not the running one, or `/proc` cannot be
+    /// read.
+    pub async fn activity(&self, pid: u32) -> Option<Activity> {
+        let shared = &self.shared;
+        let record = shared.running.borrow().clone().filter(|record| record.pid == pid)?;
+        let processes = belonging(&shared.tag, Some(Trail::from(&record))).await.ok()?;
+        let mut read_bytes = 0;
+        for process in &processes {
+            read_bytes += procfs::read_bytes(process.pid).await;
+        }
+        let log_bytes =
+            log::length(&shared.state.path(name::ENGINE_LOG)).await + shared.log_cut.load(Ordering::Relaxed);
+        let mut traces = shared.traces();
+        traces.saw(processes.iter().map(|process| process.pid));
+        traces.read_bytes = traces.read_bytes.max(read_bytes);
+        Some(Activity { log_bytes, read_bytes: traces.read_bytes })
     }
 
     async fn start_now(&self, assignment: Assignment) -> Result<u32, (String, bool)> {
@@ -157,12 +221,15 @@ impl Keeper {
                 return Err((format!("/proc cannot be read: {error}"), true));
             }
         };
-        let record = Record { pid, start_ticks: process.start_ticks, boot_id, port, cgroup, assignment };
+        let start_ticks = process.start_ticks;
+        let spec_digest = spec_digest(&assignment);
+        let record = Record { pid, start_ticks, boot_id, port, cgroup, spec_digest, assignment };
         if let Err(error) = shared.state.write(name::ENGINE, &record).await {
             sweep(&shared.tag, Some(Trail::from(&record))).await;
             return Err((with_causes(&error), true));
         }
-        info!(pid, port, program = %record.assignment.engine.program, "engine started");
+        let (program, spec) = (&record.assignment.engine.program, &record.spec_digest);
+        info!(pid, port, program, spec, "engine started");
         self.watch(record, Some(child));
         Ok(pid)
     }
@@ -177,6 +244,8 @@ impl Keeper {
 
     fn watch(&self, record: Record, child: Option<Child>) {
         let keeper = self.clone();
+        *self.shared.traces() = Traces { pids: [record.pid].into(), ..Traces::default() };
+        self.shared.log_cut.store(0, Ordering::Relaxed);
         self.shared.running.send_replace(Some(record.clone()));
         self.shared.supervisor.spawn("engine watch", Kind::Passing, |token| async move {
             keeper.watch_now(record, child, token).await
@@ -197,29 +266,57 @@ impl Keeper {
                 how = &mut ended => break how,
                 _ = looks.tick() => {
                     match timeout(LOG_BOUND_WITHIN, log::bound(&path)).await {
-                        Ok(Ok(())) => {}
+                        Ok(Ok(cut)) => {
+                            shared.log_cut.fetch_add(cut, Ordering::Relaxed);
+                        }
                         Ok(Err(error)) => warn!(path = %path.display(), %error, "engine log cannot be bounded"),
                         Err(_) => warn!(path = %path.display(), "engine log cannot be bounded: its disk hangs"),
                     }
                 }
             }
         };
-        sweep(&shared.tag, Some(Trail::from(&record))).await;
+        // Those that are still there; a core that outlived its server is known only now.
+        if let Ok(found) = belonging(&shared.tag, Some(Trail::from(&record))).await {
+            shared.traces().saw(found.iter().map(|process| process.pid));
+        }
+        let left = sweep(&shared.tag, Some(Trail::from(&record))).await;
         let log_tail = log::tail(&path).await;
         shared.state.remove(name::ENGINE).await;
         shared.running.send_replace(None);
-        Ok(shared.events.send(Event::EngineExited { pid: record.pid, how, log_tail }).await?)
+        let Traces { pids, stacks, .. } = std::mem::take(&mut *shared.traces());
+        let end = EngineEnd { how, log_tail, pids: pids.into_iter().collect(), left, stacks };
+        Ok(shared.events.send(Event::EngineExited { pid: record.pid, end }).await?)
     }
 
-    async fn stop_now(&self, pid: u32, grace: Duration, token: CancellationToken) -> TaskResult {
+    async fn stop_now(
+        &self,
+        pid: u32,
+        grace: Duration,
+        with_autopsy: bool,
+        token: CancellationToken,
+    ) -> TaskResult {
         let mut running = self.running();
         let record = running.borrow_and_update().clone().filter(|record| record.pid == pid);
         let Some(record) = record else {
-            let event = Event::EngineExited { pid, how: "was not running".to_owned(), log_tail: Vec::new() };
-            return Ok(self.shared.events.send(event).await?);
+            let end = EngineEnd { how: "was not running".to_owned(), ..EngineEnd::default() };
+            return Ok(self.shared.events.send(Event::EngineExited { pid, end }).await?);
         };
-        if record.is_alive().await.unwrap_or(true) {
-            send(pid, Signal::SIGTERM);
+        if with_autopsy && let Ok(found) = belonging(&self.shared.tag, Some(Trail::from(&record))).await {
+            let pids: Vec<u32> = found.iter().map(|process| process.pid).collect();
+            let stacks = autopsy(&pids).await;
+            warn!(pid, threads = stacks.len(), first = stacks.first(), "engine is stopped for not moving");
+            let mut traces = self.shared.traces();
+            traces.saw(pids);
+            traces.stacks = stacks;
+        }
+        match PidFd::open(pid) {
+            // Held first and checked after: the signal cannot reach another process.
+            Ok(Some(held)) if record.is_alive().await.unwrap_or(false) => held.terminate(),
+            Ok(_) => {}
+            Err(error) => {
+                warn!(%error, "no descriptor of the engine");
+                send(pid, Signal::SIGTERM);
+            }
         }
         let is_gone = |now: &Option<Record>| now.as_ref().is_none_or(|now| now.pid != pid);
         // All arms are cancel safe.
@@ -234,11 +331,22 @@ impl Keeper {
     }
 }
 
+impl Shared {
+    fn traces(&self) -> std::sync::MutexGuard<'_, Traces> {
+        self.traces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// Waits for the end of the engine's main process and says how it was, for people.
 async fn ended(record: &Record, child: Option<Child>) -> String {
     let Some(mut child) = child else {
+        // Held first and checked after: from then on the number cannot come to mean another process.
+        let held = PidFd::open(record.pid).inspect_err(|error| warn!(%error, "no descriptor of the engine"));
         while record.is_alive().await.unwrap_or(true) {
-            tokio::time::sleep(ADOPTED_LOOK_EVERY).await;
+            match &held {
+                Ok(Some(held)) if held.ended().await.is_ok() => {}
+                Ok(_) | Err(_) => tokio::time::sleep(ADOPTED_LOOK_EVERY).await,
+            }
         }
         return "ended; exit status unknown, since an earlier agent run started it".to_owned();
     };

@@ -24,7 +24,7 @@ pub const EXEC_COMMAND: &str = "engine-exec";
 const EXIT_CANNOT_EXECUTE: u8 = 126;
 
 /// Where programs are looked for when the environment does not say.
-const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
+pub(super) const DEFAULT_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
 
 /// Arguments of `engine-exec`.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]

@@ -16,11 +16,11 @@ const LOG_BYTES_MAX: u64 = 64 << 20;
 /// What a cut leaves in `engine.log.1`.
 const CUT_BYTES_KEPT: u64 = 1 << 20;
 
-/// Read from the end for a tail: twenty lines of the longest tracebacks.
-const TAIL_BYTES: u64 = 64 << 10;
+/// Read from the end for a tail: two hundred lines of the longest tracebacks.
+const TAIL_BYTES: u64 = 256 << 10;
 
-/// Lines reported about an exit, and the longest of them.
-const TAIL_LINES: usize = 20;
+/// Lines kept of an exit, and the longest of them. The cause of a failed vLLM stands up to 120 lines above the last.
+const TAIL_LINES: usize = 200;
 const TAIL_LINE_CHARS: usize = 400;
 
 /// An exit is reported without a tail rather than late.
@@ -32,14 +32,20 @@ pub(super) async fn open_new(path: &Path) -> io::Result<std::fs::File> {
     Ok(OpenOptions::new().create(true).append(true).open(path).await?.into_std().await)
 }
 
-/// Cuts a log that has grown too long. The engine appends, so that it goes on at the new end.
-pub(super) async fn bound(path: &Path) -> io::Result<()> {
+/// Cuts a log that has grown too long. The engine appends, so that it goes on at the new end. Returns the bytes cut off.
+pub(super) async fn bound(path: &Path) -> io::Result<u64> {
     let length = fs::metadata(path).await?.len();
-    if length > LOG_BYTES_MAX {
-        fs::write(numbered(path, 1), end_of(path, CUT_BYTES_KEPT).await?).await?;
-        OpenOptions::new().write(true).open(path).await?.set_len(0).await?;
+    if length <= LOG_BYTES_MAX {
+        return Ok(0);
     }
-    Ok(())
+    fs::write(numbered(path, 1), end_of(path, CUT_BYTES_KEPT).await?).await?;
+    OpenOptions::new().write(true).open(path).await?.set_len(0).await?;
+    Ok(length)
+}
+
+/// Bytes in the log now; 0 when there is none.
+pub(super) async fn length(path: &Path) -> u64 {
+    fs::metadata(path).await.map_or(0, |found| found.len())
 }
 
 /// The last lines, for people; empty when there is no log or the disk does not answer.
@@ -103,12 +109,12 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("engine.log");
         let mut file = open_new(&path).await.unwrap();
-        for line in 1..=30 {
+        for line in 1..=230 {
             writeln!(file, "\u{1b}line {line}\r").unwrap();
         }
         let tail = tail(&path).await;
         assert_eq!(tail.len(), TAIL_LINES);
-        assert_eq!(tail.last().map(String::as_str), Some("line 30"));
+        assert_eq!(tail.last().map(String::as_str), Some("line 230"));
     }
 
     #[tokio::test]
@@ -117,7 +123,7 @@ mod tests {
         let path = root.path().join("engine.log");
         let mut file = open_new(&path).await.unwrap();
         file.set_len(LOG_BYTES_MAX + 1).unwrap();
-        bound(&path).await.unwrap();
+        assert_eq!(bound(&path).await.unwrap(), LOG_BYTES_MAX + 1);
         writeln!(file, "after").unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().len(), 6);
         assert_eq!(std::fs::metadata(numbered(&path, 1)).unwrap().len(), CUT_BYTES_KEPT);

@@ -9,14 +9,20 @@
 //! the agent. What ties it to the node is [`Tag`], two variables in its environment, which its own children
 //! inherit and which are there even if the agent died before it could write [`Record`].
 
+mod autopsy;
 mod cgroup;
+mod check;
+pub mod crashes;
+mod flags;
 mod keeper;
 mod launch;
 mod log;
+mod pidfd;
 mod procfs;
 mod record;
 mod sweep;
 
+pub use check::Checker;
 pub use keeper::{Keeper, KeeperSpec};
 pub use launch::{EXEC_COMMAND, ExecArgs, exec};
 pub use record::Record;

@@ -37,6 +37,13 @@ pub(super) async fn processes() -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
+/// Bytes that `pid` has asked the kernel to read so far (`rchar`: files, pages in the cache included); 0 when that may
+/// not be read.
+pub(super) async fn read_bytes(pid: u32) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/io")).await.unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("rchar: ")?.trim().parse().ok()).unwrap_or(0)
+}
+
 /// The environment a process was started with, entries ended by NUL; empty when it may not be read.
 pub(super) async fn environment(pid: u32) -> Vec<u8> {
     fs::read(environment_path(pid)).await.unwrap_or_default()

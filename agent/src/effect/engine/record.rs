@@ -17,7 +17,19 @@ pub struct Record {
     /// 127.0.0.1 port it serves on.
     pub port: u16,
     pub cgroup: Option<PathBuf>,
+    /// Names what it was started with; see `spec_digest`.
+    #[serde(default)]
+    pub spec_digest: String,
     pub assignment: Assignment,
+}
+
+/// Names a start command and everything it depends on: the first 16 hex digits of the SHA-256 of its JSON.
+#[must_use]
+pub(super) fn spec_digest(assignment: &Assignment) -> String {
+    // Maps are sorted and fields have an order, so that equal assignments give equal text.
+    let text = serde_json::to_vec(assignment).unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, &text);
+    digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Record {

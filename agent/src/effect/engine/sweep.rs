@@ -59,8 +59,9 @@ impl<'a> From<&'a Record> for Trail<'a> {
     }
 }
 
-/// Kills until nothing is left or the deadline has passed. Returns how many processes were killed.
-pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
+/// Kills until nothing is left or the deadline has passed. Returns the pids that survive that.
+pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> Vec<u32> {
+    let mut survivors = Vec::new();
     let mut killed = BTreeSet::new();
     let mut left = Vec::new();
     let sweeping = async {
@@ -79,8 +80,8 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
         }
     };
     if tokio::time::timeout(SWEEP_DEADLINE, sweeping).await.is_err() {
-        let pids: Vec<u32> = left.iter().map(|process| process.pid).collect();
-        error!(?pids, within = ?SWEEP_DEADLINE, "engine processes survive SIGKILL");
+        survivors.extend(left.iter().map(|process| process.pid));
+        error!(pids = ?survivors, within = ?SWEEP_DEADLINE, "engine processes survive SIGKILL");
     }
     if let Some(path) = trail.and_then(|trail| trail.cgroup) {
         cgroup::kill(path).await;
@@ -88,7 +89,7 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> usize {
     if !killed.is_empty() {
         info!(node = %tag.node, count = killed.len(), "killed processes of the engine");
     }
-    killed.len()
+    survivors
 }
 
 /// Kills the engine's session once, leaving the rest to the sweep that follows its end.
@@ -113,7 +114,11 @@ pub(super) fn send(pid: u32, signal: Signal) {
     }
 }
 
-async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> io::Result<Vec<Process>> {
+/// Every process of the engine.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub(super) async fn belonging(tag: &Tag, trail: Option<Trail<'_>>) -> io::Result<Vec<Process>> {
     let processes = procfs::processes().await?;
     // A session whose number now leads another process is not the engine's any more.
     let session = trail

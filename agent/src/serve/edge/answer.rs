@@ -14,6 +14,9 @@ pub const NODE_HEADER: HeaderName = HeaderName::from_static("x-cic-node");
 /// The client's own id of the request, or one made here.
 pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id");
 
+/// On a request between nodes: every other replica was tried, so that a reluctant one should take it.
+pub const LAST_RESORT_HEADER: HeaderName = HeaderName::from_static("x-cic-last-resort");
+
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 

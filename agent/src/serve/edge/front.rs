@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::answer::{NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_peer};
+use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_peer};
 use super::attempt::{Failure, Held, attempt};
 use super::choice::{Choice, Turn};
 use super::counts::{Counts, Flow, InFlight};
@@ -69,6 +69,16 @@ pub struct OwnEngine {
     pub model: String,
     pub port: u16,
     pub mode: EdgeMode,
+}
+
+impl OwnEngine {
+    fn takes(&self, is_last_resort: bool) -> bool {
+        match self.mode {
+            EdgeMode::Admit => true,
+            EdgeMode::Reluctant { .. } => is_last_resort,
+            EdgeMode::Refuse { .. } | EdgeMode::Drain { .. } => false,
+        }
+    }
 }
 
 /// The edge of one node. Clones share it.
@@ -161,11 +171,10 @@ impl Edge {
 
     /// Answers a peer, from the own engine or not at all: a request is passed on once only.
     pub async fn from_peer(&self, request: Request<Incoming>) -> Response<PeerBody> {
+        let is_last_resort = request.headers().contains_key(LAST_RESORT_HEADER);
         let upstream = match &*self.shared.own.borrow() {
-            Some(OwnEngine { port, mode: EdgeMode::Admit, .. }) => self.own(*port),
-            Some(OwnEngine { mode: EdgeMode::Refuse { reason } | EdgeMode::Drain { reason }, .. }) => {
-                return refuse_peer(reason);
-            }
+            Some(own) if own.takes(is_last_resort) => self.own(own.port),
+            Some(own) => return refuse_peer(own.mode.reason()),
             None => return refuse_peer("no engine runs here"),
         };
         let flight = self.shared.counts.enter(Flow::OwnEngine);
@@ -208,13 +217,17 @@ impl Edge {
         loop {
             routes.mark_unchanged();
             own.mark_unchanged();
-            let upstreams = self.upstreams(&errand.model);
+            let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
             let untried: Vec<NodeId> =
                 upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
             let Some(turn) = self.shared.choice.pick(&untried) else {
                 let now = self.shared.clock.now();
                 if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
                     return self.give_up(errand);
+                }
+                if !std::mem::replace(&mut errand.request.is_last_resort, true) {
+                    tried.clear();
+                    continue;
                 }
                 // Cancel safe: all three only wait. The senders live in `self`.
                 tokio::select! {
@@ -322,10 +335,11 @@ impl Edge {
         }
     }
 
-    fn upstreams(&self, model: &str) -> Vec<Upstream> {
+    /// Who may be asked. A reluctant engine of this node only when all others were.
+    fn upstreams(&self, model: &str, is_last_resort: bool) -> Vec<Upstream> {
         let node = &self.shared.spec.node;
         let own = self.shared.own.borrow();
-        let own = own.as_ref().filter(|own| own.mode == EdgeMode::Admit && own.model == model);
+        let own = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model);
         let peers = self.shared.routes.replicas(model).unwrap_or_default();
         let peers = peers.into_iter().filter(|replica| replica.node != *node);
         let peers = peers.map(|replica| Upstream::Peer { node: replica.node, address: replica.address });
@@ -361,7 +375,7 @@ impl Edge {
 
     fn health(&self) -> Response<PeerBody> {
         let models = self.known_models();
-        let usable = models.iter().filter(|model| !self.upstreams(model).is_empty()).count();
+        let usable = models.iter().filter(|model| !self.upstreams(model, true).is_empty()).count();
         let status = if usable > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let node = self.shared.spec.node.as_str();
         from_json(status, &json!({"node": node, "models_known": models.len(), "models_usable": usable}))

@@ -10,7 +10,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
 use serde::Deserialize;
 
-use super::answer::{REQUEST_ID_HEADER, Refusal};
+use super::answer::{LAST_RESORT_HEADER, REQUEST_ID_HEADER, Refusal};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
@@ -43,6 +43,8 @@ pub(super) struct Buffered {
     headers: HeaderMap,
     body: Bytes,
     pub(super) request_id: HeaderValue,
+    /// Every willing replica was tried without success.
+    pub(super) is_last_resort: bool,
 }
 
 #[derive(Deserialize)]
@@ -75,11 +77,13 @@ impl Buffered {
             .unwrap_or_else(fresh_id);
         strip(&mut headers);
         headers.remove(header::HOST);
+        // It is said by the edge that tries, not by a user.
+        headers.remove(LAST_RESORT_HEADER);
         headers.insert(REQUEST_ID_HEADER, request_id.clone());
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        Self { method, target, headers, body, request_id }
+        Self { method, target, headers, body, request_id, is_last_resort: false }
     }
 
     /// The model named in a JSON body.
@@ -94,6 +98,9 @@ impl Buffered {
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = self.headers.clone();
         request.headers_mut().insert(header::HOST, host.clone());
+        if self.is_last_resort {
+            request.headers_mut().insert(LAST_RESORT_HEADER, HeaderValue::from_static("1"));
+        }
         request
     }
 }

@@ -1,0 +1,141 @@
+//! What the GPUs' condition means for the engine on them.
+
+use cic_common::report::GpuReport;
+use cic_common::time::Mono;
+use cic_common::units::Bytes;
+use cic_common::wire::message::NodeEvent;
+
+use super::Action;
+use super::action::{Depth, GpuFacts};
+use super::agent::{Agent, decided};
+use super::gpu::{GpuEvent, GpuFinding};
+use super::proof::{GpuMemo, Proof, prove};
+use super::stage::{Heal, Stage};
+
+/// OOM kills remembered: those of one engine's time at most matter.
+const OOM_KILLS_MAX: usize = 16;
+
+impl Agent {
+    pub(super) fn heard_of_gpus(&mut self, now: Mono, event: GpuEvent, out: &mut Vec<Action>) {
+        self.gpus_heard = true;
+        for finding in self.gpus.hear(now, event) {
+            match finding {
+                GpuFinding::Xid { seen, action } => {
+                    decided(
+                        out,
+                        "take note of a GPU fault",
+                        &format!("XID {}: {action}: {}", seen.code, seen.text),
+                    );
+                    out.push(Action::Tell(NodeEvent::Xid { seen, action }));
+                }
+                GpuFinding::Changed { text } => {
+                    out.push(Action::Tell(NodeEvent::GpuChanged { text }));
+                    out.push(Action::Heartbeat);
+                }
+                GpuFinding::RestartApp { pid, reason } => self.doubt_engine(now, pid, &reason, out),
+                GpuFinding::MemoryChanged => out.push(self.memo()),
+            }
+        }
+        self.note_baseline(out);
+        self.note_load();
+        self.weigh_condition(now, out);
+        self.look_at_proof(now, out);
+    }
+
+    pub(super) fn oom_killed(&mut self, now: Mono, pid: u32, text: String) {
+        if self.oom_kills.len() == OOM_KILLS_MAX {
+            self.oom_kills.pop_front();
+        }
+        self.oom_kills.push_back((now, pid, text));
+    }
+
+    /// A fault that NVIDIA answers with a restart of the application: most engines die of it by themselves. One that
+    /// goes on working is left alone; one that does not answer with a token is restarted.
+    fn doubt_engine(&mut self, now: Mono, pid: Option<u32>, reason: &str, out: &mut Vec<Action>) {
+        let is_ours = pid.is_none_or(|pid| self.engine_pids.is_empty() || self.engine_pids.contains(&pid));
+        if let (true, Stage::Serving { pid, probe, .. }) = (is_ours, &mut self.stage) {
+            let pid = *pid;
+            *probe = super::stage::Probe::Asked(now);
+            self.doubt = Some(reason.to_owned());
+            decided(out, "ask the engine for a token", reason);
+            self.ask(pid, Depth::Deep, out);
+        }
+    }
+
+    /// Memory in use before the first engine of this boot is what it must come back to.
+    fn note_baseline(&mut self, out: &mut Vec<Action>) {
+        if self.baseline.is_some() || self.stage.pid().is_some() || self.has_run_engine {
+            return;
+        }
+        if let Some(reading) = self.gpus.memory_used() {
+            self.baseline = Some(reading.used);
+            out.push(self.memo());
+        }
+    }
+
+    fn note_load(&mut self) {
+        let reading = self.gpus.memory_used();
+        if let (Stage::Loading { gate, .. }, Some(reading)) = (&mut self.stage, reading) {
+            gate.saw_gpu_memory(reading.at, Bytes(reading.used.values().map(|used| used.0).sum()));
+        }
+    }
+
+    /// A condemned GPU asks for another node; a sound one takes that back.
+    fn weigh_condition(&mut self, now: Mono, out: &mut Vec<Action>) {
+        match (self.gpus.condemned(), &self.stage) {
+            (Some((action, reason)), _) => {
+                let reason = format!("GPU: {action}: {reason}");
+                if self.gpu_wish.as_ref() != Some(&reason) {
+                    out.push(Action::Tell(NodeEvent::ReplacementWanted { reason: reason.clone() }));
+                    out.push(Action::Heartbeat);
+                    self.gpu_wish = Some(reason);
+                }
+            }
+            (None, Stage::Failed { heal: Heal::GpuSound }) => {
+                self.gpu_wish = None;
+                self.wants_replacement = None;
+                self.begin(now, "the GPUs are sound again", out);
+            }
+            (None, Stage::Failed { heal: Heal::GpuFree }) => {
+                self.gpu_wish = None;
+                let reading = self.gpus.memory_used();
+                let proof =
+                    prove(self.baseline.as_ref(), reading.as_ref(), self.phase_since, &self.engine_pids);
+                if proof == Proof::Free {
+                    self.wants_replacement = None;
+                    self.begin(now, "the GPUs' memory is free again", out);
+                }
+            }
+            (None, _) => {
+                if self.gpu_wish.take().is_some() {
+                    decided(out, "stay after all", "the GPUs are sound again");
+                    out.push(Action::Heartbeat);
+                }
+            }
+        }
+    }
+
+    /// What a start check must know.
+    pub(super) fn gpu_facts(&self) -> GpuFacts {
+        let inventory = self.gpus.inventory();
+        let GpuReport::Seen(summary) = self.gpus.report() else { return GpuFacts::default() };
+        let totals: Option<Vec<u64>> =
+            summary.gpus.iter().map(|gpu| gpu.memory_total.map(|total| total.0)).collect();
+        GpuFacts {
+            count: u32::try_from(summary.gpus.len()).unwrap_or(u32::MAX),
+            cuda_version: inventory.and_then(|inventory| inventory.cuda_version),
+            driver_version: inventory.and_then(|inventory| inventory.driver_version.clone()),
+            memory_total: totals.filter(|totals| !totals.is_empty()).map(|totals| Bytes(totals.iter().sum())),
+        }
+    }
+
+    /// Whether the GPUs hold no more than before the first engine, as far as is known.
+    pub(super) fn are_gpus_clean(&self) -> bool {
+        let (Some(baseline), Some(reading)) = (&self.baseline, self.gpus.memory_used()) else { return true };
+        prove(Some(baseline), Some(&reading), Mono::ZERO, &[]) == Proof::Free
+    }
+
+    fn memo(&self) -> Action {
+        Action::RememberGpus(GpuMemo { baseline: self.baseline.clone(), marks: self.gpus.memory() })
+    }
+}
