@@ -84,7 +84,7 @@ impl Device {
         self.weigh_word(now, &sample, is_full, timing);
         if let Some(processes) = &sample.processes {
             let is_gone = |pid: u32| !processes.iter().any(|process| process.pid == pid);
-            self.relieve_before(now - timing.driver_settle, |mark| {
+            self.relieve_settled(now, timing.driver_settle, |mark| {
                 let pid = mark.way_back.pid().filter(|pid| is_gone(*pid))?;
                 Some(Relief::ProcessGone(pid))
             });
@@ -132,17 +132,22 @@ impl Device {
         if before.is_some_and(|before| before.action().is_some()) {
             self.marks.retain(|mark| mark.cause != Cause::Recovery);
         }
-        self.relieve_before(now - timing.driver_settle, |_| Some(Relief::DriverSaidNone));
+        self.relieve_settled(now, timing.driver_settle, |_| Some(Relief::DriverSaidNone));
     }
 
     pub(super) fn relieve(&mut self, relief: Relief) {
         self.marks.retain(|mark| !mark.way_back.is_met_by(relief));
     }
 
-    /// The same for marks that were made no later than `at`.
-    fn relieve_before(&mut self, at: Mono, relief: impl Fn(&Mark) -> Option<Relief>) {
+    /// The same for marks that are at least `settle` old.
+    pub(super) fn relieve_settled(
+        &mut self,
+        now: Mono,
+        settle: Duration,
+        relief: impl Fn(&Mark) -> Option<Relief>,
+    ) {
         self.marks.retain(|mark| {
-            let is_old = mark.at <= at;
+            let is_old = now.since(mark.at) >= settle;
             !(is_old && relief(mark).is_some_and(|relief| mark.way_back.is_met_by(relief)))
         });
     }

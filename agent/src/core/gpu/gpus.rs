@@ -1,10 +1,11 @@
 //! The node's GPUs: what the sources say of them, judged.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cic_common::gpu::{
     GpuAction, GpuInventory, GpuProcess, GpuSample, GpuSummary, GpuVerdict, PciAddress, RecoveryAction,
-    XidSeen,
+    XidSeen, XidSource,
 };
 use cic_common::report::GpuReport;
 use cic_common::time::Mono;
@@ -131,7 +132,11 @@ impl Gpus {
             }
             GpuEvent::Xid(seen) => self.xid(now, seen, &mut out),
             GpuEvent::XidsBlind { source, reason } => {
-                out.push(GpuFinding::Changed { text: format!("XIDs may be missed by {source:?}: {reason}") });
+                let path = match source {
+                    XidSource::Nvml => "from NVML",
+                    XidSource::Kmsg => "in the kernel log",
+                };
+                out.push(GpuFinding::Changed { text: format!("XIDs {path} may be missed: {reason}") });
             }
             GpuEvent::Cleared { gpu } => {
                 let is_meant = |device: &&mut Device| gpu.is_none() || device.uuid == gpu;
@@ -148,9 +153,9 @@ impl Gpus {
 
     /// A new engine process: the way back of faults that a restart of the application ends. What changes by it is found
     /// with the next event.
-    pub fn engine_started(&mut self, _now: Mono) {
+    pub fn engine_started(&mut self, now: Mono) {
         for device in &mut self.devices {
-            device.relieve(Relief::EngineStarted);
+            device.relieve_settled(now, Duration::ZERO, |_| Some(Relief::EngineStarted));
         }
     }
 

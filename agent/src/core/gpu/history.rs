@@ -6,6 +6,8 @@ use std::time::Duration;
 use cic_common::gpu::{GpuAction, XidSeen};
 use cic_common::time::Mono;
 
+use super::catalogue::{Rule, entry_of};
+
 /// XIDs kept: enough for the story of one crash on eight GPUs.
 const XIDS_MAX: usize = 64;
 
@@ -89,12 +91,27 @@ impl History {
     }
 }
 
-/// Whether two sightings can be of one fault: nothing that both say differs.
+/// Whether two sightings can be of one fault: nothing that both say differs. Of an NVLink fault the text tells which
+/// link and what; of any other a storm of texts is one fault.
 fn is_same(one: &XidSeen, other: &XidSeen) -> bool {
     fn agree<T: PartialEq>(one: Option<&T>, other: Option<&T>) -> bool {
         one.zip(other).is_none_or(|(one, other)| one == other)
     }
+    let is_told_by_text = match entry_of(one.code).map(|entry| entry.rule) {
+        Some(Rule::NvlinkRegisters | Rule::Nvlink5) => true,
+        Some(
+            Rule::Always(_)
+            | Rule::Symptom
+            | Rule::DoubleBitError
+            | Rule::AsRecovery
+            | Rule::Person(_)
+            | Rule::NoneGiven,
+        )
+        | None => false,
+    };
+    let have_text = !one.text.is_empty() && !other.text.is_empty();
     one.code == other.code
+        && !(is_told_by_text && have_text && one.text != other.text)
         && agree(one.pci.as_ref(), other.pci.as_ref())
         && agree(one.pid.as_ref(), other.pid.as_ref())
         && agree(one.interrupt_info.as_ref(), other.interrupt_info.as_ref())
@@ -154,6 +171,12 @@ mod tests {
         assert_eq!(back, Sighting::New(1), "there and back are two");
         assert_eq!(history.hear(Mono::ZERO, xid(13, Some(7)), WINDOW), Sighting::New(2));
         assert_eq!(history.hear(Mono::ZERO, xid(13, Some(8)), WINDOW), Sighting::New(3), "two processes");
+        let link = |text: &str| XidSeen { text: text.to_owned(), ..xid(145, None) };
+        assert_eq!(history.hear(Mono::ZERO, link("Link 01 (0x4 0x100)"), WINDOW), Sighting::New(4));
+        assert_eq!(history.hear(Mono::ZERO, link("Link 01 (0x4 0x40)"), WINDOW), Sighting::New(5));
+        let sm = |text: &str| XidSeen { text: text.to_owned(), ..xid(13, Some(7)) };
+        assert!(matches!(history.hear(Mono::ZERO, sm("SM 0"), WINDOW), Sighting::Learnt { index: 2, .. }));
+        assert_eq!(history.hear(Mono::ZERO, sm("SM 1"), WINDOW), Sighting::Repeated);
     }
 
     #[test]
