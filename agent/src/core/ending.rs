@@ -126,9 +126,13 @@ impl Agent {
         }
         out.push(Action::SampleGpus);
         let timing = self.spec.timing;
+        let why = match &next {
+            Next::Fail { reason, .. } => reason,
+            Next::Then(_) => &self.reason,
+        };
+        let reason = format!("{why}; waiting for the GPUs' memory to be free");
         let stage =
             Stage::Proving { ended_at: now, ask_at: now + timing.heartbeat, until: now + timing.proof, next };
-        let reason = format!("{}; waiting for the GPUs' memory to be free", self.reason);
         self.enter(now, stage, &reason, out);
     }
 

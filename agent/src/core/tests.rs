@@ -13,6 +13,8 @@ use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 use super::gpu::GpuEvent;
 use super::*;
 
+mod supervision;
+
 struct Bench {
     agent: Agent,
     now: Mono,

@@ -1,0 +1,397 @@
+//! Rules about an engine that stands still, loads slowly, fails for a cause, or leaves something behind.
+
+use cic_common::gpu::{GpuProcess, GpuSample, XidSeen, XidSource};
+use cic_common::report::{EngineState, GpuReport};
+use cic_common::units::Bytes;
+
+use super::*;
+
+const GPU: &str = "GPU-0000";
+
+fn sampled(used: Bytes, pids: &[u32]) -> Event {
+    let process = |pid: &u32| GpuProcess { pid: *pid, memory_used: None };
+    let sample = GpuSample {
+        pci: "0000:3b:00".parse().ok(),
+        memory_used: Some(used),
+        memory_total: Some(Bytes::mib(81_559)),
+        processes: Some(pids.iter().map(process).collect()),
+        ..GpuSample::unknown(0, GPU.to_owned())
+    };
+    Event::Gpu(GpuEvent::Sampled { is_full: true, device_count: 1, samples: vec![sample], lost: Vec::new() })
+}
+
+fn xid(code: u32) -> Event {
+    Event::Gpu(GpuEvent::Xid(XidSeen {
+        source: XidSource::Kmsg,
+        pci: "0000:3b:00".parse().ok(),
+        code,
+        pid: None,
+        interrupt_info: None,
+        recovery: None,
+        text: format!("NVRM: Xid (PCI:0000:3b:00): {code}"),
+    }))
+}
+
+fn reads(pid: u32, running: u64, iterations: u64) -> Event {
+    let after = Some(Work { running, iterations: Some(iterations), ..Work::default() });
+    Event::EngineProbed { pid, reading: Reading { after, ..Reading::default() }, result: Ok(()) }
+}
+
+impl Bench {
+    /// Serving on a GPU that had 4 MiB in use at boot.
+    fn on_gpu() -> Self {
+        let mut bench = Self::new(Role::Replica);
+        bench.give(Event::Booted(Booted::default()));
+        bench.give(sampled(Bytes::mib(4), &[]));
+        bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+        bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+        bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+        bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) });
+        bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
+        bench.give(probed(7, Ok(())));
+        bench.give(sampled(Bytes::mib(70_000), &[7]));
+        assert_eq!(bench.phase(), Phase::Serving);
+        bench
+    }
+
+    /// Lets `span` pass with a probe every two seconds that shows `running` requests at the same iteration.
+    fn stand_still(&mut self, running: u64, span: Duration) -> Vec<Action> {
+        let mut all = Vec::new();
+        let until = self.now + span;
+        while self.now < until {
+            all.extend_from_slice(self.pass(Duration::from_secs(2)));
+            all.extend_from_slice(self.give(reads(7, running, 9)));
+        }
+        all
+    }
+
+    fn engine_state(&self) -> EngineState {
+        self.agent.report(self.now).engine.state
+    }
+}
+
+fn stops(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::StopEngine { .. }))
+}
+
+#[test]
+fn an_engine_that_stands_still_is_passed_over_at_30_s_and_killed_with_an_autopsy_at_120_s() {
+    let mut bench = Bench::serving();
+    bench.give(reads(7, 1, 9));
+    let early = bench.stand_still(1, Duration::from_secs(28));
+    assert!(bench.engine_state() == EngineState::Ready && !stops(&early));
+    let late = bench.stand_still(1, Duration::from_secs(2));
+    assert_eq!((bench.engine_state(), bench.phase()), (EngineState::Stalled, Phase::Serving));
+    assert!(late.iter().any(|a| matches!(a, Action::SetEdge(EdgeMode::Reluctant { .. }))));
+    assert!(late.iter().any(|a| matches!(a, Action::Tell(NodeEvent::EngineStalled { is_over: false, .. }))));
+    let longer = bench.stand_still(1, Duration::from_secs(88));
+    assert!(!stops(&longer), "not before 120 s");
+    let last = bench.stand_still(1, Duration::from_secs(2));
+    assert!(last.iter().any(|a| matches!(a, Action::StopEngine { autopsy: true, .. })));
+    let exit = exited(7, "signal 9", &["last words"]);
+    let actions = bench.give(exit).to_vec();
+    let record =
+        actions.iter().find_map(|a| if let Action::SaveCrash(record) = a { Some(record) } else { None });
+    assert!(record.is_some_and(|record| record.reason.contains("nothing moved for 120 s")), "{record:?}");
+    assert!(bench.agent.report(bench.now).engine.restart_count == 1, "it is started anew");
+}
+
+#[test]
+fn a_compilation_of_70_s_is_passed_over_and_not_killed() {
+    let mut bench = Bench::serving();
+    bench.give(reads(7, 1, 9));
+    let actions = bench.stand_still(1, Duration::from_secs(70));
+    assert!(!stops(&actions));
+    assert_eq!(bench.engine_state(), EngineState::Stalled);
+    let actions = bench.give(reads(7, 1, 10)).to_vec();
+    assert!(actions.contains(&Action::SetEdge(EdgeMode::Admit)));
+    assert!(
+        actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::EngineStalled { is_over: true, .. })))
+    );
+    assert_eq!(bench.engine_state(), EngineState::Ready);
+}
+
+#[test]
+fn an_idle_engine_is_never_passed_over() {
+    let mut bench = Bench::serving();
+    let actions = bench.stand_still(0, Duration::from_secs(600));
+    assert!(!stops(&actions) && !actions.iter().any(|a| matches!(a, Action::SetEdge(_))));
+}
+
+#[test]
+fn an_engine_without_counters_is_asked_for_a_token_from_time_to_time() {
+    let mut bench = Bench::loading();
+    let reading = Reading { is_completed: true, ..Reading::default() };
+    bench.give(Event::EngineProbed { pid: 7, reading, result: Ok(()) });
+    let mut depths = Vec::new();
+    for _ in 0..10 {
+        let actions = bench.pass(Duration::from_secs(2)).to_vec();
+        depths.extend(actions.into_iter().filter_map(|a| match a {
+            Action::ProbeEngine { depth, .. } => Some(depth),
+            _ => None,
+        }));
+        bench.give(Event::EngineProbed { pid: 7, reading: Reading::default(), result: Ok(()) });
+    }
+    assert_eq!(depths.iter().filter(|depth| **depth == Depth::Canary).count(), 2, "{depths:?}");
+    bench.stand_still(1, Duration::from_secs(14));
+    assert_eq!(bench.engine_state(), EngineState::Stalled, "no canary came back for 30 s");
+}
+
+#[test]
+fn an_engine_adopted_under_load_is_ready_when_it_makes_tokens_for_others() {
+    let mut bench = Bench::new(Role::Replica);
+    let engine = Some(EngineFound { pid: 9, assignment: assignment("m") });
+    bench.give(Event::Booted(Booted { engine, remembered: None, gpus: None }));
+    let work = |iterations| Some(Work { running: 256, iterations: Some(iterations), ..Work::default() });
+    let late = || Err(ProbeFault::Completion("no answer within 10 s".to_owned()));
+    let still = Reading { before: work(5), after: work(5), is_completed: false };
+    bench.give(Event::EngineProbed { pid: 9, reading: still, result: late() });
+    assert_eq!(bench.phase(), Phase::Loading);
+    let moving = Reading { before: work(5), after: work(6), is_completed: false };
+    bench.give(Event::EngineProbed { pid: 9, reading: moving, result: late() });
+    assert_eq!(bench.phase(), Phase::Serving);
+}
+
+#[test]
+fn a_loading_engine_that_makes_progress_is_given_more_than_the_gate_and_less_than_the_cap() {
+    let mut bench = Bench::loading();
+    for second in (5..3600).step_by(5) {
+        let actions = bench.pass(Duration::from_secs(5)).to_vec();
+        assert!(!stops(&actions), "at {second} s");
+        assert!(actions.contains(&Action::LookAtEngine { pid: 7 }), "at {second} s");
+        let activity = Activity { log_bytes: second, read_bytes: 0 };
+        bench.give(Event::EngineSeen { pid: 7, activity });
+    }
+    assert!(stops(bench.pass(Duration::from_secs(5))));
+}
+
+#[test]
+fn gpu_memory_that_grows_is_progress() {
+    let mut bench = Bench::loading();
+    bench.pass(Duration::from_secs(550));
+    bench.give(sampled(Bytes::mib(9_000), &[7]));
+    assert!(!stops(bench.pass(Duration::from_secs(60))));
+    assert!(stops(bench.pass(Duration::from_secs(60))));
+}
+
+#[test]
+fn a_failure_that_a_restart_cannot_heal_is_given_up_with_its_cause() {
+    let mut bench = Bench::loading();
+    bench.give(exited(7, "exit code 2", &["vllm: error: unrecognized arguments: --engine-use-ray"]));
+    assert_eq!(bench.phase(), Phase::Failed);
+    let report = bench.agent.report(bench.now);
+    assert!(
+        report.reason.contains("bad flag") && report.reason.contains("--engine-use-ray"),
+        "{}",
+        report.reason
+    );
+    assert!(report.wants_replacement.is_some());
+    assert!(report.engine.last_exit.is_some_and(|exit| exit.starts_with("exit code 2: bad flag")));
+}
+
+#[test]
+fn an_oom_kill_of_any_of_its_processes_is_the_cause_and_is_tried_again() {
+    let mut bench = Bench::serving();
+    let text = "Out of memory: Killed process 8 (VLLM::Worker)".to_owned();
+    bench.give(Event::OomKilled { pid: 8, text });
+    let end = EngineEnd { how: "exit code 0".to_owned(), pids: vec![7, 8], ..EngineEnd::default() };
+    bench.give(Event::EngineExited { pid: 7, end });
+    let report = bench.agent.report(bench.now);
+    assert!(report.reason.contains("out of host memory"), "{}", report.reason);
+    assert_eq!(report.wants_replacement, None);
+}
+
+#[test]
+fn an_oom_kill_of_another_process_explains_nothing() {
+    let mut bench = Bench::serving();
+    bench.give(Event::OomKilled { pid: 99, text: "Out of memory: Killed process 99 (cron)".to_owned() });
+    bench.give(exited(7, "exit code 1", &["boom"]));
+    assert!(!bench.agent.report(bench.now).reason.contains("memory"));
+}
+
+#[test]
+fn nothing_is_started_until_the_gpus_memory_is_proven_free() {
+    let mut bench = Bench::on_gpu();
+    let actions = bench.give(exited(7, "signal 9", &[])).to_vec();
+    assert!(actions.contains(&Action::SampleGpus));
+    assert!(!bench.pass(Duration::from_secs(5)).iter().any(|a| matches!(a, Action::MountModel { .. })));
+    bench.give(sampled(Bytes::mib(300), &[]));
+    assert!(bench.pass(Duration::from_secs(2)).iter().any(|a| matches!(a, Action::MountModel { .. })));
+}
+
+#[test]
+fn memory_that_stays_held_is_reported_with_its_holders_and_nothing_is_started_on_to_it() {
+    let mut bench = Bench::on_gpu();
+    bench.give(exited(7, "signal 9", &[]));
+    for _ in 0..9 {
+        bench.pass(Duration::from_secs(1));
+        bench.give(sampled(Bytes::mib(70_000), &[4242]));
+    }
+    assert_ne!(bench.phase(), Phase::Failed, "not before 10 s");
+    bench.pass(Duration::from_secs(1));
+    let report = bench.agent.report(bench.now);
+    assert_eq!(report.phase, Phase::Failed);
+    assert!(report.reason.starts_with("gpu_leaked") && report.reason.contains("4242"), "{}", report.reason);
+    assert!(report.wants_replacement.is_some());
+    bench.pass(Duration::from_secs(3600));
+    let actions = bench.give(sampled(Bytes::mib(4), &[])).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::MountModel { .. })), "its way back");
+    assert_eq!(bench.agent.report(bench.now).wants_replacement, None);
+}
+
+#[test]
+fn processes_that_survive_sigkill_are_a_leak_too() {
+    let mut bench = Bench::serving();
+    let end =
+        EngineEnd { how: "signal 9".to_owned(), pids: vec![7, 8], left: vec![8], ..EngineEnd::default() };
+    bench.give(Event::EngineExited { pid: 7, end });
+    assert_eq!(bench.phase(), Phase::Failed);
+    assert!(bench.agent.report(bench.now).reason.contains("[8]"));
+}
+
+#[test]
+fn a_node_that_leaves_says_what_it_leaves_behind_and_goes() {
+    let mut bench = Bench::on_gpu();
+    bench.give(drained_by_command());
+    bench.give(Event::EdgeCounted(EdgeReport::default()));
+    bench.give(exited(7, "exit code 0", &[]));
+    bench.pass(Duration::from_secs(10));
+    let report = bench.agent.report(bench.now);
+    assert_eq!(report.phase, Phase::Stopped);
+    assert!(report.reason.starts_with("gpu_leaked"), "{}", report.reason);
+}
+
+#[test]
+fn a_condemned_gpu_asks_for_another_node_while_the_engine_serves_on() {
+    let mut bench = Bench::on_gpu();
+    let actions = bench.give(xid(95)).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::Xid { .. }))));
+    assert!(actions.iter().any(|a| matches!(a, Action::Tell(NodeEvent::ReplacementWanted { .. }))));
+    assert!(!stops(&actions));
+    assert_eq!(bench.phase(), Phase::Serving);
+    assert!(bench.agent.report(bench.now).wants_replacement.is_some_and(|wish| wish.contains("95")));
+    // The engine dies of it after all: none is started on that GPU.
+    bench.give(exited(7, "signal 6", &[]));
+    bench.pass(Duration::from_secs(1));
+    bench.give(sampled(Bytes::mib(4), &[]));
+    assert!(bench.agent.report(bench.now).reason.contains("GPU fault XID 95"));
+    bench.pass(Duration::from_secs(2));
+    bench.give(Event::ModelMounted { attempt: 2, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 2, result: Ok(()) });
+    let actions = bench.give(Event::EngineChecked { attempt: 2, result: Ok(()) }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. })));
+    assert_eq!(bench.phase(), Phase::Failed);
+    let actions = bench.give(Event::Gpu(GpuEvent::Cleared { gpu: None })).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::MountModel { .. })), "an operator's way back");
+    assert_eq!(bench.agent.report(bench.now).wants_replacement, None);
+}
+
+#[test]
+fn after_a_fault_that_asks_for_a_restart_the_engine_has_to_show_that_it_works() {
+    for (result, is_stopped) in
+        [(Ok(()), false), (Err(ProbeFault::Completion("no answer within 10 s".to_owned())), true)]
+    {
+        let mut bench = Bench::on_gpu();
+        let actions = bench.give(xid(31)).to_vec();
+        assert!(actions.iter().any(|a| matches!(a, Action::ProbeEngine { depth: Depth::Deep, .. })));
+        assert!(!stops(&actions));
+        let work = Some(Work { running: 1, iterations: Some(9), ..Work::default() });
+        let reading = Reading { before: work, after: work, is_completed: result.is_ok() };
+        let actions = bench.give(Event::EngineProbed { pid: 7, reading, result }).to_vec();
+        assert_eq!(stops(&actions), is_stopped, "{actions:?}");
+    }
+}
+
+#[test]
+fn no_engine_is_started_while_the_driver_hangs() {
+    let mut bench = Bench::new(Role::Replica);
+    bench.give(Event::Booted(Booted::default()));
+    bench.give(Event::Gpu(GpuEvent::Wedged { call: "nvmlInit".to_owned(), for_ms: 15_000 }));
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+    let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. })));
+    let report = bench.agent.report(bench.now);
+    assert!(report.reason.contains("driver hangs") && matches!(report.gpu, GpuReport::Wedged { .. }));
+}
+
+#[test]
+fn a_start_waits_for_the_first_word_on_the_gpus_and_not_for_ever() {
+    for first_word in [true, false] {
+        let mut bench = Bench::new(Role::Replica);
+        bench.give(Event::Booted(Booted::default()));
+        bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+        bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+        bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+        let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) }).to_vec();
+        assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. })));
+        let actions = if first_word {
+            bench.give(sampled(Bytes::mib(4), &[])).to_vec()
+        } else {
+            bench.pass(Duration::from_secs(15)).to_vec()
+        };
+        assert!(actions.iter().any(|a| matches!(a, Action::StartEngine { .. })), "{first_word}");
+    }
+}
+
+#[test]
+fn what_an_earlier_run_of_this_boot_knew_of_the_gpus_holds() {
+    let mut first = Bench::on_gpu();
+    let memo = first.give(xid(95)).iter().find_map(|a| match a {
+        Action::RememberGpus(memo) => Some(memo.clone()),
+        _ => None,
+    });
+    let memo = memo.expect("an XID cannot be observed again");
+    assert!(memo.baseline.as_ref().is_some_and(|baseline| baseline[GPU] == Bytes::mib(4)));
+    let mut next = Bench::new(Role::Replica);
+    next.give(Event::Booted(Booted { gpus: Some(memo), ..Booted::default() }));
+    next.give(sampled(Bytes::mib(4), &[]));
+    assert!(next.agent.report(next.now).wants_replacement.is_some_and(|wish| wish.contains("95")));
+}
+
+#[test]
+fn a_different_spec_is_reported_as_drift_and_its_engine_kept() {
+    let mut bench = Bench::serving();
+    let mut wanted = assignment("m");
+    wanted.engine.args = vec!["--max-model-len".to_owned(), "512".to_owned()];
+    wanted.engine.env.insert("HF_TOKEN".to_owned(), "secret".to_owned());
+    let actions = bench.give(Event::Assigned { term: Term(2), assignment: wanted }).to_vec();
+    assert!(!stops(&actions));
+    let drift = bench.agent.report(bench.now).engine.drift.expect("reported");
+    assert!(drift.contains("--max-model-len 512") && drift.contains("HF_TOKEN"), "{drift}");
+    assert!(!drift.contains("secret"), "{drift}");
+    bench.give(Event::Assigned { term: Term(2), assignment: assignment("m") });
+    assert_eq!(bench.agent.report(bench.now).engine.drift, None);
+}
+
+#[test]
+fn vllms_own_shutdown_timeout_is_waited_for_before_the_kill() {
+    let mut bench = Bench::new(Role::Replica);
+    bench.give(Event::Booted(Booted::default()));
+    let mut wanted = assignment("m");
+    wanted.engine.args = vec!["--shutdown_timeout=30".to_owned()];
+    bench.give(Event::Assigned { term: Term(1), assignment: wanted });
+    bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+    bench.give(Event::Gpu(GpuEvent::Absent));
+    bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) });
+    bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
+    bench.give(probed(7, Ok(())));
+    bench.give(drained_by_command());
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { grace_ms: 32_000, .. })), "{actions:?}");
+}
+
+#[test]
+fn the_states_number_rises_with_every_change_and_with_nothing_else() {
+    let mut bench = Bench::serving();
+    let before = bench.agent.report(bench.now).state;
+    bench.pass(Duration::from_secs(1));
+    bench.give(reads(7, 1, 9));
+    assert_eq!(bench.agent.report(bench.now).state, before);
+    bench.fail_once();
+    let after = bench.agent.report(bench.now);
+    assert!(after.state.version > before.version);
+    assert_eq!(after.state.digest, after.digest());
+}
