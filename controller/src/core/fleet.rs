@@ -366,7 +366,8 @@ impl Fleet {
             let reason = report.map(|report| report.reason.clone()).unwrap_or_default();
             return leaving(Cause::Stopped, format!("it has stopped: {reason}"));
         }
-        let is_launching = node.operation.is_some();
+        let open = node.operation.and_then(|id| self.operations.get(&id));
+        let is_launching = open.is_some_and(Open::is_launch);
         let age = now.since(node.known_since);
         if !is_launching && report.is_none() && age >= self.timing.boot_grace {
             return leaving(Cause::TooSlow, format!("no word from it {} after its launch", span(age)));
@@ -385,10 +386,16 @@ impl Fleet {
         }
     }
 
-    /// Takes the verdict back.
+    /// Takes the verdict back. The node may have connected while it was to go, and was told nothing to run then; an
+    /// assignment that it has changes nothing.
     pub(super) fn reprieve(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
         self.set_leaving(id, None);
         self.tell(now, id, Severity::Info, "reprieve", why, out);
+        let name = self.nodes.get(id).and_then(|node| node.record.deployment.as_ref());
+        if let Some(wanted) = name.and_then(|name| self.deployments.get(name)) {
+            let message = Message::Assign { term: self.term, assignment: wanted.deployment.assignment() };
+            out.push(Action::Send { node: id.clone(), message });
+        }
     }
 
     /// Whether something was done that its agent or its cloud does not take back.

@@ -310,3 +310,19 @@ fn a_node_that_answers_polls_is_not_too_slow() {
     second.run(Timing::default().boot_grace * 2);
     assert!(second.launched.is_empty() && second.terminated.is_empty());
 }
+
+#[test]
+fn a_node_that_connected_while_it_was_to_go_is_told_what_to_run_when_it_stays() {
+    let mut bench = Bench::new(1);
+    bench.run(Duration::from_millis(100));
+    let node = bench.node(0);
+    bench.store_is_away = true;
+    bench.run(Timing::default().boot_grace + Duration::from_secs(1));
+    let verdicts: Vec<_> = bench.notes.iter().filter(|note| note.kind == "replace").collect();
+    assert_eq!(verdicts.len(), 1, "given up once: {verdicts:?}");
+    bench.connect(&node, 1, NodeReport::booting());
+    assert_eq!(bench.assigned, [node], "once, with its reprieve");
+    bench.store_returns();
+    bench.run(Duration::from_secs(60));
+    assert!(bench.terminated.is_empty());
+}

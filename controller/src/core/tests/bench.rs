@@ -32,6 +32,8 @@ pub(super) struct Bench {
     /// Nodes that take no command.
     pub(super) stubborn: BTreeSet<NodeId>,
     pub(super) drains_sent: u32,
+    /// Nodes that were told what to run, by welcome or later.
+    pub(super) assigned: Vec<NodeId>,
     pub(super) store_is_away: bool,
     unrecorded: Vec<OperationId>,
 }
@@ -57,6 +59,7 @@ impl Bench {
             rows: BTreeMap::new(),
             stubborn: BTreeSet::new(),
             drains_sent: 0,
+            assigned: Vec::new(),
             store_is_away: false,
             unrecorded: Vec::new(),
         };
@@ -181,6 +184,10 @@ impl Bench {
                     report.phase = Phase::Stopped;
                 }
             }
+            Action::Send {
+                node,
+                message: Message::Assign { .. } | Message::Welcome { assignment: Some(_), .. },
+            } => self.assigned.push(node),
             Action::PublishRoutes(table) => {
                 self.routed = table.routes.iter().flat_map(|r| &r.replicas).map(|r| r.node.clone()).collect();
             }
