@@ -245,13 +245,13 @@ impl Fleet {
 
     /// A node that was one too many and of which nothing has been taken away yet.
     fn spare(&self, name: &DeploymentName) -> Option<NodeId> {
-        // A termination that is not performed yet ends by itself when its node is to stay.
+        // A removal that is not performed yet ends by itself when its node is to stay.
         let is_whole = |node: &Node| {
             let open = node.operation.and_then(|id| self.operations.get(&id));
             open.is_none_or(|open| match open.operation.kind {
                 OperationKind::Launch { .. } => true,
-                OperationKind::Terminate => !open.is_performed,
-                OperationKind::Drain { .. } | OperationKind::RestartAgent => false,
+                OperationKind::Terminate | OperationKind::Drain { .. } => !open.is_performed,
+                OperationKind::RestartAgent => false,
             })
         };
         self.members(name)

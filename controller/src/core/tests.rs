@@ -326,3 +326,16 @@ fn a_node_that_connected_while_it_was_to_go_is_told_what_to_run_when_it_stays() 
     bench.run(Duration::from_secs(60));
     assert!(bench.terminated.is_empty());
 }
+
+#[test]
+fn a_surplus_node_whose_drain_was_not_sent_is_taken_back_before_another_is_launched() {
+    let mut bench = Bench::serving(3);
+    bench.store_is_away = true;
+    bench.give(Event::Deployed(deployment(2)));
+    bench.run(Duration::from_secs(5));
+    bench.give(Event::Deployed(deployment(3)));
+    bench.run(Duration::from_secs(5));
+    bench.store_returns();
+    bench.run(Duration::from_secs(60));
+    assert_eq!((bench.launched.len(), bench.drains_sent, bench.routed.len()), (3, 0, 3));
+}
