@@ -120,7 +120,12 @@ impl Options {
     /// # Errors
     /// The text to print and the exit code: 0 for --help and --version, 2 for a command line that is wrong.
     pub(crate) fn parse(words: impl Iterator<Item = OsString>) -> Result<Self, (String, u8)> {
-        let matches = command().try_get_matches_from(words.map(in_one_spelling)).map_err(refusal)?;
+        let words: Vec<OsString> = words.collect();
+        if words.iter().any(|word| word == "--help=all") {
+            return Err((help_all(), 0));
+        }
+        let matches =
+            command().try_get_matches_from(words.into_iter().map(in_one_spelling)).map_err(refusal)?;
         let serve = matches
             .subcommand_matches("serve")
             .ok_or_else(|| (usage_error("expected `serve`"), EXIT_USAGE))?;
@@ -151,6 +156,24 @@ fn command() -> Command {
         .version(crate::reply::VERSION)
         .subcommand_required(true)
         .subcommand(serve.args(unused))
+}
+
+/// Every flag on a line of its own, as vLLM's `serve --help=all` begins them.
+fn help_all() -> String {
+    let command = command();
+    let serve = command.get_subcommands().find(|one| one.get_name() == "serve");
+    let mut text = "usage: vllm serve [model_tag] [options]\n\noptions:\n".to_owned();
+    for arg in serve.into_iter().flat_map(Command::get_arguments) {
+        let Some(name) = arg.get_long() else { continue };
+        let value = name.to_uppercase().replace('-', "_");
+        let header = match arg.get_action() {
+            _ if name == "dtype" => format!("--{name} {{{}}}", DTYPES.join(",")),
+            ArgAction::Set | ArgAction::Append => format!("--{name} {value}"),
+            _ => format!("--{name}, --no-{name}"),
+        };
+        text.push_str(&format!("  {header}\n"));
+    }
+    text
 }
 
 /// vLLM takes `--max_model_len` for `--max-model-len`; and the `--no-` of a switch without meaning has none either.
@@ -207,6 +230,18 @@ mod tests {
         assert_eq!(options.model_names(), ["tiny"]);
         assert_eq!((options.port, options.max_model_len), (8100, Some(2048)));
         assert_eq!(options.shutdown_timeout, Duration::from_secs(30));
+    }
+
+    #[test]
+    fn the_whole_help_names_every_flag_that_is_taken() {
+        let (text, code) = parse("serve --help=all").expect_err("help");
+        assert_eq!(code, 0);
+        for name in UNUSED_WITH_VALUE.iter().chain(UNUSED_SWITCHES) {
+            assert!(text.contains(&format!("\n  --{name}")), "{name}");
+        }
+        assert!(
+            text.contains("  --dtype {auto,") && text.contains("  --shutdown-timeout SHUTDOWN_TIMEOUT\n")
+        );
     }
 
     #[test]

@@ -1,0 +1,230 @@
+//! One agent and the real vLLM: what a stand-in cannot prove. Skipped, with a word, where `.engine/` is not installed.
+//!
+//! Starting a vLLM takes 25 s of CPU, so the cases that break a running one share it.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use cic_common::process::Process;
+use fleet_tests::process::{Solo, SoloOptions, Streams, repository, request};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// A vLLM on two cores beside other tests.
+const LOADED: Duration = Duration::from_secs(300);
+
+const SOON: Duration = Duration::from_secs(60);
+
+/// Kills of the agent under streams. The stand-in's test does a hundred.
+const KILLS: u32 = 20;
+
+fn is_alive(pid: u32) -> bool {
+    Process::read(pid).is_some_and(|process| !process.is_zombie)
+}
+
+/// Processes with a file of the engine's installation in memory: a vLLM hides its command line and environment, not that.
+fn users_of_the_engine() -> Vec<u32> {
+    let installation = repository().join(".engine").display().to_string();
+    let maps = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/maps")).unwrap_or_default();
+    let all = Process::all().expect("/proc");
+    all.iter().map(|process| process.pid).filter(|pid| maps(*pid).contains(&installation)).collect()
+}
+
+fn wait_until(what: &str, within: Duration, mut is_so: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !is_so() {
+        assert!(began.elapsed() < within, "{what} within {within:?}");
+        std::thread::sleep(Duration::from_millis(20)); // bounded wait: by `within`
+    }
+}
+
+fn wait_failed(solo: &mut Solo) -> String {
+    solo.wait_for("a failure", LOADED, |report| {
+        let reason = report["reason"].as_str()?.to_owned();
+        (report["phase"] == "failed").then_some(reason)
+    })
+    .expect("failed")
+}
+
+#[test]
+fn a_running_vllm_is_adopted_stalls_dies_and_stops_as_the_agent_expects() {
+    let Some(options) = SoloOptions::real() else { return };
+    let options = options
+        .with("CIC_ENGINE_STALL_SUSPECT_MS", "5000")
+        .with("CIC_ENGINE_STALL_KILL_MS", "60000")
+        .with("CIC_TIMING_PROBE_SERVING_MS", "500")
+        .with_engine("VLLM_SERVER_DEV_MODE", "1");
+    let mut solo = Solo::start(options).expect("an agent");
+    let began = Instant::now();
+    let pid = solo.wait_serving(LOADED).expect("serves");
+    println!("ready after {:.1} s", began.elapsed().as_secs_f64());
+
+    adopt_again_and_again(&mut solo, pid);
+    stall_and_move_again(&mut solo, pid);
+    kill_the_api_server(&mut solo, pid);
+    stop_with_a_stream_running(&mut solo);
+}
+
+fn adopt_again_and_again(solo: &mut Solo, pid: u32) {
+    let mut whole = 0;
+    for number in 1..=KILLS {
+        let streams = Streams::start(&solo.address("edge").expect("an edge"), "tiny", 2, 16);
+        solo.wait_for("a stream", SOON, |report| {
+            report["edge"]["in_flight"].as_u64().filter(|count| *count > 0)
+        })
+        .expect("streams run");
+        if number % 2 == 0 {
+            let seen = streams.stop();
+            assert!(
+                seen.refused.is_empty() && seen.broken.is_empty() && seen.whole > 0,
+                "{number}: {seen:?}"
+            );
+            whole += seen.whole;
+            solo.end_agent(Signal::SIGKILL).expect("killed");
+        } else {
+            solo.end_agent(Signal::SIGKILL).expect("killed");
+            let _ = streams.stop();
+        }
+        solo.start_agent().expect("started again");
+        assert_eq!(solo.wait_serving(SOON).expect("serves again"), pid, "after kill {number}");
+    }
+    println!(
+        "adopt: {KILLS} kills, pid {pid} throughout; {whole} streams whole, none broken once it was back"
+    );
+}
+
+/// A paused vLLM answers `/health` with 200, has a request running and moves no token.
+fn stall_and_move_again(solo: &mut Solo, pid: u32) {
+    let engine = solo.engine_address().expect("an address");
+    let asked = {
+        let engine = engine.clone();
+        std::thread::spawn(move || {
+            let body = r#"{"model": "tiny", "prompt": "1", "max_tokens": 900, "ignore_eos": true}"#;
+            request(&engine, "POST", "/v1/completions", Some(body), LOADED)
+        })
+    };
+    wait_until("a running request", SOON, || {
+        let page =
+            request(&engine, "GET", "/metrics", None, SOON).map(|answer| answer.body).unwrap_or_default();
+        page.lines().any(|line| line.starts_with("vllm:num_requests_running") && line.ends_with(" 1.0"))
+    });
+    let paused = request(&engine, "POST", "/pause?mode=keep", None, SOON).expect("an answer");
+    assert_eq!(paused.status, 200, "{paused:?}");
+    let began = Instant::now();
+    solo.wait_for("a stall", SOON, |report| (report["engine"]["state"] == "stalled").then_some(()))
+        .expect("stalled");
+    println!("stall: seen {:.1} s after the pause", began.elapsed().as_secs_f64());
+    let health = request(&engine, "GET", "/health", None, SOON).expect("an answer");
+    assert_eq!(health.status, 200, "its own word is that it is well");
+    request(&engine, "POST", "/resume", None, SOON).expect("an answer");
+    solo.wait_for("progress", SOON, |report| (report["engine"]["state"] == "ready").then_some(()))
+        .expect("moves");
+    assert_eq!(solo.engine_pid().expect("a pid"), pid, "it was not killed");
+    let answer = asked.join().expect("a thread").expect("an answer");
+    assert_eq!(answer.status, 200, "{answer:?}");
+}
+
+/// Engine core and worker of a vLLM live on for ever when only the API server is killed.
+fn kill_the_api_server(solo: &mut Solo, pid: u32) {
+    let before = users_of_the_engine();
+    assert!(before.len() >= 3, "API server, engine core and worker: {before:?}");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).expect("killed");
+    wait_until("the end of every process of it", SOON, || before.iter().all(|pid| !is_alive(*pid)));
+    let next = solo
+        .wait_for("a new engine", LOADED, |report| {
+            let now = report["engine"]["pid"].as_u64().filter(|now| *now != u64::from(pid))?;
+            (report["phase"] == "serving").then_some(now)
+        })
+        .expect("started anew");
+    println!("SIGKILL of API server {pid}: none of {before:?} left; pid {next} serves");
+    let crash = solo.crashes().expect("records").pop().expect("a record");
+    assert!(crash["log_tail"].as_array().is_some_and(|lines| !lines.is_empty()), "{crash:#}");
+}
+
+fn stop_with_a_stream_running(solo: &mut Solo) {
+    let engine = solo.engine_address().expect("an address");
+    let streams = Streams::start(&engine, "tiny", 1, 2000);
+    wait_until("a running request", SOON, || {
+        let page =
+            request(&engine, "GET", "/metrics", None, SOON).map(|answer| answer.body).unwrap_or_default();
+        page.lines().any(|line| line.starts_with("vllm:num_requests_running") && line.ends_with(" 1.0"))
+    });
+    let pid = solo.engine_pid().expect("a pid");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGTERM).expect("asked");
+    wait_until("its end", SOON, || !is_alive(pid));
+    let seen = streams.stop();
+    assert!(!seen.broken.is_empty(), "an aborted stream is no whole one: {seen:?}");
+    solo.wait_for("the exit in the report", SOON, |report| {
+        report["engine"]["last_exit"].as_str().map(str::to_owned)
+    })
+    .expect("told");
+    println!("SIGTERM with a stream running: {:?}", seen.broken.first());
+}
+
+#[test]
+fn a_flag_that_the_installed_vllm_lacks_is_named_with_its_replacement() {
+    let Some(mut options) = SoloOptions::real() else { return };
+    options.args =
+        ["--enforce-eager", "--engine-use-ray", "--disable-log-requests", "--tensor-paralel-size", "1"]
+            .map(str::to_owned)
+            .into();
+    let began = Instant::now();
+    let mut solo = Solo::start(options).expect("an agent");
+    let reason = wait_failed(&mut solo);
+    println!("bad flags, {:.1} s, help asked for: {reason}", began.elapsed().as_secs_f64());
+    for part in [
+        "--engine-use-ray is no flag of this vLLM any more: use --distributed-executor-backend ray",
+        "--disable-log-requests is no flag of this vLLM any more: leave it out",
+        "--tensor-paralel-size: unknown flag; did you mean --tensor-parallel-size?",
+    ] {
+        assert!(reason.contains(part), "{reason}");
+    }
+    assert!(!solo.state().join("engine.log").exists(), "none was started");
+    // The next start knows the flags already.
+    solo.end_agent(Signal::SIGKILL).expect("killed");
+    let began = Instant::now();
+    solo.start_agent().expect("started again");
+    wait_failed(&mut solo);
+    println!("bad flags, {:.2} s, help remembered", began.elapsed().as_secs_f64());
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_wrong_model_path_is_named_at_once_and_not_as_a_bad_repository() {
+    let Some(mut options) = SoloOptions::real() else { return };
+    options.model = Path::new("/nowhere/model").to_owned();
+    let began = Instant::now();
+    let mut solo = Solo::start(options).expect("an agent");
+    let reason = solo
+        .wait_for("the cause", SOON, |report| {
+            report["reason"].as_str().filter(|reason| reason.contains("/nowhere/model")).map(str::to_owned)
+        })
+        .expect("named");
+    println!(
+        "wrong path, {:.2} s (vLLM: 8 to 41 s, HFValidationError): {reason}",
+        began.elapsed().as_secs_f64()
+    );
+    assert!(began.elapsed() < Duration::from_secs(5) && !reason.contains("HFValidationError"), "{reason}");
+}
+
+#[test]
+fn what_is_wrong_with_a_shard_that_passes_the_check_is_traced_in_the_log() {
+    let Some(mut options) = SoloOptions::real() else { return };
+    let place = tempfile::tempdir().expect("a directory");
+    let copy = place.path().join("model");
+    std::fs::create_dir(&copy).expect("made");
+    for entry in std::fs::read_dir(&options.model).expect("the model").flatten() {
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).expect("copied");
+    }
+    let shards = std::fs::read_dir(&copy).expect("the copy").flatten().map(|entry| entry.path());
+    let shard =
+        shards.into_iter().find(|path| path.extension().is_some_and(|e| e == "safetensors")).expect("one");
+    std::fs::File::options().write(true).open(shard).expect("opens").set_len(20_000).expect("cut");
+    options.model = copy;
+    let mut solo = Solo::start(options).expect("an agent");
+    let reason = wait_failed(&mut solo);
+    println!("truncated shard: {reason}");
+    assert!(reason.contains("corrupt model file") && reason.contains("SafetensorError"), "{reason}");
+    let crash = solo.crashes().expect("records").pop().expect("a record");
+    assert_eq!(crash["cause"], "corrupt_shard");
+}
