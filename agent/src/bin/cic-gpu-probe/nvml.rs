@@ -1,10 +1,13 @@
 //! NVML: loaded, initialised, and what it says of itself.
 
 use std::ffi::OsString;
+use std::io;
 
 use cic_common::gpu::{GpuInventory, ProbeFault};
 use nvml_wrapper::Nvml;
 use nvml_wrapper::error::NvmlError;
+
+use crate::voice::Voice;
 
 /// With its version: drivers from 590 on come without the bare `.so`.
 const LIBRARY: &str = "libnvidia-ml.so.1";
@@ -12,13 +15,26 @@ const LIBRARY: &str = "libnvidia-ml.so.1";
 /// Another library in its place, for tests.
 const LIBRARY_VARIABLE: &str = "CIC_NVML_LIBRARY";
 
-/// Loads NVML and initialises it, which may take half a minute where no persistence daemon runs.
+/// Loads NVML and initialises it, but no GPU yet.
 ///
 /// # Errors
 /// Why no GPU can be read.
 pub(crate) fn open() -> Result<Nvml, ProbeFault> {
     let library = std::env::var_os(LIBRARY_VARIABLE).unwrap_or_else(|| OsString::from(LIBRARY));
     Nvml::builder().lib_path(&library).init().map_err(|error| fault_of("nvmlInit", &error))
+}
+
+/// Opens every GPU once. Where no persistence daemon keeps it open this initialises it, which takes 1 to 3 s each
+/// (NVIDIA, Driver Persistence, "application start latency").
+///
+/// # Errors
+/// When nobody listens any more. What the driver answers shows in the first round.
+pub(crate) fn open_gpus(nvml: &Nvml, voice: Voice) -> io::Result<()> {
+    for index in 0..nvml.device_count().unwrap_or(0) {
+        voice.calling(format!("open gpu {index}"))?;
+        let _ = nvml.device_by_index(index);
+    }
+    Ok(())
 }
 
 /// What kind of fault an error of `call` is.

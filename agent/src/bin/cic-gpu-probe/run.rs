@@ -62,6 +62,7 @@ fn begin(args: &Args) -> io::Result<Result<(Nvml, Option<Lock>), ProbeFault>> {
 
 /// Samples and tells of XIDs until the end is wished for, or the driver is of no more use.
 fn attend(args: &Args, nvml: &Nvml, wishes: &Wishes) -> io::Result<Option<ProbeFault>> {
+    nvml::open_gpus(nvml, Voice)?;
     Voice.calling("register for XIDs")?;
     let registered = register(nvml);
     let (go_on, stop) = channel();
