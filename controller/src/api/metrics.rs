@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
+use cic_common::report::{EngineState, GpuReport};
 
 use super::server::Api;
-use crate::core::{Belief, View};
+use crate::core::{Belief, View, XidCount};
 use crate::driver::StepCounts;
 use crate::links::Links;
 use crate::store::QueueCounts;
@@ -20,10 +21,14 @@ const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
 const BELIEFS: [Belief; 6] =
     [Belief::Unknown, Belief::Alive, Belief::SuspectPoll, Belief::SuspectPush, Belief::Silent, Belief::Gone];
 
+/// Words of [`cic_common::gpu::GpuVerdict`].
+const VERDICTS: [&str; 3] = ["healthy", "degraded", "unhealthy"];
+
 /// `GET /metrics`
 pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let mut page = Page::default();
     fleet(&mut page, &api.published().view);
+    condition(&mut page, &api.published().view);
     store(&mut page, &api.queue.counts());
     steps(&mut page, &api.driver.counts);
     if let Some(links) = &api.links {
@@ -63,6 +68,41 @@ fn fleet(page: &mut Page, view: &View) {
     page.one("cic_term", "term of this controller", view.term);
     page.one("cic_settled", "1 once the settle time after the start has passed", u8::from(view.is_settled));
     page.one("cic_holds", "reasons for which irreversible acts are held", view.holds.len());
+}
+
+/// What nodes say of their GPUs and engines.
+fn condition(page: &mut Page, view: &View) {
+    let reports = || view.nodes.iter().filter_map(|node| Some((node.node.as_str(), node.report.as_ref()?)));
+    page.head("cic_node_gpus", "gauge", "GPUs of a node by its verdict");
+    for (node, report) in reports() {
+        if let GpuReport::Seen(summary) = &report.gpu {
+            for verdict in VERDICTS {
+                let count = summary.gpus.iter().filter(|gpu| gpu.verdict.as_str() == verdict).count();
+                page.row("cic_node_gpus", &[("node", node), ("verdict", verdict)], count);
+            }
+        }
+    }
+    let with_gpus = || reports().filter(|(_, report)| report.gpu != GpuReport::Absent);
+    page.head("cic_node_gpu_blind", "gauge", "1 while a node has GPUs and can read none");
+    for (node, report) in with_gpus() {
+        let is_blind = matches!(report.gpu, GpuReport::Blind { .. });
+        page.row("cic_node_gpu_blind", &[("node", node)], u8::from(is_blind));
+    }
+    page.head("cic_node_gpu_wedged", "gauge", "1 while a node's GPU driver hangs");
+    for (node, report) in with_gpus() {
+        let is_wedged = matches!(report.gpu, GpuReport::Wedged { .. });
+        page.row("cic_node_gpu_wedged", &[("node", node)], u8::from(is_wedged));
+    }
+    page.head("cic_node_engine_stalled", "gauge", "1 while a node's engine has work and none of it moves");
+    for (node, report) in reports() {
+        let is_stalled = report.engine.state == EngineState::Stalled;
+        page.row("cic_node_engine_stalled", &[("node", node)], u8::from(is_stalled));
+    }
+    page.head("cic_xids_total", "counter", "XIDs that nodes told of, by code and what is to be done");
+    for XidCount { code, action, count } in &view.xids {
+        let code = code.map_or_else(|| "other".to_owned(), |code| code.to_string());
+        page.row("cic_xids_total", &[("code", &code), ("action", action.as_str())], count);
+    }
 }
 
 fn store(page: &mut Page, counts: &QueueCounts) {
@@ -122,5 +162,75 @@ impl Page {
         let labels: Vec<_> = labels.iter().map(|(label, value)| format!("{label}=\"{value}\"")).collect();
         let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
         let _ = writeln!(self.text, "{name}{labels} {value}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cic_common::gpu::{GpuAction, GpuHealth, GpuSummary, GpuVerdict};
+    use cic_common::report::NodeReport;
+
+    use super::*;
+    use crate::core::NodeView;
+
+    fn has(page: &str, rows: &[&str]) {
+        for row in rows {
+            assert!(page.lines().any(|line| line == *row), "{row} in {page}");
+        }
+    }
+
+    fn page(gpu: GpuReport, state: EngineState) -> String {
+        let mut report = NodeReport { gpu, ..NodeReport::booting() };
+        report.engine.state = state;
+        let node = NodeView { report: Some(report), ..NodeView::sample("n1") };
+        let xids = vec![
+            XidCount { code: Some(79), action: GpuAction::ReplaceNode, count: 2 },
+            XidCount { code: None, action: GpuAction::Report, count: 3 },
+        ];
+        let view = View { nodes: vec![node, NodeView::sample("n2")], xids, ..View::default() };
+        let mut page = Page::default();
+        condition(&mut page, &view);
+        page.text
+    }
+
+    #[test]
+    fn each_gpu_of_a_node_is_counted_under_its_verdict() {
+        let gpu = |index, verdict| GpuHealth {
+            index,
+            verdict,
+            memory_used: None,
+            memory_total: None,
+            utilization_percent: None,
+            temperature_c: None,
+        };
+        let bad = GpuVerdict::Unhealthy { action: GpuAction::ResetGpu, reason: "XID 95".to_owned() };
+        let gpus = vec![gpu(0, GpuVerdict::Healthy), gpu(1, bad.clone()), gpu(2, bad)];
+        let page = page(GpuReport::Seen(GpuSummary { driver_version: None, gpus }), EngineState::Stalled);
+        has(
+            &page,
+            &[
+                "cic_node_gpus{node=\"n1\",verdict=\"healthy\"} 1",
+                "cic_node_gpus{node=\"n1\",verdict=\"degraded\"} 0",
+                "cic_node_gpus{node=\"n1\",verdict=\"unhealthy\"} 2",
+                "cic_node_gpu_blind{node=\"n1\"} 0",
+                "cic_node_gpu_wedged{node=\"n1\"} 0",
+                "cic_node_engine_stalled{node=\"n1\"} 1",
+                "cic_xids_total{code=\"79\",action=\"replace the node\"} 2",
+                "cic_xids_total{code=\"other\",action=\"report\"} 3",
+            ],
+        );
+        assert!(!page.contains("n2"), "a node that said nothing has no figures: {page}");
+    }
+
+    #[test]
+    fn blind_and_wedged_are_figures_and_a_node_without_gpus_has_none() {
+        let reason = || "hangs".to_owned();
+        let blind = page(GpuReport::Blind { reason: reason() }, EngineState::Ready);
+        has(&blind, &["cic_node_gpu_blind{node=\"n1\"} 1", "cic_node_gpu_wedged{node=\"n1\"} 0"]);
+        let wedged = page(GpuReport::Wedged { reason: reason() }, EngineState::Ready);
+        has(&wedged, &["cic_node_gpu_blind{node=\"n1\"} 0", "cic_node_gpu_wedged{node=\"n1\"} 1"]);
+        let none = page(GpuReport::Absent, EngineState::Ready);
+        assert!(!none.contains("cic_node_gpu_blind{"), "{none}");
+        has(&none, &["cic_node_engine_stalled{node=\"n1\"} 0"]);
     }
 }

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use cic_common::id::NodeId;
+use cic_common::report::NodeReport;
 use cic_common::time::Mono;
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,8 @@ pub(super) struct Why {
     since_unix_ms: u64,
     why: String,
     leaving: Option<String>,
+    /// The node's own word.
+    report: Option<NodeReport>,
     trail: Vec<TrailEntry>,
     /// From the store, oldest first; empty while it does not answer.
     events: Vec<StoredEvent>,
@@ -105,6 +108,7 @@ pub(super) async fn why(State(api): State<Api>, Path(id): Path<String>) -> Resul
         since_unix_ms: wall(&published, node.belief_since),
         why: node.why.clone(),
         leaving: node.leaving.clone(),
+        report: node.report.clone(),
         trail: node.trail.iter().map(entry).collect(),
         events,
     }))

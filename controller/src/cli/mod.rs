@@ -3,7 +3,7 @@
 //! ```text
 //! args (clap) -> run -> one file per command -> client (HTTP with deadlines) -> the controller's API
 //!                         |                        '- endpoint: which API, and how it was found
-//!                         |- table, style, span, shown: what people see
+//!                         |- table, style, span, shown, condition: what people see
 //!                         |- fault: signals to the processes of local nodes
 //!                         '- dev/: a whole fleet on this machine
 //! ```
@@ -13,6 +13,7 @@ mod apply;
 mod args;
 mod ask;
 mod client;
+mod condition;
 mod deployments;
 mod dev;
 mod endpoint;

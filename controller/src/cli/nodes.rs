@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::client::Client;
+use super::condition;
 use super::failure::Failure;
 use super::screen::Screen;
 use super::shown::{self, Shown};
@@ -41,9 +42,13 @@ pub(super) async fn nodes(client: &Client, watch: bool, json: bool) -> Result<()
 /// The table, and what holds irreversible acts back.
 pub(super) fn lines(shown: &Shown, style: &Style) -> Vec<String> {
     let short = shown.short_names();
-    let mut table = Table::new(["NODE", "ROLE", "PHASE", "BELIEF", "SINCE", "ROUTED", "WHY"]);
+    let mut table = Table::new(["NODE", "ROLE", "PHASE", "BELIEF", "SINCE", "ROUTED", "GPU", "WHY"]);
+    if !shown.view.nodes.iter().any(condition::has_gpus) {
+        table.hide("GPU");
+    }
     for node in &shown.view.nodes {
         let ((phase, phase_tone), (belief, belief_tone)) = (shown::phase(node), shown::belief(node.belief));
+        let (gpus, gpus_tone) = condition::gpus(node);
         table.row([
             short.get(&node.node).copied().unwrap_or(node.node.as_str()).into(),
             shown::role(node.role).into(),
@@ -51,6 +56,7 @@ pub(super) fn lines(shown: &Shown, style: &Style) -> Vec<String> {
             Cell::new(belief, belief_tone),
             span::text(shown.ago(node.belief_since)).into(),
             if node.is_routed { "yes" } else { "-" }.into(),
+            Cell::new(gpus, gpus_tone),
             Cell::new(shown::why(node), Tone::Plain),
         ]);
     }
@@ -79,6 +85,23 @@ mod tests {
                 "NODE     ROLE     PHASE  BELIEF  SINCE  ROUTED  WHY",
                 "node001  replica  -      alive   7 s    yes     pushes and answers",
                 "settling: the controller has just started and judges nobody yet",
+            ]
+        );
+    }
+    #[test]
+    fn gpus_have_a_column_where_there_are_any_and_troubles_come_first() {
+        let mut shown = shown::tests::shown(&["cic-a-001-node001", "gateway"]);
+        let mut report = condition::tests::report(vec![condition::tests::bad()]);
+        report.engine.state = cic_common::report::EngineState::Stalled;
+        shown.view.nodes[0].report = Some(report);
+        let lines = lines(&shown, &Style::PLAIN);
+        assert_eq!(
+            lines[..3],
+            [
+                "NODE     ROLE     PHASE    BELIEF  SINCE  ROUTED  GPU      WHY",
+                "node001  replica  serving  alive   7 s    yes     1/1 bad  engine stalled; GPUs 1 of 1 unhealthy: \
+                 gpu 0: reset the GPU: XID 95; pushes and answers",
+                "gateway  replica  -        alive   7 s    yes     -        pushes and answers",
             ]
         );
     }

@@ -9,6 +9,7 @@ use cic_common::time::{Mono, unix_ms};
 use serde::Deserialize;
 
 use super::client::Client;
+use super::condition;
 use super::failure::Failure;
 use super::style::Tone;
 use crate::core::{Belief, NodeView, View};
@@ -110,42 +111,26 @@ pub(super) fn belief(belief: Belief) -> (&'static str, Tone) {
     (belief.as_str(), tone)
 }
 
-/// The verdict's reason; a node that is to go says so first.
+/// That it is to go and why; else what is wrong with it, then the evidence.
 pub(super) fn why(node: &NodeView) -> String {
-    let phase = node.report.as_ref().filter(|report| report.phase != Phase::Serving);
-    let own = phase.map(|report| format!("; says: {}", report.reason)).unwrap_or_default();
-    match &node.leaving {
-        Some(reason) => format!("leaving: {reason}"),
-        None => format!("{}{own}", node.why),
+    if let Some(reason) = &node.leaving {
+        return format!("leaving: {reason}");
     }
+    let Some(report) = &node.report else { return node.why.clone() };
+    let mut parts = condition::troubles(report);
+    parts.push(node.why.clone());
+    if report.phase != Phase::Serving {
+        parts.push(format!("says: {}", report.reason));
+    }
+    parts.join("; ")
 }
 
 #[cfg(test)]
 pub(super) mod tests {
-    use cic_common::id::Incarnation;
-
     use super::*;
-    use crate::core::{Cloud, Freshness};
 
     pub(in crate::cli) fn shown(names: &[&str]) -> Shown {
-        let node = |name: &&str| NodeView {
-            node: NodeId::new(*name).expect("valid"),
-            role: Role::Replica,
-            deployment: None,
-            zone: "here".to_owned(),
-            address: None,
-            incarnation: Incarnation(1),
-            belief: Belief::Alive,
-            belief_since: Mono::from_millis(3_000),
-            why: "pushes and answers".to_owned(),
-            push: Freshness::Fresh,
-            poll: Freshness::Fresh,
-            cloud: Cloud::Running,
-            is_routed: true,
-            leaving: None,
-            report: None,
-            trail: Vec::new(),
-        };
+        let node = |name: &&str| NodeView::sample(name);
         let view = View {
             now: Mono::from_millis(10_000),
             nodes: names.iter().map(node).collect(),

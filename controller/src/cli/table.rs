@@ -16,9 +16,7 @@ pub(super) struct Cell {
 
 impl Cell {
     pub(super) fn new(text: impl Into<String>, tone: Tone) -> Self {
-        // A line break or an escape from outside must not break the table or the terminal.
-        let text: String = text.into();
-        Self { text: text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect(), tone }
+        Self { text: printable(&text.into()), tone }
     }
 }
 
@@ -32,11 +30,18 @@ impl<T: Into<String>> From<T> for Cell {
 pub(super) struct Table<const N: usize> {
     header: [&'static str; N],
     rows: Vec<[Cell; N]>,
+    /// A column that is not shown.
+    hidden: Option<usize>,
 }
 
 impl<const N: usize> Table<N> {
     pub(super) fn new(header: [&'static str; N]) -> Self {
-        Self { header, rows: Vec::new() }
+        Self { header, rows: Vec::new(), hidden: None }
+    }
+
+    /// Leaves the column with this header out; not the last one.
+    pub(super) fn hide(&mut self, header: &str) {
+        self.hidden = self.header.iter().position(|text| *text == header);
     }
 
     pub(super) fn row(&mut self, cells: [Cell; N]) {
@@ -49,10 +54,12 @@ impl<const N: usize> Table<N> {
             let cells = self.rows.iter().map(|row| row[column].text.chars().count());
             cells.chain([self.header[column].chars().count()]).max().unwrap_or(0)
         });
-        let before_last: usize = widths.iter().rev().skip(1).map(|width| width + GAP.len()).sum();
+        let before_last = widths.iter().enumerate().rev().skip(1).filter(|(column, _)| self.shows(*column));
+        let before_last: usize = before_last.map(|(_, width)| width + GAP.len()).sum();
         let last_width = style.width.map(|width| width.saturating_sub(before_last).max(LAST_WIDTH_MIN));
         let header = self.header.map(|text| Cell::new(text, Tone::Faint));
-        std::iter::once(&header).chain(&self.rows).map(|row| line(row, &widths, last_width, style)).collect()
+        let rows = std::iter::once(&header).chain(&self.rows);
+        rows.map(|row| self.line(row, &widths, last_width, style)).collect()
     }
 
     /// Prints it, or `nothing` where there are no rows.
@@ -65,27 +72,31 @@ impl<const N: usize> Table<N> {
             println!("{line}");
         }
     }
+
+    fn line(&self, row: &[Cell; N], widths: &[usize; N], last_width: Option<usize>, style: &Style) -> String {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate().filter(|(column, _)| self.shows(*column)) {
+            if column + 1 == N {
+                let text = last_width.map_or_else(|| cell.text.clone(), |width| cut(&cell.text, width));
+                line.push_str(&style.paint(&text, cell.tone));
+            } else {
+                let padding = widths[column] - cell.text.chars().count();
+                line.push_str(&style.paint(&cell.text, cell.tone));
+                line.push_str(&" ".repeat(padding));
+                line.push_str(GAP);
+            }
+        }
+        line.trim_end().to_owned()
+    }
+
+    fn shows(&self, column: usize) -> bool {
+        self.hidden != Some(column)
+    }
 }
 
-fn line<const N: usize>(
-    row: &[Cell; N],
-    widths: &[usize; N],
-    last_width: Option<usize>,
-    style: &Style,
-) -> String {
-    let mut line = String::new();
-    for (column, cell) in row.iter().enumerate() {
-        if column + 1 == N {
-            let text = last_width.map_or_else(|| cell.text.clone(), |width| cut(&cell.text, width));
-            line.push_str(&style.paint(&text, cell.tone));
-        } else {
-            let padding = widths[column] - cell.text.chars().count();
-            line.push_str(&style.paint(&cell.text, cell.tone));
-            line.push_str(&" ".repeat(padding));
-            line.push_str(GAP);
-        }
-    }
-    line.trim_end().to_owned()
+/// `text` without what would break a table or the terminal: line breaks and escapes from outside become blanks.
+pub(super) fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -111,6 +122,14 @@ mod tests {
     fn a_narrow_terminal_cuts_the_last_column() {
         let style = Style { width: Some(30), ..Style::PLAIN };
         assert_eq!(table().lines(&style)[1], "node001  serving  both paths …");
+    }
+
+    #[test]
+    fn a_hidden_column_takes_no_room() {
+        let mut table = table();
+        table.hide("PHASE");
+        let style = Style { width: Some(21), ..Style::PLAIN };
+        assert_eq!(table.lines(&style)[..2], ["NODE     WHY", "node001  both paths …"]);
     }
 
     #[test]

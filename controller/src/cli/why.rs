@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
+use cic_common::report::NodeReport;
 use cic_common::time::unix_ms;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::client::Client;
+use super::condition;
 use super::events::{self, Entry};
 use super::failure::Failure;
 use super::shown::Shown;
 use super::span;
 use super::style::{Style, Tone};
-use super::table::{Cell, Table};
+use super::table::{Cell, Table, printable};
 
 #[derive(Debug, Deserialize)]
 struct Why {
@@ -21,6 +23,8 @@ struct Why {
     since_unix_ms: u64,
     why: String,
     leaving: Option<String>,
+    #[serde(default)]
+    report: Option<NodeReport>,
     trail: Vec<TrailEntry>,
     #[serde(default)]
     events: Vec<Entry>,
@@ -46,6 +50,9 @@ pub(super) async fn why(client: &Client, ending: &str, json: bool) -> Result<(),
     let ago = |at: u64| span::text(Duration::from_millis(now.saturating_sub(at)));
     println!("{}", why.node);
     println!("{} for {}: {}", why.belief, ago(why.since_unix_ms), why.why);
+    for line in why.report.iter().flat_map(condition::lines) {
+        println!("{}", printable(&line));
+    }
     if let Some(reason) = &why.leaving {
         println!("leaving: {reason}");
     }

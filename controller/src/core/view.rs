@@ -66,3 +66,28 @@ pub struct View {
     #[serde(default)]
     pub xids: Vec<XidCount>,
 }
+
+#[cfg(test)]
+impl NodeView {
+    /// A replica that is alive and routed, without a report.
+    pub(crate) fn sample(name: &str) -> Self {
+        Self {
+            node: NodeId::new(name).expect("a label"),
+            role: Role::Replica,
+            deployment: None,
+            zone: "here".to_owned(),
+            address: None,
+            incarnation: Incarnation(1),
+            belief: Belief::Alive,
+            belief_since: Mono::from_millis(3_000),
+            why: "pushes and answers".to_owned(),
+            push: Freshness::Fresh,
+            poll: Freshness::Fresh,
+            cloud: Cloud::Running,
+            is_routed: true,
+            leaving: None,
+            report: None,
+            trail: Vec::new(),
+        }
+    }
+}
