@@ -80,7 +80,8 @@ pub(super) fn conditions(now: Mono, sample: &GpuSample, timing: &GpuTiming) -> V
     .collect()
 }
 
-/// A cheap sample with what only a full one reads taken from `old` where it is missing.
+/// A cheap sample with what only a full one reads taken from `old` where it is missing, as it is in the sample of a GPU
+/// that says nothing just now.
 pub(super) fn carried(mut sample: GpuSample, old: &GpuSample) -> GpuSample {
     macro_rules! keep {
         ($($field:ident),*) => { $( sample.$field = sample.$field.take().or_else(|| old.$field.clone()); )* };
@@ -89,8 +90,6 @@ pub(super) fn carried(mut sample: GpuSample, old: &GpuSample) -> GpuSample {
         pci,
         memory_total,
         power_limit_mw,
-        ecc_volatile_corrected,
-        ecc_volatile_uncorrected,
         ecc_aggregate_corrected,
         ecc_aggregate_uncorrected,
         retired_pages_single,
@@ -109,8 +108,7 @@ pub(super) fn carried(mut sample: GpuSample, old: &GpuSample) -> GpuSample {
         pcie_link_generation,
         pcie_link_generation_max,
         mig_enabled,
-        persistence_enabled,
-        recovery_action
+        persistence_enabled
     );
     if sample.name.is_empty() {
         sample.name.clone_from(&old.name);

@@ -32,6 +32,17 @@ impl Device {
         self.is_lost
     }
 
+    /// The driver's index, once it was sampled.
+    pub(super) fn index(&self) -> Option<u32> {
+        self.sample.as_ref().map(|sample| sample.index)
+    }
+
+    /// The driver's word that asks for the application to be restarted, if that is its word.
+    pub(super) fn asks_for_restart(&self) -> Option<&str> {
+        let asks = |mark: &&Mark| mark.cause == Cause::Recovery && mark.action == GpuAction::RestartApp;
+        self.marks.iter().find(asks).map(|mark| mark.why.as_str())
+    }
+
     /// Adds `mark`; a graver one of the same cause stays, and so does an operator's word on it.
     pub(super) fn mark(&mut self, mark: Mark) {
         if let Some(old) = self.marks.iter_mut().find(|old| old.cause == mark.cause) {
@@ -62,10 +73,6 @@ impl Device {
     }
 
     pub(super) fn sampled(&mut self, now: Mono, sample: GpuSample, is_full: bool, timing: &GpuTiming) {
-        let sample = match &self.sample {
-            Some(old) if !is_full => carried(sample, old),
-            Some(_) | None => sample,
-        };
         if self.is_lost {
             self.is_lost = false;
             self.relieve(Relief::CameBack);
@@ -81,7 +88,7 @@ impl Device {
                 }
             }
         }
-        self.weigh_word(now, &sample, is_full, timing);
+        self.weigh_word(now, &sample, timing);
         if let Some(processes) = &sample.processes {
             let is_gone = |pid: u32| !processes.iter().any(|process| process.pid == pid);
             self.relieve_settled(now, timing.driver_settle, |mark| {
@@ -89,7 +96,10 @@ impl Device {
                 Some(Relief::ProcessGone(pid))
             });
         }
-        self.sample = Some(sample);
+        self.sample = Some(match &self.sample {
+            Some(old) if !is_full => carried(sample, old),
+            Some(_) | None => sample,
+        });
     }
 
     /// The driver shows the GPU no more.
@@ -118,17 +128,14 @@ impl Device {
         }
     }
 
-    /// A sampled word. One that an earlier sample had is news only when it was read anew, and a "none" may be older than
-    /// a mark that was just made.
-    fn weigh_word(&mut self, now: Mono, sample: &GpuSample, is_full: bool, timing: &GpuTiming) {
-        let before = self.sample.as_ref().and_then(|old| old.recovery_action);
-        let Some(word) = sample.recovery_action.filter(|word| is_full || before != Some(*word)) else {
-            return;
-        };
+    /// A sampled word; a "none" may be older than a mark that was just made.
+    fn weigh_word(&mut self, now: Mono, sample: &GpuSample, timing: &GpuTiming) {
+        let Some(word) = sample.recovery_action else { return };
         if word.action().is_some() {
             self.driver_says(now, word);
             return;
         }
+        let before = self.sample.as_ref().and_then(|old| old.recovery_action);
         if before.is_some_and(|before| before.action().is_some()) {
             self.marks.retain(|mark| mark.cause != Cause::Recovery);
         }

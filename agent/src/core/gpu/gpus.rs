@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cic_common::gpu::{
-    GpuAction, GpuInventory, GpuProcess, GpuSample, GpuSummary, GpuVerdict, PciAddress, RecoveryAction,
-    XidSeen, XidSource,
+    GpuAction, GpuInventory, GpuProcess, GpuSample, GpuSummary, GpuVerdict, RecoveryAction, XidSeen,
+    XidSource,
 };
 use cic_common::report::GpuReport;
 use cic_common::time::Mono;
@@ -18,10 +18,8 @@ use super::history::{History, Sighting};
 use super::mark::{Mark, Relief, cause_of};
 use super::memory::{GpuMemory, RememberedGpu};
 use super::policy::{Context, resolve};
+use super::roll::{GPUS_MAX, Roll};
 use super::timing::GpuTiming;
-
-/// GPUs of a node that are told apart. The largest machines have 16.
-const GPUS_MAX: usize = 32;
 
 /// Something that the agent is to know of at once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,8 +62,7 @@ pub struct Gpus {
     timing: GpuTiming,
     sight: Sight,
     inventory: Option<GpuInventory>,
-    /// In the order in which they were met; at most `GPUS_MAX`.
-    devices: Vec<Device>,
+    roll: Roll,
     history: History,
     told: BTreeMap<String, String>,
     told_memory: GpuMemory,
@@ -84,7 +81,7 @@ impl Gpus {
             timing,
             sight: Sight::Unknown,
             inventory: None,
-            devices: Vec::new(),
+            roll: Roll::default(),
             history: History::default(),
             told: BTreeMap::new(),
             told_memory: GpuMemory::default(),
@@ -94,7 +91,7 @@ impl Gpus {
     /// Takes over what an earlier run in this same boot remembered.
     pub fn restore(&mut self, memory: GpuMemory) {
         for known in memory.gpus {
-            let Some(device) = self.device(known.uuid.as_deref(), known.pci.as_ref()) else { return };
+            let Some(device) = self.roll.device(known.uuid.as_deref(), known.pci.as_ref()) else { return };
             device.pci = device.pci.take().or(known.pci);
             for mark in known.marks {
                 device.mark(mark);
@@ -111,7 +108,7 @@ impl Gpus {
             pci: device.pci.clone(),
             marks: device.marks.iter().filter(|mark| mark.is_remembered()).cloned().collect(),
         };
-        GpuMemory { gpus: self.devices.iter().map(remembered).collect() }
+        GpuMemory { gpus: self.roll.iter().map(remembered).collect() }
     }
 
     /// Takes in what a source says.
@@ -128,7 +125,7 @@ impl Gpus {
             }
             GpuEvent::Sampled { is_full, device_count, samples, lost } => {
                 self.sight = Sight::Open(Some(now));
-                self.sampled(now, is_full, device_count, samples, &lost);
+                self.sampled(now, is_full, device_count, samples, &lost, &mut out);
             }
             GpuEvent::Xid(seen) => self.xid(now, seen, &mut out),
             GpuEvent::XidsBlind { source, reason } => {
@@ -140,13 +137,10 @@ impl Gpus {
             }
             GpuEvent::Cleared { gpu } => {
                 let is_meant = |device: &&mut Device| gpu.is_none() || device.uuid == gpu;
-                self.devices.iter_mut().filter(is_meant).for_each(Device::clear);
+                self.roll.iter_mut().filter(is_meant).for_each(Device::clear);
             }
         }
-        for device in &mut self.devices {
-            device.expire(now);
-        }
-        self.devices.retain(|device| device.uuid.is_some() || !device.marks.is_empty());
+        self.roll.expire(now);
         self.tell_changes(&mut out);
         out
     }
@@ -154,7 +148,7 @@ impl Gpus {
     /// A new engine process: the way back of faults that a restart of the application ends. What changes by it is found
     /// with the next event.
     pub fn engine_started(&mut self, now: Mono) {
-        for device in &mut self.devices {
+        for device in self.roll.iter_mut() {
             device.relieve_settled(now, Duration::ZERO, |_| Some(Relief::EngineStarted));
         }
     }
@@ -171,7 +165,8 @@ impl Gpus {
             Sight::Open(Some(_)) => {
                 let driver_version =
                     self.inventory.as_ref().and_then(|inventory| inventory.driver_version.clone());
-                let gpus = self.indexed().into_iter().map(|(index, device)| device.health(index)).collect();
+                let gpus =
+                    self.roll.indexed().into_iter().map(|(index, device)| device.health(index)).collect();
                 GpuReport::Seen(GpuSummary { driver_version, gpus })
             }
         }
@@ -182,7 +177,7 @@ impl Gpus {
     #[must_use]
     pub fn condemned(&self) -> Option<(GpuAction, String)> {
         let mut gravest: Option<(GpuAction, String)> = None;
-        for (index, device) in self.indexed() {
+        for (index, device) in self.roll.indexed() {
             let GpuVerdict::Unhealthy { action, reason } = device.verdict() else { continue };
             if action.condemns() && gravest.as_ref().is_none_or(|(other, _)| action > *other) {
                 gravest = Some((action, format!("gpu {index}: {reason}")));
@@ -214,67 +209,30 @@ impl Gpus {
 
     /// The newest sample of each GPU that is not lost; slow fields are those of its last full sample.
     pub fn samples(&self) -> impl Iterator<Item = &GpuSample> {
-        self.devices.iter().filter(|device| !device.is_lost()).filter_map(|device| device.sample.as_ref())
+        self.roll.iter().filter(|device| !device.is_lost()).filter_map(|device| device.sample.as_ref())
     }
 
-    fn sampled(&mut self, now: Mono, is_full: bool, count: u32, samples: Vec<GpuSample>, lost: &[String]) {
+    fn sampled(
+        &mut self,
+        now: Mono,
+        is_full: bool,
+        count: u32,
+        samples: Vec<GpuSample>,
+        lost: &[String],
+        out: &mut Vec<GpuFinding>,
+    ) {
         let timing = self.timing;
         let uuids: Vec<String> = samples.iter().take(GPUS_MAX).map(|sample| sample.uuid.clone()).collect();
         for sample in samples.into_iter().take(GPUS_MAX) {
-            self.adopt(&sample);
-            if let Some(device) = self.device(Some(&sample.uuid), sample.pci.as_ref()) {
-                device.sampled(now, sample, is_full, &timing);
+            self.roll.adopt(&sample);
+            let Some(device) = self.roll.device(Some(&sample.uuid), sample.pci.as_ref()) else { continue };
+            let asked = device.asks_for_restart().is_some();
+            device.sampled(now, sample, is_full, &timing);
+            if let (false, Some(reason)) = (asked, device.asks_for_restart()) {
+                out.push(GpuFinding::RestartApp { pid: None, reason: reason.to_owned() });
             }
         }
-        for uuid in lost.iter().take(GPUS_MAX) {
-            if let Some(device) = self.device(Some(uuid), None) {
-                device.vanished(now);
-            }
-        }
-        // One that the driver still counts is there, though its sample failed.
-        let known_count = self.devices.iter().filter(|device| device.uuid.is_some()).count();
-        if usize::try_from(count).is_ok_and(|count| count < known_count) {
-            let missing =
-                |device: &&mut Device| device.uuid.as_ref().is_some_and(|uuid| !uuids.contains(uuid));
-            self.devices.iter_mut().filter(missing).for_each(|device| device.vanished(now));
-        }
-    }
-
-    /// Joins a GPU that was known by its PCI address alone, from the kernel log, with the one whose sample has it.
-    fn adopt(&mut self, sample: &GpuSample) {
-        let is_known = self.devices.iter().any(|device| device.uuid.as_ref() == Some(&sample.uuid));
-        let nameless = self
-            .devices
-            .iter()
-            .position(|device| device.uuid.is_none() && device.pci.is_some() && device.pci == sample.pci);
-        if let (true, Some(index)) = (is_known, nameless) {
-            let nameless = self.devices.remove(index);
-            if let Some(device) = self.device(Some(&sample.uuid), None) {
-                nameless.marks.into_iter().for_each(|mark| device.mark(mark));
-            }
-        }
-    }
-
-    /// The GPU of this uuid, else of this address; a new one when there is none and room is left.
-    fn device(&mut self, uuid: Option<&str>, pci: Option<&PciAddress>) -> Option<&mut Device> {
-        let has_uuid = |device: &Device| uuid.is_some() && device.uuid.as_deref() == uuid;
-        let has_pci = |device: &Device| {
-            pci.is_some() && device.pci.as_ref() == pci && (uuid.is_none() || device.uuid.is_none())
-        };
-        let index = self.devices.iter().position(has_uuid).or_else(|| self.devices.iter().position(has_pci));
-        let index = match index {
-            Some(index) => index,
-            None if self.devices.len() < GPUS_MAX => {
-                self.devices.push(Device::at(pci.cloned()));
-                self.devices.len() - 1
-            }
-            None => return None,
-        };
-        let device = self.devices.get_mut(index)?;
-        if device.uuid.is_none() {
-            device.uuid = uuid.map(ToOwned::to_owned);
-        }
-        Some(device)
+        self.roll.miss(now, count, &uuids, lost);
     }
 
     fn xid(&mut self, now: Mono, seen: XidSeen, out: &mut Vec<GpuFinding>) {
@@ -288,10 +246,9 @@ impl Gpus {
         let timing = self.timing;
         let beside = self.history.beside(now, index, timing.symptom_window);
         let mut device = match &seen.pci {
-            Some(pci) => self.device(None, Some(pci)),
+            Some(pci) => self.roll.device(None, Some(pci)),
             // A source that does not say which GPU leaves no choice where there is one.
-            None if self.devices.len() == 1 => self.devices.first_mut(),
-            None => None,
+            None => self.roll.only(),
         };
         let recovery = device
             .as_ref()
@@ -320,22 +277,6 @@ impl Gpus {
         }
     }
 
-    /// Every GPU with its index: the driver's, or the next free one where it never told.
-    fn indexed(&self) -> Vec<(u32, &Device)> {
-        let of = |device: &Device| device.sample.as_ref().map(|sample| sample.index);
-        let mut free = self.devices.iter().filter_map(of).max().map_or(0, |max| max.saturating_add(1));
-        let mut indexed: Vec<(u32, &Device)> = Vec::new();
-        for device in &self.devices {
-            let index = of(device).unwrap_or_else(|| {
-                free = free.saturating_add(1);
-                free - 1
-            });
-            indexed.push((index, device));
-        }
-        indexed.sort_by_key(|(index, _)| *index);
-        indexed
-    }
-
     fn tell_changes(&mut self, out: &mut Vec<GpuFinding>) {
         let sight = match &self.sight {
             Sight::Unknown | Sight::Absent | Sight::Open(_) => "read".to_owned(),
@@ -343,7 +284,7 @@ impl Gpus {
             Sight::Wedged(reason) => format!("wedged: {reason}"),
         };
         let mut now = BTreeMap::from([("GPUs".to_owned(), sight)]);
-        for (index, device) in self.indexed() {
+        for (index, device) in self.roll.indexed() {
             let text = match device.verdict() {
                 GpuVerdict::Healthy => "healthy".to_owned(),
                 GpuVerdict::Degraded { reason } => format!("degraded: {reason}"),

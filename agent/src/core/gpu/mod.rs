@@ -3,7 +3,7 @@
 //! ```text
 //! NVML, kernel log --GpuEvent--> Gpus::hear --> GpuFinding, GpuReport, condemned
 //!                    XID -> [history] once -> [policy] with [catalogue], [nvlink] -> [mark] on a [device]
-//!                    sample -> [condition] ------------------------------------------^
+//!                    sample -> [roll], [condition] ----------------------------------^
 //! ```
 //! - [`catalogue`]: NVIDIA's XID catalogue as data.
 //! - [`policy`]: from an XID and what else is known to an action.
@@ -20,6 +20,7 @@ pub mod mark;
 mod memory;
 mod nvlink;
 pub mod policy;
+mod roll;
 #[cfg(test)]
 mod tests;
 mod timing;
