@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use cic_common::id::{NodeId, OperationId};
-use cic_common::report::Phase;
+use cic_common::report::{EngineState, Phase};
 use cic_common::time::Mono;
 use cic_controller::core::{Belief, Operation, OperationKind, View};
 
@@ -296,7 +296,7 @@ impl Invariants {
             || self.others_serving(world, node) >= least
     }
 
-    /// Others of its deployment that the controller lately heard serving and does not take away.
+    /// Others of its deployment that the controller lately heard serving, unstalled, and does not take away.
     fn others_serving(&self, world: &World, node: usize) -> usize {
         let deployment = &world.machines()[node].deployment;
         (0..world.machines().len())
@@ -304,7 +304,8 @@ impl Invariants {
             .filter(|&other| {
                 let known = self.ledger.of(other);
                 let lately = known.heard_at.is_some_and(|at| world.now().since(at) <= SERVING_KNOWN_FOR);
-                lately && known.phase == Some(Phase::Serving) && known.removed_at.is_none()
+                let works = known.phase == Some(Phase::Serving) && !known.is_stalled;
+                lately && works && known.removed_at.is_none()
             })
             .count()
     }
@@ -337,6 +338,7 @@ impl Invariants {
     /// The published table against the beliefs behind it.
     fn routes(&mut self, world: &World) -> Result<(), Violation> {
         self.count(Rule::RoutesHoldNoSilentNode);
+        self.count(Rule::RoutesHoldNoStalledNode);
         let Some(view) = world.controller().view(world.now()) else { return Ok(()) };
         for route in &view.routes.routes {
             let believed = |id: &NodeId| {
@@ -353,6 +355,21 @@ impl Invariants {
                 return broken(
                     Rule::RoutesHoldNoSilentNode,
                     format!("{} is routed and believed {belief}", replica.node),
+                );
+            }
+            let is_stalled = |id: &NodeId| {
+                let report =
+                    view.nodes.iter().find(|node| node.node == *id).and_then(|node| node.report.as_ref());
+                let state =
+                    report.filter(|report| report.phase == Phase::Serving).map(|report| report.engine.state);
+                state == Some(EngineState::Stalled) && believed(id).is_routable()
+            };
+            let stalled = route.replicas.iter().find(|replica| is_stalled(&replica.node));
+            let working = route.replicas.iter().find(|replica| !is_stalled(&replica.node));
+            if let (Some(stalled), Some(working)) = (stalled, working) {
+                return broken(
+                    Rule::RoutesHoldNoStalledNode,
+                    format!("{} is routed and stalled, beside {}", stalled.node, working.node),
                 );
             }
         }

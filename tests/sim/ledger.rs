@@ -23,6 +23,7 @@ const BACK_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct NodeLedger {
     pub(super) heard_at: Option<Mono>,
     pub(super) phase: Option<Phase>,
+    pub(super) is_stalled: bool,
     pub(super) has_served: bool,
     pub(super) had_notice: bool,
     pub(super) wanted_replacement: bool,
@@ -76,7 +77,7 @@ impl Ledger {
             }
             Fact::ControllerDied => self.open.clear(),
             Fact::ControllerThawed => self.awake_since = now,
-            Fact::Heard { node, phase, has_notice, wants_replacement, is_newest, is_poll } => {
+            Fact::Heard { node, phase, is_stalled, has_notice, wants_replacement, is_newest, is_poll } => {
                 let is_terminated = self.terminated.contains(&world.machines()[*node].node);
                 let known = self.node(*node);
                 // An overtaken heartbeat is of an earlier time; an answer to a poll is of now.
@@ -84,7 +85,7 @@ impl Ledger {
                     known.heard_at = Some(now);
                 }
                 if *is_newest {
-                    known.phase = Some(*phase);
+                    (known.phase, known.is_stalled) = (Some(*phase), *is_stalled);
                     // An agent that was started anew knows nothing of the drain before.
                     let is_back = known.removed_at.is_some_and(|at| now.since(at) > BACK_AFTER);
                     if *phase == Phase::Serving && is_back && !is_terminated {

@@ -13,6 +13,7 @@ pub enum Rule {
     OneLaunchPerNode,
     OneOperationPerNode,
     RoutesHoldNoSilentNode,
+    RoutesHoldNoStalledNode,
     OldIncarnationChangesNothing,
     LowerTermChangesNothing,
     EveryQueueWithinItsBound,
@@ -20,7 +21,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::RecordedBeforePerformed,
         Self::TerminationsWithinBrake,
         Self::LaunchesWithinBrake,
@@ -31,6 +32,7 @@ impl Rule {
         Self::OneLaunchPerNode,
         Self::OneOperationPerNode,
         Self::RoutesHoldNoSilentNode,
+        Self::RoutesHoldNoStalledNode,
         Self::OldIncarnationChangesNothing,
         Self::LowerTermChangesNothing,
         Self::EveryQueueWithinItsBound,
@@ -50,6 +52,7 @@ impl Rule {
             Self::OneLaunchPerNode => "a node id is launched by one operation only",
             Self::OneOperationPerNode => "a node has one open operation at most",
             Self::RoutesHoldNoSilentNode => "routes hold no silent node while others answer",
+            Self::RoutesHoldNoStalledNode => "routes hold no stalled replica beside one that works",
             Self::OldIncarnationChangesNothing => "an old incarnation changes nothing",
             Self::LowerTermChangesNothing => "a lower term changes nothing",
             Self::EveryQueueWithinItsBound => "every queue stays within its bound",

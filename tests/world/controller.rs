@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cic_common::id::Incarnation;
-use cic_common::report::{Heartbeat, NodeReport};
+use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use cic_common::wire::message::NodeEvent;
@@ -234,6 +234,7 @@ impl World {
             is_poll,
             is_newest,
             phase: report.phase,
+            is_stalled: report.phase == Phase::Serving && report.engine.state == EngineState::Stalled,
             has_notice: report.notice.as_ref().is_some_and(|notice| notice.kind.takes_the_node()),
             wants_replacement: report.wants_replacement.is_some(),
         });

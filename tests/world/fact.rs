@@ -26,6 +26,8 @@ pub enum Fact {
         /// Nothing later was heard before it.
         is_newest: bool,
         phase: Phase,
+        /// It serves and nothing of its engine's work moves.
+        is_stalled: bool,
         has_notice: bool,
         wants_replacement: bool,
     },
