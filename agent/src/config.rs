@@ -11,6 +11,7 @@ use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::Timing;
+use crate::state::name;
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
@@ -38,6 +39,9 @@ const SCHEMA: Schema = Schema {
         Key::optional("engine", "stall_kill_ms", Kind::Integer),
         Key::optional("engine", "stop_grace_ms", Kind::Integer),
         Key::optional("engine", "term_mode", Kind::Text),
+        Key::optional("gpu", "probe", Kind::Text),
+        Key::optional("gpu", "root", Kind::Text),
+        Key::optional("gpu", "kmsg", Kind::Text),
         Key::optional("spot", "notice_file", Kind::Text),
         Key::optional("timing", "heartbeat_ms", Kind::Integer),
         Key::optional("timing", "probe_loading_ms", Kind::Integer),
@@ -69,6 +73,7 @@ pub struct Config {
     pub edge: Edge,
     pub metrics: Metrics,
     pub engine: Engine,
+    pub gpu: Gpu,
     pub spot: Spot,
     #[serde(rename = "timing")]
     pub pace: Pace,
@@ -140,6 +145,18 @@ pub struct Engine {
     pub term_mode: TermMode,
 }
 
+/// Where the GPUs are looked for. Nothing of it has to be set outside tests.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Gpu {
+    /// The program that talks to the driver; `cic-gpu-probe` beside the agent unless given.
+    pub probe: Option<PathBuf>,
+    /// Below this `dev/nvidia0` or `proc/driver/nvidia/version` tells that there is a GPU.
+    #[serde(default = "root")]
+    pub root: PathBuf,
+    #[serde(default = "kmsg")]
+    pub kmsg: PathBuf,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Spot {
     /// A file in which notices are left.
@@ -194,6 +211,13 @@ impl Config {
             stop_grace: ms(self.engine.stop_grace_ms, default.stop_grace),
             ..default
         }
+    }
+
+    /// Where the flags of the installed engine are kept.
+    #[must_use]
+    pub fn flags_file(&self) -> PathBuf {
+        let default = || self.node.state_dir.join(name::ENGINE_FLAGS);
+        self.engine.flags_file.clone().unwrap_or_else(default)
     }
 
     /// `host:port` that others reach the peer port by, once it is bound to `port`.
@@ -303,6 +327,14 @@ fn metrics_listen() -> SocketAddr {
 
 fn host_port() -> u16 {
     8100
+}
+
+fn root() -> PathBuf {
+    PathBuf::from("/")
+}
+
+fn kmsg() -> PathBuf {
+    PathBuf::from("/dev/kmsg")
 }
 
 fn keep_engine() -> TermMode {

@@ -19,6 +19,7 @@ use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::model;
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::source::engine::{Asked, probe};
+use crate::source::gpu::GpuRequests;
 use crate::state::{StateDir, name};
 
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
@@ -33,6 +34,7 @@ pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
     pub gpu_memory: GpuMemory,
+    pub gpus: GpuRequests,
     pub edge: Edge,
     pub routes: Routes,
     pub links: Option<Links>,
@@ -194,10 +196,11 @@ impl Driver {
                     let state = self.shells.state.clone();
                     self.spawn("crash record", async move {
                         let path = crashes::save(&state, &record).await?;
-                        Ok(info!(path = %path.display(), cause = %record.cause, "crash record written"))
+                        info!(path = %path.display(), cause = %record.cause, "crash record written");
+                        Ok(())
                     });
                 }
-                Action::SampleGpus => {}
+                Action::SampleGpus => self.shells.gpus.sample_now(),
                 Action::RememberGpus(memo) => self.shells.gpu_memory.remember(memo),
                 Action::SetEdge(mode) => {
                     info!(?mode, "edge");

@@ -3,8 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
+use cic_agent::preflight::EngineArgs;
+use cic_agent::source::gpu::write_clear;
 use cic_agent::{preflight, run, status};
 use cic_common::config::EXIT_CONFIG;
 use cic_common::telemetry;
@@ -28,10 +31,20 @@ enum Act {
         #[arg(long)]
         record: Option<PathBuf>,
     },
-    /// Say what would keep `run` from working here
+    /// Say what would keep `run` from working here: ports, model, and the engine's flags, memory and driver
     Preflight {
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
+        #[command(flatten)]
+        engine: EngineArgs,
+    },
+    /// Take GPUs for sound again that were condemned; the agent that runs here heeds it within a second
+    GpuClear {
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// Only this one, by its uuid (`cic-gpu-probe --once` shows it)
+        #[arg(long, value_name = "UUID")]
+        gpu: Option<String>,
     },
     /// Print what the running agent says of itself
     Status {
@@ -50,9 +63,19 @@ fn main() -> ExitCode {
             telemetry::begin(config.log.format, &config.log.filter)?;
             runtime()?.block_on(run::run(config, record.as_deref()))
         }),
-        Act::Preflight { config } => with(&config, |config| preflight::preflight(&config)),
+        Act::Preflight { config, engine } => {
+            with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))
+        }
+        Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
         Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
     }
+}
+
+fn clear(config: &Config, gpu: Option<String>) -> anyhow::Result<u8> {
+    let state_dir = &config.node.state_dir;
+    write_clear(state_dir, gpu).with_context(|| format!("{} cannot be written", state_dir.display()))?;
+    println!("left for the agent of {}; `cic-agent status` shows what became of it", config.node.id);
+    Ok(0)
 }
 
 fn runtime() -> std::io::Result<tokio::runtime::Runtime> {

@@ -1,18 +1,37 @@
 //! `cic-agent preflight`: what would keep `run` from working here, all of it at once.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
 
-use cic_common::assignment::Assignment;
-use cic_common::id::Term;
+use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
+use cic_common::id::{DeploymentName, Term};
 
 use crate::config::Config;
+use crate::core::GpuFacts;
+use crate::effect::engine::Checker;
+use crate::effect::model;
 use crate::state::name;
+
+/// An engine to look at in place of the one that the last assignment named.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct EngineArgs {
+    /// Program of the engine, such as `vllm`. In an image this also keeps its flags for the agent's first start
+    #[arg(long, value_name = "PROGRAM")]
+    pub engine: Option<String>,
+    /// Model directory
+    #[arg(long, value_name = "DIR", requires = "engine")]
+    pub model: Option<PathBuf>,
+    /// Flags the engine is to be started with
+    #[arg(last = true)]
+    pub args: Vec<String>,
+}
 
 /// Prints every problem, or that there is none. Returns the exit code.
 ///
 /// # Errors
 /// Never; the signature is that of a command.
-pub fn preflight(config: &Config) -> anyhow::Result<u8> {
+pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u8> {
     let mut problems = Vec::new();
     let ports = [
         ("[peer] listen", config.peer.listen),
@@ -25,18 +44,22 @@ pub fn preflight(config: &Config) -> anyhow::Result<u8> {
             problems.push(format!("{key} = {address} cannot be bound: {error}"));
         }
     }
-    let remembered = std::fs::read(config.node.state_dir.join(name::ASSIGNMENT)).ok();
-    if let Some((_, assignment)) =
-        remembered.and_then(|bytes| serde_json::from_slice::<(Term, Assignment)>(&bytes).ok())
-    {
-        let path = &assignment.model.path;
-        if !std::path::Path::new(path).is_dir() {
-            problems.push(format!("model directory {path} of the remembered assignment is not there"));
+    if let Some(assignment) = assignment(&config.node.state_dir, engine)? {
+        // An engine may be looked at without a model.
+        if !assignment.model.path.is_empty() {
+            let checked = async {
+                model::mount(&assignment.model).await?;
+                model::verify(&assignment.model).await
+            };
+            problems.extend(checked.await.err().map(|fault| fault.to_string()));
         }
-        let program = &assignment.engine.program;
-        if program.contains('/') && !std::path::Path::new(program).is_file() {
-            problems.push(format!("engine program {program} of the remembered assignment is not there"));
+        let flags_file = config.flags_file();
+        if let Some(folder) = flags_file.parent() {
+            std::fs::create_dir_all(folder)?;
         }
+        // What the driver says is known once the agent runs, which checks it before each start.
+        let checked = Checker::new(flags_file).check(&assignment, &GpuFacts::default()).await;
+        problems.extend(checked.err().map(|fault| fault.reason));
     }
     for problem in &problems {
         println!("{problem}");
@@ -45,4 +68,19 @@ pub fn preflight(config: &Config) -> anyhow::Result<u8> {
         println!("nothing found that would keep the agent of {} from running", config.node.id);
     }
     Ok(u8::from(!problems.is_empty()))
+}
+
+/// The engine that was asked about, or the one that this node was last told to run.
+fn assignment(state_dir: &Path, engine: &EngineArgs) -> anyhow::Result<Option<Assignment>> {
+    let Some(program) = engine.engine.clone() else {
+        let remembered = std::fs::read(state_dir.join(name::ASSIGNMENT)).ok();
+        let remembered = remembered.and_then(|bytes| serde_json::from_slice::<(Term, Assignment)>(&bytes).ok());
+        return Ok(remembered.map(|(_, assignment)| assignment));
+    };
+    let path = engine.model.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
+    Ok(Some(Assignment {
+        deployment: DeploymentName::new("preflight")?,
+        model: ModelSpec { name: "preflight".to_owned(), path },
+        engine: EngineSpec { program, args: engine.args.clone(), env: BTreeMap::new() },
+    }))
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use cic_common::report::{GpuReport, Role};
+use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -21,7 +21,6 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
-use crate::core::gpu::GpuEvent;
 use crate::core::{Agent, AgentSpec, Booted, Event};
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Shells};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
@@ -30,8 +29,10 @@ use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identit
 use crate::serve::edge::{Edge, EdgeSpec, Routes, UserPort};
 use crate::serve::metrics::MetricsPort;
 use crate::serve::peer::PeerPort;
+use crate::source::gpu::{GpuRequests, GpuSpec};
+use crate::source::kmsg::{self, KmsgSpec};
 use crate::source::{gpu, host, spot};
-use crate::state::{StateDir, name};
+use crate::state::{StateDir, boot_id, name};
 
 /// Events of the links that wait for the driver.
 const LINK_EVENTS_WAITING_MAX: usize = 256;
@@ -126,7 +127,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     tasks.spawn("metrics", Kind::Vital, |token| metrics.run(metrics_listener, inner, token));
     state.write(name::PORTS, &ports).await?;
 
-    watch_sources(&config, &state, clock, &tasks, &events);
+    let gpus = watch_sources(&config, &state, clock, &tasks, &events)?;
     let with_engine = config.engine.term_mode == TermMode::StopEngine;
     let asked = events.clone();
     tasks.spawn("signals", Kind::Vital, move |token| stop.pass_on(asked, with_engine, token));
@@ -134,11 +135,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let timing = config.timing();
     let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
-    let flags_file = config.engine.flags_file.clone().unwrap_or_else(|| state.path(name::ENGINE_FLAGS));
     let shells = Shells {
         keeper,
-        checker: Checker::new(flags_file),
+        checker: Checker::new(config.flags_file()),
         gpu_memory,
+        gpus,
         edge,
         routes,
         links,
@@ -263,19 +264,27 @@ fn watch_sources(
     clock: Clock,
     tasks: &Supervisor,
     events: &mpsc::Sender<Event>,
-) {
+) -> anyhow::Result<GpuRequests> {
     let (root, to) = (state.root().to_owned(), events.clone());
     tasks.spawn("host figures", Kind::Vital, |token| host::watch(root, to, token));
     if let Some(path) = config.spot.notice_file.clone() {
         let to = events.clone();
         tasks.spawn("notice file", Kind::Vital, move |token| spot::file::watch(path, clock, to, token));
     }
-    let to = events.clone();
-    tasks.spawn("gpu", Kind::Passing, |_| async move {
-        let event = match gpu::look(Path::new("/")) {
-            GpuReport::Blind { reason } => GpuEvent::Blind { reason },
-            _ => GpuEvent::Absent,
-        };
-        Ok(to.send(Event::Gpu(event)).await?)
+    let kmsg = boot_id().map(|boot_id| KmsgSpec {
+        path: config.gpu.kmsg.clone(),
+        boot_id,
+        state: state.clone(),
     });
+    if let Some(kmsg) = kmsg {
+        let to = events.clone();
+        tasks.spawn("kernel log", Kind::Passing, move |token| kmsg::watch(kmsg, clock, to, token));
+    }
+    let (root, to) = (state.root().to_owned(), events.clone());
+    tasks.spawn("gpu clear file", Kind::Vital, move |token| gpu::clear::watch(root, to, token));
+    let requests = GpuRequests::default();
+    let spec = GpuSpec { root: config.gpu.root.clone(), ..GpuSpec::new(state.root(), config.gpu.probe.clone())? };
+    let (asked, to) = (requests.clone(), events.clone());
+    tasks.spawn("gpu", Kind::Vital, move |token| gpu::watch(spec, clock, to, asked, token));
+    Ok(requests)
 }

@@ -1,6 +1,9 @@
 //! Benchmarks on real processes: `cargo xtask bench NAME [--json]`.
 
+mod agent;
 mod detect;
+mod rig;
+mod soak;
 mod table;
 
 use std::num::NonZeroUsize;
@@ -16,20 +19,30 @@ struct Args {
     /// The table once more, as one line of JSON
     #[arg(long)]
     json: bool,
+    /// Runs of `detect`
     #[arg(long, default_value_t = detect::RUNS)]
     runs: NonZeroUsize,
+    /// Length of `soak`
+    #[arg(long, default_value_t = 10)]
+    minutes: u32,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Bench {
     /// From power loss of a node to its replacement
     Detect,
+    /// What an idle agent costs, how soon it speaks, how fast it tells of a GPU fault
+    Agent,
+    /// Ten minutes of faults: whether the agent keeps what it once took
+    Soak,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let (name, table) = match args.name {
         Bench::Detect => ("detect", detect::run(args.runs)?),
+        Bench::Agent => ("agent", agent::run()?),
+        Bench::Soak => ("soak", soak::run(args.minutes)?),
     };
     print!("{}", table.text());
     if args.json {

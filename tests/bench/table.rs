@@ -33,6 +33,10 @@ impl Table {
         self.rows.iter().all(Row::is_met)
     }
 
+    pub(crate) fn row(&mut self, name: &str, value: f64, unit: &'static str, target: Option<f64>) {
+        self.rows.push(Row { name: name.to_owned(), value, unit, target });
+    }
+
     pub(crate) fn text(&self) -> String {
         let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
         let mut text = String::new();
@@ -63,6 +67,14 @@ pub(crate) fn median(sorted: &[f64]) -> f64 {
     }
 }
 
+/// The smallest value that `percent` of all are no larger than (nearest rank); NaN of none. Sorts the list.
+pub(crate) fn percentile(values: &mut [f64], percent: f64) -> f64 {
+    values.sort_by(f64::total_cmp);
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+    let rank = (percent / 100.0 * values.len() as f64).ceil() as usize;
+    values.get(rank.saturating_sub(1)).copied().unwrap_or(f64::NAN)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,6 +84,15 @@ mod tests {
         assert!((median(&[1.0, 2.0, 9.0]) - 2.0).abs() < f64::EPSILON);
         assert!((median(&[1.0, 2.0, 4.0, 9.0]) - 3.0).abs() < f64::EPSILON);
         assert!(median(&[]).is_nan());
+    }
+
+    #[test]
+    fn a_percentile_is_a_value_of_the_list() {
+        let mut values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
+        for (percent, value) in [(50.0, 100.0), (99.0, 198.0), (100.0, 200.0)] {
+            assert!((percentile(&mut values, percent) - value).abs() < f64::EPSILON);
+        }
+        assert!(percentile(&mut [], 50.0).is_nan());
     }
 
     #[test]

@@ -17,7 +17,7 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
     let (profile, rest): (Vec<_>, Vec<_>) = args.iter().cloned().partition(|arg| arg == "--release");
     let release = !profile.is_empty();
     // A benchmark starts the programs beside its own.
-    let mut build = repository::cargo(&["build", "--quiet", "--workspace", "--bins"])?;
+    let mut build = repository::cargo(&["build", "--quiet", "--workspace", "--bins", "--lib"])?;
     if release {
         build.arg("--release");
     }

@@ -73,9 +73,6 @@ impl Checker {
     }
 
     async fn flag_mistakes(&self, program: &Path, assignment: &Assignment) -> Vec<String> {
-        if !assignment.engine.args.iter().any(|arg| arg.starts_with("--")) {
-            return Vec::new();
-        }
         match self.flags_of(program, assignment).await {
             Ok(flags) => flags.mistakes(&assignment.engine.args),
             Err(why) => {

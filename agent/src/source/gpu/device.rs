@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use cic_common::report::GpuReport;
-
 /// The device node of the first GPU, and what the driver shows once it is loaded. Either is proof of a GPU;
 /// a card whose driver is missing shows neither and could not serve anyway.
 const TRACES: [&str; 2] = ["dev/nvidia0", "proc/driver/nvidia/version"];
@@ -12,16 +10,6 @@ const TRACES: [&str; 2] = ["dev/nvidia0", "proc/driver/nvidia/version"];
 #[must_use]
 pub fn is_there(root: &Path) -> bool {
     TRACES.iter().any(|trace| root.join(trace).exists())
-}
-
-/// What a node without a probe can say.
-#[must_use]
-pub fn look(root: &Path) -> GpuReport {
-    if is_there(root) {
-        GpuReport::Blind { reason: "no GPU probe in this build".to_owned() }
-    } else {
-        GpuReport::Absent
-    }
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ mod vigil;
 mod watch;
 
 pub use clear::write_clear;
-pub use device::{is_there, look};
+pub use device::is_there;
 pub use request::GpuRequests;
 pub use spec::{GpuSpans, GpuSpec};
 pub use watch::watch;

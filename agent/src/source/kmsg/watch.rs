@@ -141,6 +141,16 @@ impl Watch {
         token: &CancellationToken,
     ) -> Result<Option<String>, Gone> {
         let mut buffer = vec![0; READ_BYTES];
+        // Without this look the first record of a log in which nothing lies would pass for one that lay there.
+        loop {
+            match read(descriptor, &mut buffer) {
+                Ok(count) if count > 0 => self.take(&buffer[..count]).await?,
+                Err(Errno::EPIPE | Errno::EINTR) => {}
+                Ok(_) | Err(_) => break,
+            }
+        }
+        self.reader.drained();
+        self.save().await;
         loop {
             // Both arms are cancel safe: readiness stays until a read finds nothing.
             let ready = tokio::select! {

@@ -1,0 +1,350 @@
+//! One agent on a machine with eight stand-in GPUs, and the port of a controller that it speaks to, in this process.
+
+use std::fs::File;
+use std::io::Write as _;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail, ensure};
+use cic_common::id::{ControllerId, NodeId, Term};
+use cic_common::process::Process;
+use cic_common::route::RoutingTable;
+use cic_common::supervise::{Kind, Supervisor};
+use cic_common::time::unix_ms;
+use cic_common::tls::{CertificateAuthority, Peer};
+use cic_common::wire::message::NodeEvent;
+use cic_controller::core::{Event, Message};
+use cic_controller::ingest::{Ingest, IngestSpec, JoinRefusal};
+use fleet_tests::process::{SoloOptions, binary};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+const NODE: &str = "bench";
+const CERTIFICATE_SPAN: Duration = Duration::from_secs(24 * 3600);
+const EVENTS_MAX: usize = 4096;
+
+/// What the controller's port heard, and when.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    Heartbeat,
+    Told(NodeEvent),
+}
+
+/// The rig. Its agent and all that belongs to it end with it.
+pub(crate) struct Rig {
+    dir: tempfile::TempDir,
+    kmsg: File,
+    kmsg_seq: u64,
+    script: Value,
+    heard: mpsc::UnboundedReceiver<(Instant, Heard)>,
+    supervisor: Supervisor,
+    agent: Option<Child>,
+    bins: Bins,
+    engine_env: Vec<(String, String)>,
+    env: Vec<(String, String)>,
+}
+
+/// The programs that are measured.
+#[derive(Debug, Clone)]
+pub(crate) struct Bins {
+    pub(crate) agent: PathBuf,
+    pub(crate) probe: PathBuf,
+}
+
+impl Bins {
+    pub(crate) fn built() -> anyhow::Result<Self> {
+        Ok(Self { agent: binary("cic-agent")?, probe: binary("cic-gpu-probe")? })
+    }
+}
+
+impl Rig {
+    /// Within a runtime.
+    pub(crate) fn new(bins: Bins) -> anyhow::Result<Self> {
+        let dir = tempfile::tempdir()?;
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["state", "root/dev", "authority"] {
+            std::fs::create_dir_all(at(folder))?;
+        }
+        std::fs::write(at("root/dev/nvidia0"), "")?;
+        let library = binary("libnvml_mock.so").context("the stand-in for NVML")?;
+        std::os::unix::fs::symlink(library, at("libnvidia-ml.so.1"))?;
+        nix::unistd::mkfifo(&at("kmsg"), nix::sys::stat::Mode::S_IRWXU)?;
+        // Both ends: with a writer that stays the agent's read never comes to an end of file.
+        let kmsg = File::options().read(true).write(true).open(at("kmsg"))?;
+
+        let authority = CertificateAuthority::open(&at("authority"), unix_ms())?;
+        let issue = |path: &Path, peer| authority.issue(path, &peer, CERTIFICATE_SPAN, unix_ms());
+        issue(&at("state/identity.pem"), Peer::Node(NodeId::new(NODE)?))?;
+        let identity = issue(&at("authority/controller.pem"), Peer::Controller(ControllerId::new("c1")?))?;
+        let supervisor = Supervisor::new();
+        let (to_core, core) = mpsc::channel(EVENTS_MAX);
+        let spec = IngestSpec {
+            controller: ControllerId::new("c1")?,
+            heartbeat_ms: 1000,
+            identity,
+            trust: authority.trust()?,
+            authority: Arc::new(authority),
+            certificate_span: CERTIFICATE_SPAN,
+            reset_key_path: at("authority/reset.key"),
+            desk: Arc::new(|_, _| {
+                Box::pin(async { Err(JoinRefusal::Token("nobody enrols here".to_owned())) })
+            }),
+            issue_log: Arc::new(|_, _| {}),
+        };
+        let ingest = Ingest::start(&supervisor, UdpSocket::bind("127.0.0.1:0")?, spec, to_core)?;
+        let config = format!(
+            "[node]\nid = '{NODE}'\nstate_dir = '{}'\n[controller]\naddresses = ['{}']\nca_file = '{}'\n\
+             [peer]\nlisten = '127.0.0.1:0'\n[edge]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = '127.0.0.1:0'\n\
+             [engine]\nhost_port = 0\n[gpu]\nprobe = '{}'\nroot = '{}'\nkmsg = '{}'\n",
+            at("state").display(),
+            ingest.local_address(),
+            at("authority/ca.pem").display(),
+            bins.probe.display(),
+            at("root").display(),
+            at("kmsg").display(),
+        );
+        std::fs::write(at("agent.toml"), config)?;
+        let (tell, heard) = mpsc::unbounded_channel();
+        supervisor.spawn("listen", Kind::Passing, |token| listen(ingest, core, tell, token));
+        let mut rig = Self {
+            dir,
+            kmsg,
+            kmsg_seq: 1,
+            script: json!({}),
+            heard,
+            supervisor,
+            agent: None,
+            bins,
+            engine_env: Vec::new(),
+            env: Vec::new(),
+        };
+        rig.script(json!({}))?;
+        Ok(rig)
+    }
+
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Gives the agent something to run: the stand-in engine.
+    pub(crate) fn with_engine(&mut self, env: &[(&str, &str)]) -> anyhow::Result<()> {
+        let options = SoloOptions::standin(self.dir.path())?;
+        self.engine_env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let env: serde_json::Map<String, Value> =
+            self.engine_env.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+        let assignment = json!([1, {
+            "deployment": "bench",
+            "model": { "name": "tiny", "path": options.model },
+            "engine": { "program": options.engine, "args": [], "env": env },
+        }]);
+        Ok(std::fs::write(self.state().join("assignment.json"), assignment.to_string())?)
+    }
+
+    /// One more setting of the agent.
+    pub(crate) fn set(&mut self, key: &str, value: &str) {
+        self.env.push((key.to_owned(), value.to_owned()));
+    }
+
+    /// Starts the agent; returns the moment before its process was made.
+    pub(crate) fn start(&mut self) -> anyhow::Result<Instant> {
+        let log = File::options().create(true).append(true).open(self.dir.path().join("agent.out"))?;
+        let mut command = Command::new(&self.bins.agent);
+        command.arg("run").arg("--config").arg(self.dir.path().join("agent.toml"));
+        command.envs(self.env.iter().map(|(key, value)| (key, value)));
+        command.env("CIC_NVML_LIBRARY", self.dir.path().join("libnvidia-ml.so.1"));
+        command.env("CIC_NVML_SCRIPT", self.dir.path().join("script.json"));
+        command.env("RIG", self.dir.path());
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let began = Instant::now();
+        self.agent = Some(command.spawn().context("start cic-agent")?);
+        Ok(began)
+    }
+
+    /// SIGKILL, and what is left of it.
+    pub(crate) fn kill(&mut self) -> anyhow::Result<()> {
+        if let Some(mut agent) = self.agent.take() {
+            agent.kill()?;
+            agent.wait()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn agent_pid(&self) -> anyhow::Result<u32> {
+        Ok(self.agent.as_ref().context("no agent runs")?.id())
+    }
+
+    /// The agent's child that reads the GPUs.
+    pub(crate) fn probe_pid(&self) -> Option<u32> {
+        let agent = self.agent_pid().ok()?;
+        let is_probe = |pid: u32| {
+            std::fs::read_to_string(format!("/proc/{pid}/comm"))
+                .is_ok_and(|comm| comm.trim() == "cic-gpu-probe")
+        };
+        Process::all().ok()?.into_iter().find(|p| p.parent == agent && is_probe(p.pid)).map(|p| p.pid)
+    }
+
+    /// The next thing heard that `find` finds something in, with its moment.
+    pub(crate) async fn hear<T>(
+        &mut self,
+        what: &str,
+        within: Duration,
+        mut find: impl FnMut(Heard) -> Option<T>,
+    ) -> anyhow::Result<(Instant, T)> {
+        let deadline = tokio::time::Instant::now() + within;
+        loop {
+            match tokio::time::timeout_at(deadline, self.heard.recv()).await {
+                Ok(Some((at, heard))) => {
+                    if let Some(found) = find(heard) {
+                        return Ok((at, found));
+                    }
+                }
+                Ok(None) => bail!("the controller's port ended"),
+                Err(_) => bail!("no {what} within {within:?}:\n{}", self.log()),
+            }
+        }
+    }
+
+    /// Forgets what was heard so far.
+    pub(crate) fn forget(&mut self) {
+        while self.heard.try_recv().is_ok() {}
+    }
+
+    /// Writes a line to what the agent takes for the kernel's log.
+    pub(crate) fn kernel_says(&mut self, text: &str) -> anyhow::Result<Instant> {
+        self.kmsg_seq += 1;
+        let record = format!("4,{},{},-;{text}\n", self.kmsg_seq, self.kmsg_seq * 1000);
+        let at = Instant::now();
+        self.kmsg.write_all(record.as_bytes())?;
+        Ok(at)
+    }
+
+    /// What the driver does from now on.
+    pub(crate) fn script(&mut self, script: Value) -> anyhow::Result<Instant> {
+        self.script = script;
+        let path = self.dir.path().join("script.json");
+        std::fs::write(path.with_extension("tmp"), self.script.to_string())?;
+        let at = Instant::now();
+        std::fs::rename(path.with_extension("tmp"), path)?;
+        Ok(at)
+    }
+
+    pub(crate) fn report(&self) -> anyhow::Result<Value> {
+        let answer = fleet_tests::process::request(
+            &self.address("metrics")?,
+            "GET",
+            "/healthz",
+            None,
+            Duration::from_secs(5),
+        )?;
+        answer.json()
+    }
+
+    /// Waits until the agent has a sample of all eight GPUs.
+    pub(crate) async fn wait_for_gpus(&self, within: Duration) -> anyhow::Result<()> {
+        let began = Instant::now();
+        loop {
+            let report = self.report().unwrap_or_default();
+            if report["gpu"]["seen"]["gpus"].as_array().is_some_and(|gpus| gpus.len() == 8) {
+                return Ok(());
+            }
+            ensure!(began.elapsed() < within, "no GPUs in {report:#}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub(crate) fn address(&self, port: &str) -> anyhow::Result<String> {
+        let ports: Value = serde_json::from_slice(&std::fs::read(self.state().join("ports.json"))?)?;
+        let number = ports[port].as_u64().filter(|number| *number > 0).context("no such port")?;
+        Ok(format!("127.0.0.1:{number}"))
+    }
+
+    pub(crate) fn log(&self) -> String {
+        let text = std::fs::read_to_string(self.dir.path().join("agent.out")).unwrap_or_default();
+        text.lines().rev().take(30).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let tag = self.dir.path().display().to_string();
+        let _ = self.kill();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(20) {
+            let all = Process::all().unwrap_or_default();
+            let is_tagged = |process: &Process| {
+                let environment = std::fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+                String::from_utf8_lossy(&environment).contains(&tag)
+            };
+            let left = cic_common::process::family(&all, is_tagged);
+            if left.is_empty() {
+                break;
+            }
+            for process in left {
+                let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(20)); // bounded wait: 20 s
+        }
+        self.supervisor.token().cancel();
+    }
+}
+
+async fn listen(
+    ingest: Ingest,
+    mut core: mpsc::Receiver<Event>,
+    tell: mpsc::UnboundedSender<(Instant, Heard)>,
+    token: tokio_util::sync::CancellationToken,
+) -> cic_common::supervise::TaskResult {
+    loop {
+        // Cancel safe: a queue loses nothing.
+        let event = tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            event = core.recv() => event.ok_or("the port ended")?,
+        };
+        let at = Instant::now();
+        match event {
+            Event::Connected(hello) => {
+                let message =
+                    Message::Welcome { term: Term(1), assignment: None, routes: RoutingTable::default() };
+                ingest.send(&hello.node, message);
+            }
+            Event::Heartbeats(_) => {
+                let _ = tell.send((at, Heard::Heartbeat));
+            }
+            Event::Told { event, .. } => {
+                let _ = tell.send((at, Heard::Told(event)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A process at one moment.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Usage {
+    pub(crate) rss_bytes: u64,
+    /// Time on a core since its start, over all threads.
+    pub(crate) cpu: Duration,
+    pub(crate) file_count: usize,
+}
+
+impl Usage {
+    /// From `/proc`: `VmRSS`, and the nanoseconds of `schedstat` of each thread.
+    pub(crate) fn of(pid: u32) -> anyhow::Result<Self> {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let rss = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let rss: u64 = rss.context("no VmRSS")?.trim().parse()?;
+        let mut cpu_ns = 0;
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))?.flatten() {
+            let text = std::fs::read_to_string(thread.path().join("schedstat")).unwrap_or_default();
+            cpu_ns += text.split_whitespace().next().and_then(|ns| ns.parse::<u64>().ok()).unwrap_or(0);
+        }
+        ensure!(cpu_ns > 0, "no schedstat of pid {pid}");
+        let file_count = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
+        Ok(Self { rss_bytes: rss << 10, cpu: Duration::from_nanos(cpu_ns), file_count })
+    }
+}
