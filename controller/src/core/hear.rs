@@ -235,6 +235,7 @@ impl Fleet {
             }
         }
         let pause = match node.judged(now, &timing) {
+            Belief::Alive if node.has_stale_path(now, &timing) => timing.urgent_interval,
             Belief::Alive | Belief::Unknown => timing.poll_interval + spread(&id, timing.poll_interval / 5),
             Belief::Gone => timing.poll_interval,
             Belief::Silent if now.since(node.belief_since) > timing.partition_grace => timing.poll_interval,
@@ -397,12 +398,14 @@ impl Fleet {
     }
 
     pub(super) fn poll_if_due(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let timing = self.timing;
         let Some(node) = self.nodes.get_mut(id) else { return };
         if node.poll.next_at().is_none_or(|at| now < at) || node.poll.is_asked() {
             return;
         }
         let urgent = match node.belief {
-            Belief::Alive | Belief::Unknown | Belief::Gone => false,
+            Belief::Alive => node.has_stale_path(now, &timing),
+            Belief::Unknown | Belief::Gone => false,
             Belief::SuspectPoll | Belief::SuspectPush | Belief::Silent => true,
         };
         let Some(address) = node.record.address.clone() else { return };

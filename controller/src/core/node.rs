@@ -151,6 +151,11 @@ impl Node {
         self.push.freshness(now, timing)
     }
 
+    /// One of its paths is silent, which the cloud's denial hides from the belief in a node that speaks on the other.
+    pub(super) fn has_stale_path(&self, now: Mono, timing: &Timing) -> bool {
+        [self.push.freshness(now, timing), self.poll.freshness(timing)].contains(&Freshness::Stale)
+    }
+
     pub(super) fn judged(&self, now: Mono, timing: &Timing) -> Belief {
         let push = self.push.freshness(now, timing);
         judge(push, self.poll.freshness(timing), self.cloud.word(now, timing))

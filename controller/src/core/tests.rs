@@ -339,3 +339,17 @@ fn a_surplus_node_whose_drain_was_not_sent_is_taken_back_before_another_is_launc
     bench.run(Duration::from_secs(60));
     assert_eq!((bench.launched.len(), bench.drains_sent, bench.routed.len()), (3, 0, 3));
 }
+
+#[test]
+fn a_node_heard_by_one_path_alone_is_polled_urgently_whatever_the_cloud_says() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.mute.insert(node.clone());
+    bench.instances.remove(&node);
+    bench.run(Duration::from_secs(60));
+    assert_eq!(bench.belief(&node), Some(Belief::Alive), "it speaks, so it is there");
+    bench.deaf.insert(node.clone(), PollFault::Timeout);
+    bench.run(Duration::from_secs(5));
+    assert!(!bench.routed.contains(&node));
+    assert_eq!(bench.terminated, [node], "a VM that the cloud denies is given back at once");
+}
