@@ -123,10 +123,14 @@ impl Invariants {
                 broken(Rule::EveryQueueWithinItsBound, format!("{count} {what}, and {max} are allowed"))
             }
             Fact::Routes(_) => self.routes(world),
+            Fact::Discord { text } => broken(Rule::PathsAgree, text.clone()),
+            Fact::Heard { .. } => {
+                self.count(Rule::PathsAgree);
+                Ok(())
+            }
             Fact::ControllerStarted { .. }
             | Fact::ControllerDied
             | Fact::ControllerThawed
-            | Fact::Heard { .. }
             | Fact::Warned { .. }
             | Fact::Refused { .. }
             | Fact::Recorded { .. }

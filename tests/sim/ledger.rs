@@ -156,7 +156,10 @@ impl Ledger {
                 }
             }
             Fact::Blemished { node } => self.node(*node).is_blemished = true,
-            Fact::StaleWord { .. } | Fact::StaleTerm { .. } | Fact::Overfull { .. } => {}
+            Fact::StaleWord { .. }
+            | Fact::StaleTerm { .. }
+            | Fact::Overfull { .. }
+            | Fact::Discord { .. } => {}
         }
     }
 

@@ -16,12 +16,13 @@ pub enum Rule {
     RoutesHoldNoStalledNode,
     OldIncarnationChangesNothing,
     LowerTermChangesNothing,
+    PathsAgree,
     EveryQueueWithinItsBound,
     Convergence,
 }
 
 impl Rule {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::RecordedBeforePerformed,
         Self::TerminationsWithinBrake,
         Self::LaunchesWithinBrake,
@@ -35,6 +36,7 @@ impl Rule {
         Self::RoutesHoldNoStalledNode,
         Self::OldIncarnationChangesNothing,
         Self::LowerTermChangesNothing,
+        Self::PathsAgree,
         Self::EveryQueueWithinItsBound,
         Self::Convergence,
     ];
@@ -55,6 +57,7 @@ impl Rule {
             Self::RoutesHoldNoStalledNode => "routes hold no stalled replica beside one that works",
             Self::OldIncarnationChangesNothing => "an old incarnation changes nothing",
             Self::LowerTermChangesNothing => "a lower term changes nothing",
+            Self::PathsAgree => "push and poll bring the same of one state",
             Self::EveryQueueWithinItsBound => "every queue stays within its bound",
             Self::Convergence => "faults off: wanted = serving, no unowned VM, nothing open",
         }

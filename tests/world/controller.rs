@@ -25,6 +25,9 @@ const COMMIT_MS: (u64, u64) = (1, 20);
 const ACTIONS_BASE_MAX: usize = 64;
 const ACTIONS_PER_NODE_MAX: usize = 16;
 
+/// Kinds of alarm that no world without a broken program raises.
+const DISCORDS: [&str; 2] = ["digest-mismatch", "paths-disagree"];
+
 /// A moment at which the controller is killed, in the middle of a step's actions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CrashPoint {
@@ -299,6 +302,9 @@ impl World {
                     self.send_down(node, Packet::Routes(table.clone()));
                 }
                 self.facts.push(Fact::Routes(table));
+            }
+            Action::Note(note) if DISCORDS.contains(&note.kind.as_str()) => {
+                self.facts.push(Fact::Discord { text: note.text });
             }
             Action::Note(_) => {}
         }

@@ -67,6 +67,10 @@ pub enum Fact {
         is_drain: bool,
     },
     Routes(RoutingTable),
+    /// The controller found two reports, or a report and its digest, at odds.
+    Discord {
+        text: String,
+    },
     Scaled {
         deployment: DeploymentName,
         replicas: u16,
