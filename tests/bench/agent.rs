@@ -179,7 +179,7 @@ async fn faults(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
         let (bus, code) = (BUSES[number % BUSES.len()], 1 + u32::try_from(number / BUSES.len())?);
         pause(number).await;
         let text = format!("NVRM: Xid (PCI:0000:{bus}:00): {code}, pid=4242, name=python3, bench");
-        let at = rig.kernel_says(&text)?;
+        let at = rig.gpus.kernel_says(&text)?;
         let (heard_at, ()) = rig.hear("XID of the kernel's log", SOON, xid(code)).await?;
         spans.push((heard_at - at).as_secs_f64() * 1000.0);
     }
@@ -190,7 +190,7 @@ async fn faults(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
         let code = 60 + u32::try_from(number)?;
         pause(number).await;
         xids.push(json!({ "id": number, "gpu": number % 8, "code": code }));
-        let at = rig.script(json!({ "xids": xids }))?;
+        let at = rig.gpus.script(&json!({ "xids": xids }))?;
         let (heard_at, ()) = rig.hear("XID of the driver", SOON, xid(code)).await?;
         spans.push((heard_at - at).as_secs_f64() * 1000.0);
     }
@@ -201,7 +201,7 @@ async fn faults(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
 /// Between faults, never the same, so that no timer of the agent keeps step with them.
 async fn pause(number: usize) {
     let ms = 15 + (number * 37) % 50;
-    tokio::time::sleep(Duration::from_millis(ms.try_into().unwrap_or(15))).await;
+    tokio::time::sleep(Duration::from_millis(ms.try_into().unwrap_or(15))).await; // bounded wait: one pause
 }
 
 fn row_of(table: &mut Table, name: &str, spans: &mut [f64]) {

@@ -1,7 +1,6 @@
 //! One agent on a machine with eight stand-in GPUs, and the port of a controller that it speaks to, in this process.
 
 use std::fs::File;
-use std::io::Write as _;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +17,7 @@ use cic_common::tls::{CertificateAuthority, Peer};
 use cic_common::wire::message::NodeEvent;
 use cic_controller::core::{Event, Message};
 use cic_controller::ingest::{Ingest, IngestSpec, JoinRefusal};
-use fleet_tests::process::{SoloOptions, binary};
+use fleet_tests::process::{SoloOptions, StandInGpus, binary};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -38,14 +37,11 @@ pub(crate) enum Heard {
 /// The rig. Its agent and all that belongs to it end with it.
 pub(crate) struct Rig {
     dir: tempfile::TempDir,
-    kmsg: File,
-    kmsg_seq: u64,
-    script: Value,
+    pub(crate) gpus: StandInGpus,
     heard: mpsc::UnboundedReceiver<(Instant, Heard)>,
     supervisor: Supervisor,
     agent: Option<Child>,
     bins: Bins,
-    engine_env: Vec<(String, String)>,
     env: Vec<(String, String)>,
 }
 
@@ -67,15 +63,10 @@ impl Rig {
     pub(crate) fn new(bins: Bins) -> anyhow::Result<Self> {
         let dir = tempfile::tempdir()?;
         let at = |name: &str| dir.path().join(name);
-        for folder in ["state", "root/dev", "authority"] {
+        for folder in ["state", "authority", "gpus"] {
             std::fs::create_dir_all(at(folder))?;
         }
-        std::fs::write(at("root/dev/nvidia0"), "")?;
-        let library = binary("libnvml_mock.so").context("the stand-in for NVML")?;
-        std::os::unix::fs::symlink(library, at("libnvidia-ml.so.1"))?;
-        nix::unistd::mkfifo(&at("kmsg"), nix::sys::stat::Mode::S_IRWXU)?;
-        // Both ends: with a writer that stays the agent's read never comes to an end of file.
-        let kmsg = File::options().read(true).write(true).open(at("kmsg"))?;
+        let gpus = StandInGpus::new(&at("gpus"))?;
 
         let authority = CertificateAuthority::open(&at("authority"), unix_ms())?;
         let issue = |path: &Path, peer| authority.issue(path, &peer, CERTIFICATE_SPAN, unix_ms());
@@ -100,31 +91,17 @@ impl Rig {
         let config = format!(
             "[node]\nid = '{NODE}'\nstate_dir = '{}'\n[controller]\naddresses = ['{}']\nca_file = '{}'\n\
              [peer]\nlisten = '127.0.0.1:0'\n[edge]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = '127.0.0.1:0'\n\
-             [engine]\nhost_port = 0\n[gpu]\nprobe = '{}'\nroot = '{}'\nkmsg = '{}'\n",
+             [engine]\nhost_port = 0\n[gpu]\nprobe = '{}'\n",
             at("state").display(),
             ingest.local_address(),
             at("authority/ca.pem").display(),
             bins.probe.display(),
-            at("root").display(),
-            at("kmsg").display(),
         );
         std::fs::write(at("agent.toml"), config)?;
         let (tell, heard) = mpsc::unbounded_channel();
         supervisor.spawn("listen", Kind::Passing, |token| listen(ingest, core, tell, token));
-        let mut rig = Self {
-            dir,
-            kmsg,
-            kmsg_seq: 1,
-            script: json!({}),
-            heard,
-            supervisor,
-            agent: None,
-            bins,
-            engine_env: Vec::new(),
-            env: Vec::new(),
-        };
-        rig.script(json!({}))?;
-        Ok(rig)
+        let env = gpus.environment();
+        Ok(Self { dir, gpus, heard, supervisor, agent: None, bins, env })
     }
 
     pub(crate) fn state(&self) -> PathBuf {
@@ -132,11 +109,10 @@ impl Rig {
     }
 
     /// Gives the agent something to run: the stand-in engine.
-    pub(crate) fn with_engine(&mut self, env: &[(&str, &str)]) -> anyhow::Result<()> {
+    pub(crate) fn with_engine(&self, env: &[(&str, &str)]) -> anyhow::Result<()> {
         let options = SoloOptions::standin(self.dir.path())?;
-        self.engine_env = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         let env: serde_json::Map<String, Value> =
-            self.engine_env.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
+            env.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
         let assignment = json!([1, {
             "deployment": "bench",
             "model": { "name": "tiny", "path": options.model },
@@ -156,8 +132,6 @@ impl Rig {
         let mut command = Command::new(&self.bins.agent);
         command.arg("run").arg("--config").arg(self.dir.path().join("agent.toml"));
         command.envs(self.env.iter().map(|(key, value)| (key, value)));
-        command.env("CIC_NVML_LIBRARY", self.dir.path().join("libnvidia-ml.so.1"));
-        command.env("CIC_NVML_SCRIPT", self.dir.path().join("script.json"));
         command.env("RIG", self.dir.path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let began = Instant::now();
@@ -212,25 +186,6 @@ impl Rig {
     /// Forgets what was heard so far.
     pub(crate) fn forget(&mut self) {
         while self.heard.try_recv().is_ok() {}
-    }
-
-    /// Writes a line to what the agent takes for the kernel's log.
-    pub(crate) fn kernel_says(&mut self, text: &str) -> anyhow::Result<Instant> {
-        self.kmsg_seq += 1;
-        let record = format!("4,{},{},-;{text}\n", self.kmsg_seq, self.kmsg_seq * 1000);
-        let at = Instant::now();
-        self.kmsg.write_all(record.as_bytes())?;
-        Ok(at)
-    }
-
-    /// What the driver does from now on.
-    pub(crate) fn script(&mut self, script: Value) -> anyhow::Result<Instant> {
-        self.script = script;
-        let path = self.dir.path().join("script.json");
-        std::fs::write(path.with_extension("tmp"), self.script.to_string())?;
-        let at = Instant::now();
-        std::fs::rename(path.with_extension("tmp"), path)?;
-        Ok(at)
     }
 
     pub(crate) fn report(&self) -> anyhow::Result<Value> {

@@ -54,7 +54,7 @@ async fn soak(span: Duration) -> anyhow::Result<Table> {
     while began.elapsed() < span {
         strike(&mut rig, fault_count)?;
         fault_count += 1;
-        tokio::time::sleep(FAULT_EVERY).await;
+        tokio::time::sleep(FAULT_EVERY).await; // bounded wait: one pause
         // Nobody listens to what the agent tells here.
         rig.forget();
         let now = Usage::of(agent)?;
@@ -73,7 +73,7 @@ async fn soak(span: Duration) -> anyhow::Result<Table> {
         }
     }
     // As at the beginning: no fault under way.
-    rig.script(json!({}))?;
+    rig.gpus.script(&json!({}))?;
     wait_serving(&rig).await?;
     let seen = load.stop();
     let (early, late) = (early.context("too short")?, Usage::of(agent)?);
@@ -123,17 +123,17 @@ fn strike(rig: &mut Rig, number: usize) -> anyhow::Result<()> {
     match number % 8 {
         0 => signal(engine, Signal::SIGKILL),
         1 => {
-            rig.script(json!({ "hang": ["nvmlDeviceGetUtilizationRates"] }))?;
+            rig.gpus.script(&json!({ "hang": ["nvmlDeviceGetUtilizationRates"] }))?;
         }
         // Requests run, so that it stands still with work.
         2 => signal(engine, Signal::SIGUSR1),
         3 => {
-            rig.script(json!({ "gpus": { "3": { "lost": true } } }))?;
+            rig.gpus.script(&json!({ "gpus": { "3": { "lost": true } } }))?;
         }
         4 => {
-            rig.script(json!({}))?;
+            rig.gpus.script(&json!({}))?;
             for code in [13, 31, 43, 63] {
-                rig.kernel_says(&format!(
+                rig.gpus.kernel_says(&format!(
                     "NVRM: Xid (PCI:0000:59:00): {code}, pid=1, name=x, soak {number}"
                 ))?;
             }
@@ -147,7 +147,7 @@ fn strike(rig: &mut Rig, number: usize) -> anyhow::Result<()> {
                 Value::from(json!({ "gpu": null })).to_string(),
             )?;
             for number in 0..200 {
-                rig.kernel_says(&format!("usb 1-1: new device {number}"))?;
+                rig.gpus.kernel_says(&format!("usb 1-1: new device {number}"))?;
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Real programs as real processes on loopback: a fleet run by `cic dev`, one agent by itself, and clients.
 
 mod dev_fleet;
+mod gpus;
 mod http;
 mod load;
 mod solo;
@@ -8,6 +9,7 @@ mod streams;
 mod view;
 
 pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, Options, binary, repository};
+pub use gpus::StandInGpus;
 pub use http::{Answer, request};
 pub use load::{Load, Outcome};
 pub use solo::{Solo, SoloOptions};

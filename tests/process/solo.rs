@@ -242,6 +242,20 @@ impl Solo {
         Ok(())
     }
 
+    /// Runs a one-shot command of the agent's program on the same configuration.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn command(&self, words: &[&str]) -> anyhow::Result<std::process::Output> {
+        let config = self.dir.path().join("agent.toml");
+        let mut command = Command::new(binary("cic-agent")?);
+        command.args(words).arg("--config").arg(config).stdin(Stdio::null());
+        command
+            .envs(self.options.env.iter().map(|(key, value)| (key, value)))
+            .output()
+            .context("run cic-agent")
+    }
+
     /// Everything that belongs to this agent, itself included: by its directory in the environment, and their kin.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {

@@ -3,10 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use fleet_tests::process::{Solo, SoloOptions, Streams, request};
+use fleet_tests::process::{Solo, SoloOptions, StandInGpus, Streams, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -17,6 +17,23 @@ const LONG: &str =
 struct Stand {
     solo: Solo,
     _place: tempfile::TempDir,
+}
+
+/// The same on a machine with eight stand-in GPUs.
+struct GpuStand {
+    stand: Stand,
+    gpus: StandInGpus,
+    _place: tempfile::TempDir,
+}
+
+fn stand_on_gpus() -> GpuStand {
+    let place = tempfile::tempdir().expect("a directory");
+    let gpus = StandInGpus::new(place.path()).expect("stand-in GPUs");
+    let stand = stand(|mut options| {
+        options.env.extend(gpus.environment());
+        options
+    });
+    GpuStand { stand, gpus, _place: place }
 }
 
 fn stand(change: impl FnOnce(SoloOptions) -> SoloOptions) -> Stand {
@@ -260,4 +277,85 @@ fn an_agent_killed_again_and_again_under_streams_keeps_its_engine_and_breaks_no_
     }
     println!("{KILLS} kills: engine pid {pid} throughout; {whole} streams read to their end, none broken");
     assert!(solo.crashes().expect("records").is_empty());
+}
+
+#[test]
+fn a_driver_that_hangs_is_told_by_15_s_while_the_engine_serves_and_the_agent_answers() {
+    let GpuStand { stand: Stand { mut solo, _place: _engine }, gpus, _place } = stand_on_gpus();
+    let pid = solo.wait_serving(SOON).expect("serves");
+    solo.wait_for("GPUs", SOON, |report| report["gpu"]["seen"]["gpus"].as_array().map(Vec::len))
+        .expect("seen");
+    gpus.script(&json!({ "hang": ["nvmlDeviceGetUtilizationRates"] })).expect("scripted");
+    // The hang is met at the next round of samples, ten seconds later at most.
+    let began = Instant::now();
+    let reason = solo
+        .wait_for("a wedged driver", SOON, |report| {
+            report["gpu"]["wedged"]["reason"].as_str().map(str::to_owned)
+        })
+        .expect("wedged");
+    assert!(began.elapsed() < Duration::from_secs(10 + 15 + 1), "{:?}", began.elapsed());
+    assert!(reason.contains("gpu 0"), "the call is named: {reason}");
+    let report = solo.report().expect("it answers");
+    assert_eq!((&report["phase"], &report["engine"]["pid"]), (&json!("serving"), &json!(pid)), "{report:#}");
+    gpus.script(&json!({})).expect("scripted");
+    solo.wait_for("GPUs again", SOON, |report| report["gpu"]["seen"].as_object().map(drop))
+        .expect("seen again");
+}
+
+#[test]
+fn a_condemned_gpu_asks_for_another_node_until_an_operator_clears_it() {
+    let GpuStand { stand: Stand { mut solo, _place: _engine }, mut gpus, _place } = stand_on_gpus();
+    let pid = solo.wait_serving(SOON).expect("serves");
+    gpus.kernel_says("NVRM: Xid (PCI:0000:39:00): 95, pid='<unknown>', name=<unknown>, Uncontained")
+        .expect("said");
+    let wish = solo
+        .wait_for("a wish", SOON, |report| report["wants_replacement"].as_str().map(str::to_owned))
+        .expect("asked for");
+    assert!(wish.contains("gpu 2") && wish.contains("95") && wish.contains("until"), "{wish}");
+    assert_eq!(solo.engine_pid().expect("a pid"), pid, "it serves on");
+    // A new run of the agent still knows what it cannot see again, once that is on the disk.
+    let memory = solo.state().join("gpu.json");
+    let is_remembered = |_: &Value| std::fs::read_to_string(&memory).ok().filter(|text| text.contains("95"));
+    solo.wait_for("the fault on the disk", SOON, is_remembered).expect("remembered");
+    solo.end_agent(Signal::SIGKILL).expect("killed");
+    solo.start_agent().expect("started again");
+    solo.wait_serving(SOON).expect("serves again");
+    solo.wait_for("the wish of the run before", SOON, |report| {
+        report["wants_replacement"].as_str().map(drop)
+    })
+    .expect("remembered");
+    let cleared = solo.command(&["gpu-clear"]).expect("runs");
+    assert!(cleared.status.success(), "{cleared:?}");
+    solo.wait_for("no wish", SOON, |report| report["wants_replacement"].is_null().then_some(()))
+        .expect("cleared");
+}
+
+#[test]
+fn memory_that_an_engine_leaves_behind_is_told_with_its_holders_and_nothing_is_started_on_to_it() {
+    let GpuStand { stand: Stand { mut solo, _place: _engine }, gpus, _place } = stand_on_gpus();
+    let used = |bytes: u64, pids: &[u32]| {
+        let processes: Vec<Value> = pids.iter().map(|pid| json!({ "pid": pid, "memory": bytes })).collect();
+        let gpu = json!({ "memory_used": bytes, "processes": processes });
+        json!({ "gpus": (0..8).map(|number| (number.to_string(), gpu.clone())).collect::<serde_json::Map<_, _>>() })
+    };
+    gpus.script(&used(4 << 20, &[])).expect("scripted");
+    let pid = solo.wait_serving(SOON).expect("serves");
+    // The default script was there for a moment; what counts is the baseline of this boot.
+    let baseline = std::fs::read_to_string(solo.state().join("gpu.json")).expect("remembered");
+    assert!(baseline.contains("baseline"), "{baseline}");
+    gpus.script(&used(78 << 30, &[4242])).expect("scripted");
+    let is_held =
+        |report: &Value| (report["gpu"]["seen"]["gpus"][0]["memory_used"] == 78_u64 << 30).then_some(());
+    solo.wait_for("the memory in use", SOON, is_held).expect("sampled");
+    signal(pid, Signal::SIGKILL);
+    let reason = solo
+        .wait_for("a leak", SOON, |report| {
+            report["reason"].as_str().filter(|reason| reason.contains("gpu_leaked")).map(str::to_owned)
+        })
+        .expect("told");
+    assert!(reason.contains("4242") && reason.contains("78.0 GiB"), "{reason}");
+    assert_eq!(solo.report().expect("a report")["phase"], "failed");
+    gpus.script(&used(4 << 20, &[])).expect("scripted");
+    let next = solo.wait_serving(SOON).expect("its way back");
+    assert_ne!(next, pid);
 }
