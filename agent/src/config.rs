@@ -11,7 +11,6 @@ use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::Timing;
-use crate::state::name;
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
@@ -33,7 +32,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("edge", "listen", Kind::Text),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
-        Key::optional("engine", "flags_file", Kind::Text),
+        Key::optional("engine", "flags_dir", Kind::Text),
         Key::optional("engine", "start_gate_s", Kind::Integer),
         Key::optional("engine", "stall_suspect_ms", Kind::Integer),
         Key::optional("engine", "stall_kill_ms", Kind::Integer),
@@ -134,9 +133,8 @@ pub struct Engine {
     /// 127.0.0.1 port of the engine; 0 picks a free one at each start.
     #[serde(default = "host_port")]
     pub host_port: u16,
-    /// Where the flags of the installed engine are kept; an image can bring them along. In the state directory unless
-    /// given.
-    pub flags_file: Option<PathBuf>,
+    /// Where the flags of installed engines are kept; an image can bring them along. This user's cache unless given.
+    pub flags_dir: Option<PathBuf>,
     pub start_gate_s: Option<u64>,
     pub stall_suspect_ms: Option<u64>,
     pub stall_kill_ms: Option<u64>,
@@ -213,11 +211,18 @@ impl Config {
         }
     }
 
-    /// Where the flags of the installed engine are kept.
+    /// Where the flags of installed engines are kept: as configured, else in the cache that systemd or this user has
+    /// (`CACHE_DIRECTORY`, `XDG_CACHE_HOME`, `HOME`), else in the state directory.
     #[must_use]
-    pub fn flags_file(&self) -> PathBuf {
-        let default = || self.node.state_dir.join(name::ENGINE_FLAGS);
-        self.engine.flags_file.clone().unwrap_or_else(default)
+    pub fn flags_dir(&self) -> PathBuf {
+        let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.engine
+            .flags_dir
+            .clone()
+            .or_else(|| variable("CACHE_DIRECTORY"))
+            .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("cic")))
+            .or_else(|| Some(variable("HOME")?.join(".cache/cic")))
+            .unwrap_or_else(|| self.node.state_dir.clone())
     }
 
     /// `host:port` that others reach the peer port by, once it is bound to `port`.

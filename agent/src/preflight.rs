@@ -53,12 +53,8 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
             };
             problems.extend(checked.await.err().map(|fault| fault.to_string()));
         }
-        let flags_file = config.flags_file();
-        if let Some(folder) = flags_file.parent() {
-            std::fs::create_dir_all(folder)?;
-        }
         // What the driver says is known once the agent runs, which checks it before each start.
-        let checked = Checker::new(flags_file).check(&assignment, &GpuFacts::default()).await;
+        let checked = Checker::new(config.flags_dir()).check(&assignment, &GpuFacts::default()).await;
         problems.extend(checked.err().map(|fault| fault.reason));
     }
     for problem in &problems {
@@ -74,7 +70,8 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
 fn assignment(state_dir: &Path, engine: &EngineArgs) -> anyhow::Result<Option<Assignment>> {
     let Some(program) = engine.engine.clone() else {
         let remembered = std::fs::read(state_dir.join(name::ASSIGNMENT)).ok();
-        let remembered = remembered.and_then(|bytes| serde_json::from_slice::<(Term, Assignment)>(&bytes).ok());
+        let remembered =
+            remembered.and_then(|bytes| serde_json::from_slice::<(Term, Assignment)>(&bytes).ok());
         return Ok(remembered.map(|(_, assignment)| assignment));
     };
     let path = engine.model.as_ref().map(|path| path.display().to_string()).unwrap_or_default();

@@ -137,7 +137,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
     let shells = Shells {
         keeper,
-        checker: Checker::new(config.flags_file()),
+        checker: Checker::new(config.flags_dir()),
         gpu_memory,
         gpus,
         edge,
@@ -271,11 +271,8 @@ fn watch_sources(
         let to = events.clone();
         tasks.spawn("notice file", Kind::Vital, move |token| spot::file::watch(path, clock, to, token));
     }
-    let kmsg = boot_id().map(|boot_id| KmsgSpec {
-        path: config.gpu.kmsg.clone(),
-        boot_id,
-        state: state.clone(),
-    });
+    let kmsg =
+        boot_id().map(|boot_id| KmsgSpec { path: config.gpu.kmsg.clone(), boot_id, state: state.clone() });
     if let Some(kmsg) = kmsg {
         let to = events.clone();
         tasks.spawn("kernel log", Kind::Passing, move |token| kmsg::watch(kmsg, clock, to, token));
@@ -283,7 +280,8 @@ fn watch_sources(
     let (root, to) = (state.root().to_owned(), events.clone());
     tasks.spawn("gpu clear file", Kind::Vital, move |token| gpu::clear::watch(root, to, token));
     let requests = GpuRequests::default();
-    let spec = GpuSpec { root: config.gpu.root.clone(), ..GpuSpec::new(state.root(), config.gpu.probe.clone())? };
+    let spec =
+        GpuSpec { root: config.gpu.root.clone(), ..GpuSpec::new(state.root(), config.gpu.probe.clone())? };
     let (asked, to) = (requests.clone(), events.clone());
     tasks.spawn("gpu", Kind::Vital, move |token| gpu::watch(spec, clock, to, asked, token));
     Ok(requests)

@@ -22,7 +22,6 @@ use tracing::warn;
 pub mod name {
     pub const ASSIGNMENT: &str = "assignment.json";
     pub const ENGINE: &str = "engine.json";
-    pub const ENGINE_FLAGS: &str = "engine-flags.json";
     pub const ENGINE_LOG: &str = "engine.log";
     pub const GPU: &str = "gpu.json";
     pub const INCARNATION: &str = "incarnation";

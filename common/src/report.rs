@@ -98,6 +98,21 @@ pub enum EngineState {
     Stalled,
 }
 
+impl EngineState {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Absent => "absent",
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Unready => "unready",
+            Self::Stopping => "stopping",
+            Self::Exited => "exited",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
 /// The engine as the agent sees it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineReport {
@@ -262,16 +277,17 @@ impl NodeReport {
     #[must_use]
     pub fn digest(&self) -> u64 {
         let engine = &self.engine;
+        let word = |word: Option<&str>| word.unwrap_or("-").to_owned();
         let mut text = format!(
-            "{}|{:?}|{:?}|{:?}|{}|{}|{:?}|{:?}|",
+            "{}|{}|{}|{}|{}|{}|{}|{}|",
             self.phase,
-            self.deployment.as_ref().map(DeploymentName::as_str),
-            engine.state,
-            engine.pid,
+            word(self.deployment.as_ref().map(DeploymentName::as_str)),
+            engine.state.as_str(),
+            engine.pid.unwrap_or(0),
             engine.is_adopted,
             engine.restart_count,
-            engine.drift,
-            self.wants_replacement,
+            word(engine.drift.as_deref()),
+            word(self.wants_replacement.as_deref()),
         );
         match &self.gpu {
             GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Wedged { .. } => {
@@ -279,7 +295,7 @@ impl NodeReport {
             }
             GpuReport::Seen(summary) => {
                 for gpu in &summary.gpus {
-                    text.push_str(&format!("{}={:?};", gpu.index, gpu.verdict));
+                    text.push_str(&format!("{}={};", gpu.index, gpu.verdict.text()));
                 }
             }
         }

@@ -58,27 +58,27 @@ fn sizes(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
 
 async fn starts(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
     let mut rig = Rig::new(bins.clone())?;
-    let mut spans = Vec::new();
-    for _ in 0..STARTS {
+    let (mut hellos, mut beats) = (Vec::new(), Vec::new());
+    for number in 0..STARTS {
+        // The port hands heartbeats on every 50 ms: starts must not keep step with that.
+        pause(number).await;
         let began = rig.start()?;
+        let is_hello = |heard| matches!(heard, Heard::Hello).then_some(());
         let is_beat = |heard| matches!(heard, Heard::Heartbeat).then_some(());
+        let (at, ()) = rig.hear("hello", SOON, is_hello).await?;
+        hellos.push((at - began).as_secs_f64() * 1000.0);
         let (at, ()) = rig.hear("heartbeat", SOON, is_beat).await?;
-        spans.push((at - began).as_secs_f64() * 1000.0);
+        beats.push((at - began).as_secs_f64() * 1000.0);
         rig.kill()?;
         rig.forget();
     }
-    table.row(
-        &format!("exec to first heartbeat at the controller, median of {STARTS}"),
-        percentile(&mut spans, 50.0),
-        "ms",
-        Some(50.0),
-    );
-    table.row(
-        &format!("exec to first heartbeat at the controller, max of {STARTS}"),
-        percentile(&mut spans, 100.0),
-        "ms",
-        None,
-    );
+    for (name, list, target) in [
+        ("exec to hello (a whole report) in the controller", &mut hellos, None),
+        ("exec to first heartbeat in the controller, its batches of 50 ms included", &mut beats, Some(50.0)),
+    ] {
+        table.row(&format!("{name}, median of {STARTS}"), percentile(list, 50.0), "ms", target);
+        table.row(&format!("{name}, max of {STARTS}"), percentile(list, 100.0), "ms", None);
+    }
     Ok(())
 }
 
@@ -170,7 +170,7 @@ async fn faults(bins: &Bins, table: &mut Table) -> anyhow::Result<()> {
     let xid = |wanted: u32| {
         move |heard| match heard {
             Heard::Told(NodeEvent::Xid { seen, .. }) if seen.code == wanted => Some(()),
-            Heard::Told(_) | Heard::Heartbeat => None,
+            Heard::Told(_) | Heard::Heartbeat | Heard::Hello => None,
         }
     };
     let mut spans = Vec::new();

@@ -30,6 +30,9 @@ const EVENTS_MAX: usize = 4096;
 /// What the controller's port heard, and when.
 #[derive(Debug)]
 pub(crate) enum Heard {
+    /// The first message, which carries a whole report.
+    Hello,
+    /// Handed on by the port at its next batch: every 50 ms.
     Heartbeat,
     Told(NodeEvent),
 }
@@ -266,6 +269,7 @@ async fn listen(
                 let message =
                     Message::Welcome { term: Term(1), assignment: None, routes: RoutingTable::default() };
                 ingest.send(&hello.node, message);
+                let _ = tell.send((at, Heard::Hello));
             }
             Event::Heartbeats(_) => {
                 let _ = tell.send((at, Heard::Heartbeat));

@@ -144,6 +144,16 @@ impl DevFleet {
         bail!("cic fault {node} {}: {}", fault.as_str(), String::from_utf8_lossy(&output.stderr))
     }
 
+    /// `host:port` of the edge of one replica.
+    ///
+    /// # Errors
+    /// When its agent has not written it.
+    pub fn edge_of(&self, node: &str) -> anyhow::Result<String> {
+        let nodes = find_named(&self.path(), node).with_context(|| format!("no directory of {node}"))?;
+        let ports: Value = serde_json::from_slice(&std::fs::read(nodes.join("state/ports.json"))?)?;
+        Ok(format!("127.0.0.1:{}", ports["edge"].as_u64().context("no edge")?))
+    }
+
     /// Events of the log so far, oldest first.
     ///
     /// # Errors
@@ -262,6 +272,15 @@ pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
 #[must_use]
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
+}
+
+/// The directory of this name, however deep below `dir` the local provider keeps it.
+fn find_named(dir: &Path, name: &str) -> Option<PathBuf> {
+    let folders =
+        std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
+    let folders: Vec<PathBuf> = folders.collect();
+    let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name));
+    here.cloned().or_else(|| folders.iter().find_map(|path| find_named(path, name)))
 }
 
 fn text_of(record: &Value, key: &str) -> anyhow::Result<String> {

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use cic_common::time::unix_ms;
-use fleet_tests::process::{DevFleet, Fault, Load, NOTICE_WITHIN, Options, View, request};
+use fleet_tests::process::{DevFleet, Fault, Load, NOTICE_WITHIN, Options, Streams, View, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -168,5 +168,40 @@ fn a_node_given_notice_is_replaced_before_it_is_taken_and_no_request_fails() {
     assert!(seen.good > 0 && seen.failed.is_empty(), "{seen:?}");
     let took = Duration::from_millis(routed_in_at_unix_ms - given_at_unix_ms);
     assert!(took < NOTICE_WITHIN, "{took:?}");
+    fleet.stop().expect("nothing is left");
+}
+
+/// An agent carries the streams of its engine to the peers' edges. One that is killed breaks those that it carries at that
+/// moment (going on with them elsewhere is the edge's work), and no other, and none once it is back.
+#[test]
+fn an_agent_killed_again_and_again_breaks_no_stream_but_those_it_carried_and_keeps_its_engine() {
+    const KILLS: u32 = 20;
+    let (mut fleet, serving) = fleet(&[]);
+    let (victim, peer) = (serving[0].clone(), serving[1].clone());
+    let before = view(&fleet).node(&victim).expect("the node").clone();
+    let streams = Streams::start(&fleet.edge_of(&peer).expect("an edge"), &model(&fleet), 4, 16);
+    let mut incarnation = before["incarnation"].as_u64();
+    for number in 1..=KILLS {
+        fleet.fault(&victim, Fault::KillAgent).expect("fault");
+        let is_back = |fleet: &mut DevFleet| {
+            let now = fleet.view().ok()?.node(&victim)?.clone();
+            let is_new = now["incarnation"].as_u64() > incarnation;
+            (is_new && now["is_routed"] == true && now["report"]["phase"] == "serving").then_some(now)
+        };
+        let now = fleet.wait_for("adoption", SOON, is_back).expect("serving again");
+        assert_eq!(engine_pid(&now), engine_pid(&before), "after kill {number}");
+        incarnation = now["incarnation"].as_u64();
+    }
+    let seen = streams.stop();
+    println!(
+        "{KILLS} kills: {} streams whole through the peer's edge, {} broken, all of them carried by the killed agent",
+        seen.whole,
+        seen.broken.len()
+    );
+    assert!(seen.whole > 100 && seen.refused.is_empty(), "{seen:?}");
+    assert!(seen.broken.iter().all(|(node, _)| *node == victim), "{:?}", seen.broken);
+    // No more than its clients had open at each kill.
+    assert!(seen.broken.len() <= 4 * KILLS as usize, "{seen:?}");
+    assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
     fleet.stop().expect("nothing is left");
 }

@@ -319,6 +319,7 @@ fn spawn(dir: &Path, options: &SoloOptions) -> anyhow::Result<Child> {
         .arg("--config")
         .arg(dir.join("agent.toml"))
         .envs(options.env.iter().map(|(key, value)| (key, value)))
+        .env("CIC_ENGINE_FLAGS_DIR", dir)
         .env("SOLO_DIR", dir)
         .env("NO_COLOR", "1")
         .stdin(Stdio::null())

@@ -217,8 +217,9 @@ impl World {
             }
             Action::LookAtEngine { pid } => {
                 let Some(engine) = machine.engine.as_ref().filter(|engine| engine.pid == pid) else { return };
-                // A load writes and reads all along; one that never gets ready has stopped to.
-                let log_bytes = if engine.never_ready() { 1 } else { 1 + now.as_millis() };
+                // A load writes and reads all along; one that hangs or never gets ready has stopped to.
+                let is_still = engine.never_ready() || engine.is_hung;
+                let log_bytes = if is_still { 1 } else { 1 + now.as_millis() };
                 let activity = Activity { log_bytes, read_bytes: 0 };
                 self.answer_agent(node, run, SPAWN_MS, Event::EngineSeen { pid, activity });
             }

@@ -22,6 +22,16 @@ pub enum GpuVerdict {
 }
 
 impl GpuVerdict {
+    /// The verdict with its action and reason, for people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        match self {
+            Self::Healthy => "healthy".to_owned(),
+            Self::Degraded { reason } => format!("degraded: {reason}"),
+            Self::Unhealthy { action, reason } => format!("unhealthy: {action}: {reason}"),
+        }
+    }
+
     #[must_use]
     pub fn as_str(&self) -> &'static str {
         match self {

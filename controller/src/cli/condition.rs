@@ -62,16 +62,10 @@ pub(super) fn lines(report: &NodeReport) -> Vec<String> {
 
 /// `stalled, pid 4711, adopted, started anew 2 times; last exit: signal 9; drift: …`
 fn engine(engine: &EngineReport) -> String {
-    let state = match engine.state {
-        EngineState::Absent => "none",
-        EngineState::Starting => "starting",
-        EngineState::Ready => "ready",
-        EngineState::Unready => "unready",
-        EngineState::Stopping => "stopping",
-        EngineState::Exited => "exited",
-        EngineState::Stalled => "stalled",
+    let mut text = match engine.state {
+        EngineState::Absent => "none".to_owned(),
+        state => state.as_str().to_owned(),
     };
-    let mut text = state.to_owned();
     if let Some(pid) = engine.pid {
         text.push_str(&format!(", pid {pid}"));
     }

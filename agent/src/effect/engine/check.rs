@@ -27,11 +27,11 @@ const LOOK_WITHIN: Duration = Duration::from_secs(10);
 /// The help is asked for at the lowest priority: it must not slow down what serves beside it.
 const NICENESS: &str = "19";
 
-/// Looks at what a start needs. Clones share the file of flags.
+/// Looks at what a start needs.
 #[derive(Debug, Clone)]
 pub struct Checker {
-    /// Where the flags of the installed engine are kept, so that its help is asked for once an installation.
-    flags_file: PathBuf,
+    /// Where the flags of installed engines are kept, so that each is asked for its help once.
+    flags_dir: PathBuf,
 }
 
 /// The flags of one installation of the engine.
@@ -51,8 +51,8 @@ struct Installation {
 
 impl Checker {
     #[must_use]
-    pub fn new(flags_file: PathBuf) -> Self {
-        Self { flags_file }
+    pub fn new(flags_dir: PathBuf) -> Self {
+        Self { flags_dir }
     }
 
     /// Whether the engine of `assignment` can start here, as far as can be told without starting it.
@@ -85,7 +85,8 @@ impl Checker {
     /// From the file if it is of this installation, else from the program's own help.
     async fn flags_of(&self, program: &Path, assignment: &Assignment) -> Result<Flags, String> {
         let installation = installation(program).await.map_err(|error| error.to_string())?;
-        let kept = tokio::fs::read(&self.flags_file).await.ok();
+        let file = self.file_of(&installation);
+        let kept = tokio::fs::read(&file).await.ok();
         let kept: Option<Kept> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         if let Some(kept) = kept.filter(|kept| kept.installation == installation) {
             return Ok(kept.flags);
@@ -93,18 +94,27 @@ impl Checker {
         info!(program = %program.display(), "asking the engine for its flags, once");
         let flags = ask(program, assignment).await?;
         let kept = Kept { installation, flags };
-        if let Err(error) = self.keep(&kept).await {
-            warn!(path = %self.flags_file.display(), %error, "flags of the engine are not kept");
+        if let Err(error) = self.keep(&kept, &file).await {
+            warn!(path = %file.display(), %error, "flags of the engine are not kept");
         }
         Ok(kept.flags)
     }
 
-    async fn keep(&self, kept: &Kept) -> std::io::Result<()> {
+    /// One file a program; a newer installation in the same place overwrites it.
+    fn file_of(&self, installation: &Installation) -> PathBuf {
+        let path = installation.program.as_os_str().as_encoded_bytes();
+        let digest = ring::digest::digest(&ring::digest::SHA256, path);
+        let name: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        self.flags_dir.join(format!("engine-flags-{name}.json"))
+    }
+
+    async fn keep(&self, kept: &Kept, file: &Path) -> std::io::Result<()> {
         let bytes = serde_json::to_vec(kept)?;
+        tokio::fs::create_dir_all(&self.flags_dir).await?;
         // Two agents of one machine may share the file: each writes its own and renames it.
-        let unfinished = self.flags_file.with_extension(format!("{}.tmp", std::process::id()));
+        let unfinished = file.with_extension(format!("{}.tmp", std::process::id()));
         tokio::fs::write(&unfinished, bytes).await?;
-        tokio::fs::rename(unfinished, &self.flags_file).await
+        tokio::fs::rename(unfinished, file).await
     }
 }
 
@@ -271,7 +281,7 @@ mod tests {
         }
 
         fn checker(&self) -> Checker {
-            Checker::new(self.root.path().join("flags.json"))
+            Checker::new(self.root.path().join("flags"))
         }
 
         fn asked(&self) -> usize {
