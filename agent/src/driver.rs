@@ -12,12 +12,14 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::core::gpu::GpuEvent;
 use crate::core::{Action, Agent, Depth, EdgeMode, Event, ProbeFault, Reading, Timing};
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::model;
 use crate::serve::edge::{Edge, OwnEngine, Routes};
+use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::source::engine::{Asked, probe};
 use crate::source::gpu::GpuRequests;
 use crate::state::{StateDir, name};
@@ -35,6 +37,7 @@ pub struct Shells {
     pub checker: Checker,
     pub gpu_memory: GpuMemory,
     pub gpus: GpuRequests,
+    pub board: GpuBoard,
     pub edge: Edge,
     pub routes: Routes,
     pub links: Option<Links>,
@@ -133,7 +136,12 @@ impl Driver {
                 self.shells.record = None;
             }
         }
+        let has_samples = matches!(event, Event::Gpu(GpuEvent::Sampled { .. } | GpuEvent::Ready(_)));
         self.agent.step(now, event, &mut self.out);
+        if has_samples {
+            let (inventory, samples) = self.agent.gpu_figures();
+            self.shells.board.set(GpuFigures { inventory, samples });
+        }
     }
 
     /// Hands every action to its shell without waiting for it. Returns the code if the program is to end.

@@ -27,6 +27,7 @@ use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, UserPort};
+use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
 use crate::serve::peer::PeerPort;
 use crate::source::gpu::{GpuRequests, GpuSpec};
@@ -36,6 +37,9 @@ use crate::state::{StateDir, boot_id, name};
 
 /// Events of the links that wait for the driver.
 const LINK_EVENTS_WAITING_MAX: usize = 256;
+
+/// This very program, also when an upgrade has put another in its place on the disk.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Longest the parts take to stop; connections that are still answering are cut then.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
@@ -67,7 +71,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let spec = KeeperSpec {
         node: config.node.id.clone(),
         host_port: config.engine.host_port,
-        launcher: own_path()?,
+        launcher: PathBuf::from(OWN_PROGRAM),
     };
     let keeper = Keeper::new(spec, state.clone(), clock, tasks.clone(), events.clone());
     // Before anything else can send an event: what was found is where all else starts from.
@@ -123,7 +127,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     }
     let (user_port, inner) = (UserPort { edge: edge.clone() }, tasks.clone());
     tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
-    let (metrics, inner) = (MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone() }, tasks.clone());
+    let board = GpuBoard::default();
+    let (metrics, inner) =
+        (MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone() }, tasks.clone());
     tasks.spawn("metrics", Kind::Vital, |token| metrics.run(metrics_listener, inner, token));
     state.write(name::PORTS, &ports).await?;
 
@@ -140,6 +146,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         checker: Checker::new(config.flags_dir()),
         gpu_memory,
         gpus,
+        board,
         edge,
         routes,
         links,
@@ -159,10 +166,6 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
 
 async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key} = {address} cannot be bound"))
-}
-
-fn own_path() -> anyhow::Result<PathBuf> {
-    std::env::current_exe().context("this program's own path is not known")
 }
 
 /// Init's and the terminal's wish that the agent ends.

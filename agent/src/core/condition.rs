@@ -1,5 +1,6 @@
 //! What the GPUs' condition means for the engine on them.
 
+use cic_common::gpu::{GpuInventory, GpuSample};
 use cic_common::report::GpuReport;
 use cic_common::time::Mono;
 use cic_common::units::Bytes;
@@ -113,6 +114,12 @@ impl Agent {
                 }
             }
         }
+    }
+
+    /// Driver and newest samples, in full.
+    #[must_use]
+    pub fn gpu_figures(&self) -> (Option<GpuInventory>, Vec<GpuSample>) {
+        (self.gpus.inventory().cloned(), self.gpus.samples().cloned().collect())
     }
 
     /// What a start check must know.

@@ -1,4 +1,4 @@
-//! `/metrics` and `/healthz` for this machine alone.
+//! `/metrics`, `/healthz` and `/gpus` for this machine alone.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use cic_common::report::{EdgeReport, NodeReport, Phase};
+use cic_common::report::{EdgeReport, EngineState, NodeReport, Phase};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -17,6 +17,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::edge::Edge;
+use super::gpu_metrics::{self, GpuBoard};
 use crate::effect::link::Pulse;
 
 /// Out of file descriptors or memory: accepting again at once would spin.
@@ -30,6 +31,7 @@ const CONNECTION_MAX: Duration = Duration::from_secs(60);
 pub struct MetricsPort {
     pub pulse: Arc<Pulse>,
     pub edge: Edge,
+    pub gpus: GpuBoard,
 }
 
 impl MetricsPort {
@@ -71,8 +73,15 @@ impl MetricsPort {
             "/healthz" => {
                 (StatusCode::OK, serde_json::to_string_pretty(&self.pulse.report()).unwrap_or_default())
             }
-            "/metrics" => (StatusCode::OK, text(&self.pulse.report(), &self.edge.report())),
-            _ => (StatusCode::NOT_FOUND, "there is /metrics and /healthz\n".to_owned()),
+            "/gpus" => {
+                (StatusCode::OK, serde_json::to_string_pretty(&self.gpus.newest()).unwrap_or_default())
+            }
+            "/metrics" => {
+                let report = self.pulse.report();
+                let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
+                (StatusCode::OK, text(&report, &self.edge.report()) + &gpus)
+            }
+            _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
@@ -86,7 +95,10 @@ fn text(report: &NodeReport, edge: &EdgeReport) -> String {
     for phase in Phase::ALL {
         let _ = writeln!(text, "cic_agent_phase{{phase=\"{phase}\"}} {}", u8::from(report.phase == phase));
     }
+    let is_stalled = report.engine.state == EngineState::Stalled;
     for (name, value) in [
+        ("cic_agent_engine_stalled", u64::from(is_stalled)),
+        ("cic_agent_engine_drift", u64::from(report.engine.drift.is_some())),
         ("cic_agent_phase_seconds", report.phase_for_ms / 1000),
         ("cic_agent_engine_restarts_total", u64::from(report.engine.restart_count)),
         ("cic_agent_edge_in_flight_requests", u64::from(edge.in_flight)),
