@@ -247,6 +247,11 @@ impl Agent {
                     let is_canary = progress.is_canary_due(now, timing.canary);
                     self.ask(pid, if is_canary { Depth::Canary } else { Depth::Shallow }, out);
                 }
+                if self.wants_replacement.is_some() && self.restarts.is_calm(now) {
+                    self.wants_replacement = None;
+                    decided(out, "stay after all", "it has served without a failure since");
+                    out.push(Action::Heartbeat);
+                }
             }
             Stage::Proving { .. } => self.look_at_proof(now, out),
             Stage::Waiting { until, .. } if now >= *until => self.begin(now, "trying again", out),

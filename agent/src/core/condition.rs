@@ -138,8 +138,8 @@ impl Agent {
 
     /// Whether the GPUs hold no more than before the first engine, as far as is known.
     pub(super) fn are_gpus_clean(&self) -> bool {
-        let (Some(baseline), Some(reading)) = (&self.baseline, self.gpus.memory_used()) else { return true };
-        prove(Some(baseline), Some(&reading), Mono::ZERO, &[]) == Proof::Free
+        let reading = self.gpus.memory_used();
+        !matches!(prove(self.baseline.as_ref(), reading.as_ref(), Mono::ZERO, &[]), Proof::Held(_))
     }
 
     fn memo(&self) -> Action {

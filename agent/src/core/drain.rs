@@ -90,9 +90,9 @@ impl Agent {
                 let stage = Stage::Stopping { pid, then: After::Again, until };
                 self.enter(now, stage, "notice lifted; the engine is being stopped", out);
             }
-            Stage::Proving { ended_at, ask_at, until, next: Next::Then(After::Leave) } => {
-                let next = Next::Then(After::Again);
-                let stage = Stage::Proving { ended_at, ask_at, until, next };
+            Stage::Proving { ended_at, ask_at, until, next: Next::Then(After::Leave), .. } => {
+                let (next, why) = (Next::Then(After::Again), "notice lifted".to_owned());
+                let stage = Stage::Proving { ended_at, ask_at, until, next, why };
                 self.enter(now, stage, "notice lifted; the engine has just ended", out);
             }
             Stage::Idle
@@ -154,7 +154,10 @@ impl Agent {
             Stage::Stopping { then: after, .. } | Stage::Proving { next: Next::Then(after), .. } => {
                 *after = (*after).max(then);
             }
-            Stage::Proving { next, .. } => *next = Next::Then(then),
+            Stage::Proving { next, why, .. } => {
+                *next = Next::Then(then);
+                reason.clone_into(why);
+            }
             Stage::Exiting => {}
             Stage::Stopped { by_notice } => match then {
                 After::Exit => self.after(now, then, out),

@@ -46,13 +46,12 @@ impl Agent {
             Stage::Draining { until, poll, is_counted, then, keep_engine, .. } => {
                 self.stage = Stage::Draining { pid: None, until, poll, is_counted, then, keep_engine };
             }
-            Stage::Stopping { then, .. } => {
-                if then == After::Retry {
-                    let reason = self.reason.clone();
-                    self.save_crash(now, pid, cause, &reason, &circumstances, end, out);
-                }
-                self.prove(now, Next::Then(then), &left, out);
+            Stage::Stopping { then: After::Retry, .. } => {
+                let reason = self.reason.clone();
+                self.save_crash(now, pid, cause, &reason, &circumstances, end, out);
+                self.prove(now, Next::Fail { reason, heal: Heal::Retry }, &left, out);
             }
+            Stage::Stopping { then, .. } => self.prove(now, Next::Then(then), &left, out),
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
@@ -127,33 +126,42 @@ impl Agent {
         out.push(Action::SampleGpus);
         let timing = self.spec.timing;
         let why = match &next {
-            Next::Fail { reason, .. } => reason,
-            Next::Then(_) => &self.reason,
+            Next::Fail { reason, .. } => reason.clone(),
+            Next::Then(_) => self.reason.clone(),
         };
         let reason = format!("{why}; waiting for the GPUs' memory to be free");
-        let stage =
-            Stage::Proving { ended_at: now, ask_at: now + timing.heartbeat, until: now + timing.proof, next };
+        let stage = Stage::Proving {
+            ended_at: now,
+            ask_at: now + timing.heartbeat,
+            until: now + timing.proof,
+            next,
+            why,
+        };
         self.enter(now, stage, &reason, out);
     }
 
     /// Looks at the newest reading while the proof is awaited.
     pub(super) fn look_at_proof(&mut self, now: Mono, out: &mut Vec<Action>) {
-        let Stage::Proving { ended_at, ask_at, until, next } = &mut self.stage else { return };
+        let Stage::Proving { ended_at, ask_at, until, next, why } = &mut self.stage else { return };
         let reading = self.gpus.memory_used();
-        match prove(self.baseline.as_ref(), reading.as_ref(), *ended_at, &self.engine_pids) {
-            Proof::Free => {
-                let next = next.clone();
-                self.go_on(now, next, out);
-            }
-            Proof::Held(what) if now >= *until => {
-                let next = next.clone();
-                self.leaked(now, next, &what, out);
-            }
-            Proof::Held(_) if now >= *ask_at => {
+        let proof = prove(self.baseline.as_ref(), reading.as_ref(), *ended_at, &self.engine_pids);
+        if proof != Proof::Free && now < *until {
+            if now >= *ask_at {
                 *ask_at = now + self.spec.timing.heartbeat;
                 out.push(Action::SampleGpus);
             }
-            Proof::Held(_) => {}
+            return;
+        }
+        let next = next.clone();
+        self.reason = std::mem::take(why);
+        match proof {
+            Proof::Free => self.go_on(now, next, out),
+            Proof::Held(what) => self.leaked(now, next, &what, out),
+            // A driver that hangs is looked at again before the next start.
+            Proof::Unread => {
+                decided(out, "go on without proof", "this driver does not tell the GPUs' memory");
+                self.go_on(now, next, out);
+            }
         }
     }
 

@@ -28,6 +28,11 @@ impl Restarts {
         Self { window, failures: VecDeque::new(), seed }
     }
 
+    /// Whether no failure lies within the window any more.
+    pub(super) fn is_calm(&self, now: Mono) -> bool {
+        self.failures.back().is_none_or(|&at| now.since(at) > self.window)
+    }
+
     /// Counts a failure. Returns how many the window now holds and how long to wait before the next try.
     pub(super) fn failed(&mut self, now: Mono) -> (u32, Duration) {
         while self.failures.front().is_some_and(|&at| now.since(at) > self.window) {

@@ -112,6 +112,8 @@ pub(super) enum Stage {
         ask_at: Mono,
         until: Mono,
         next: Next,
+        /// What was said before the wait.
+        why: String,
     },
     /// The agent ends and its node goes on: the next run adopts the engine.
     Exiting,

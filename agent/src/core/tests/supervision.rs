@@ -240,6 +240,54 @@ fn memory_that_stays_held_is_reported_with_its_holders_and_nothing_is_started_on
 }
 
 #[test]
+fn a_driver_that_does_not_tell_memory_holds_nothing_up_for_ever() {
+    let unsaid = || {
+        let sample = GpuSample::unknown(0, GPU.to_owned());
+        Event::Gpu(GpuEvent::Sampled {
+            is_full: true,
+            device_count: 1,
+            samples: vec![sample],
+            lost: Vec::new(),
+        })
+    };
+    let mut bench = Bench::new(Role::Replica);
+    bench.give(Event::Booted(Booted::default()));
+    bench.give(unsaid());
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+    bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) });
+    bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
+    bench.give(probed(7, Ok(())));
+    bench.fail_once();
+    bench.pass(Duration::from_secs(10));
+    bench.give(unsaid());
+    assert!(bench.agent.report(bench.now).reason.contains("boom"), "{:?}", bench.agent.report(bench.now));
+    assert!(bench.pass(Duration::from_secs(2)).iter().any(|a| matches!(a, Action::MountModel { .. })));
+}
+
+#[test]
+fn a_wish_for_a_replacement_ends_when_no_failure_lies_in_the_window_any_more() {
+    let mut bench = Bench::loading();
+    for attempt in 1..=3 {
+        bench.give(Event::EngineStarted { attempt, pid: 7 });
+        bench.fail_once();
+        bench.pass(Duration::from_secs(400));
+        let attempt = attempt + 1;
+        bench.give(Event::ModelMounted { attempt, result: Ok(()) });
+        bench.give(Event::ModelVerified { attempt, result: Ok(()) });
+        bench.give(Event::EngineChecked { attempt, result: Ok(()) });
+    }
+    bench.give(Event::EngineStarted { attempt: 4, pid: 7 });
+    bench.give(probed(7, Ok(())));
+    assert!(bench.agent.report(bench.now).wants_replacement.is_some());
+    bench.pass(Duration::from_secs(1300));
+    assert!(bench.agent.report(bench.now).wants_replacement.is_some());
+    bench.pass(Duration::from_secs(200));
+    assert_eq!(bench.agent.report(bench.now).wants_replacement, None);
+}
+
+#[test]
 fn processes_that_survive_sigkill_are_a_leak_too() {
     let mut bench = Bench::serving();
     let end =
@@ -255,7 +303,9 @@ fn a_node_that_leaves_says_what_it_leaves_behind_and_goes() {
     bench.give(drained_by_command());
     bench.give(Event::EdgeCounted(EdgeReport::default()));
     bench.give(exited(7, "exit code 0", &[]));
-    bench.pass(Duration::from_secs(10));
+    bench.pass(Duration::from_secs(1));
+    bench.give(sampled(Bytes::mib(70_000), &[7]));
+    bench.pass(Duration::from_secs(9));
     let report = bench.agent.report(bench.now);
     assert_eq!(report.phase, Phase::Stopped);
     assert!(report.reason.starts_with("gpu_leaked"), "{}", report.reason);
