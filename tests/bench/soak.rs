@@ -11,7 +11,7 @@ use cic_common::process::Process;
 use fleet_tests::process::Load;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::rig::{Bins, Rig, Usage};
 use crate::table::Table;
@@ -142,10 +142,7 @@ fn strike(rig: &mut Rig, number: usize) -> anyhow::Result<()> {
         6 => signal(engine.and_then(child_of), Signal::SIGKILL),
         _ => {
             // An operator takes everything for sound again, so that the node serves in the next round.
-            std::fs::write(
-                rig.state().join("gpu-clear.json"),
-                Value::from(json!({ "gpu": null })).to_string(),
-            )?;
+            std::fs::write(rig.state().join("gpu-clear.json"), json!({ "gpu": null }).to_string())?;
             for number in 0..200 {
                 rig.gpus.kernel_says(&format!("usb 1-1: new device {number}"))?;
             }

@@ -5,8 +5,8 @@
 //!                              │ ▲                                                        ▲
 //!        request (sample now) ─┘ └─ vigil (pure: which silence is too long)      clear (an operator's word)
 //! ```
-//! - [`spec`]: which probe, and how long each thing may take.
-//! - [`vigil`]: what the probe owes and since when; says when a driver call hangs.
+//! - `spec`: which probe, and how long each thing may take.
+//! - `vigil`: what the probe owes and since when; says when a driver call hangs.
 //! - [`watch()`]: at most one probe at a time, started again after an end, reported while it is stuck.
 //! - [`clear`]: an operator says that a GPU is good again.
 
