@@ -33,6 +33,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
+        Key::optional("engine", "failure_window_s", Kind::Integer),
         Key::optional("engine", "start_gate_s", Kind::Integer),
         Key::optional("engine", "stall_suspect_ms", Kind::Integer),
         Key::optional("engine", "stall_kill_ms", Kind::Integer),
@@ -135,6 +136,8 @@ pub struct Engine {
     pub host_port: u16,
     /// Where the flags of installed engines are kept; an image can bring them along. This user's cache unless given.
     pub flags_dir: Option<PathBuf>,
+    /// Failures of the engine are counted for so long: three of them ask for another node, each makes the next wait longer.
+    pub failure_window_s: Option<u64>,
     pub start_gate_s: Option<u64>,
     pub stall_suspect_ms: Option<u64>,
     pub stall_kill_ms: Option<u64>,
@@ -197,13 +200,16 @@ impl Config {
     pub fn timing(&self) -> Timing {
         let default = Timing::default();
         let ms = |changed: Option<u64>, default| changed.map_or(default, Duration::from_millis);
+        let start_gate = self.engine.start_gate_s.map_or(default.start_gate, Duration::from_secs);
         Timing {
             heartbeat: ms(self.pace.heartbeat_ms, default.heartbeat),
             probe_loading: ms(self.pace.probe_loading_ms, default.probe_loading),
             probe_serving: ms(self.pace.probe_serving_ms, default.probe_serving),
             probe_deadline: ms(self.pace.probe_deadline_ms, default.probe_deadline),
             notice_reserve: ms(self.pace.notice_reserve_ms, default.notice_reserve),
-            start_gate: self.engine.start_gate_s.map_or(default.start_gate, Duration::from_secs),
+            failure_window: self.engine.failure_window_s.map_or(default.failure_window, Duration::from_secs),
+            start_gate,
+            start_gate_max: default.start_gate_max.max(start_gate),
             stall_suspect: ms(self.engine.stall_suspect_ms, default.stall_suspect),
             stall_kill: ms(self.engine.stall_kill_ms, default.stall_kill),
             stop_grace: ms(self.engine.stop_grace_ms, default.stop_grace),
@@ -289,6 +295,7 @@ impl Config {
     fn spans(&self) -> impl Iterator<Item = (&'static str, &'static str, Duration)> {
         let (ms, s) = (Duration::from_millis, Duration::from_secs);
         [
+            ("engine", "failure_window_s", self.engine.failure_window_s.map(s)),
             ("engine", "start_gate_s", self.engine.start_gate_s.map(s)),
             ("engine", "stall_suspect_ms", self.engine.stall_suspect_ms.map(ms)),
             ("engine", "stall_kill_ms", self.engine.stall_kill_ms.map(ms)),

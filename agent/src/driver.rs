@@ -27,6 +27,9 @@ use crate::state::{StateDir, name};
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
 pub const EVENTS_WAITING_MAX: usize = 1024;
 
+/// A check asks the engine for its help, which may take two minutes, and looks at files.
+const CHECK_WITHIN: Duration = Duration::from_secs(180);
+
 /// Time for the last words to reach the controllers and for answers under way.
 const LAST_WORDS: Duration = Duration::from_millis(600);
 
@@ -112,8 +115,10 @@ impl Driver {
                 () = wait(due) => Event::Tick,
             };
             if event == Event::Tick {
-                let counted = Event::EdgeCounted(self.shells.edge.report());
+                let edge = &self.shells.edge;
+                let (counted, in_flight) = (Event::EdgeCounted(edge.report()), edge.own_in_flight());
                 self.step(counted);
+                self.step(Event::EngineOccupied { in_flight });
             }
             self.step(event);
             if let Some(code) = self.perform() {
@@ -184,7 +189,9 @@ impl Driver {
                 Action::CheckEngine { attempt, assignment, gpus } => {
                     let (events, checker) = (self.shells.events.clone(), self.shells.checker.clone());
                     self.spawn("engine check", async move {
-                        let result = checker.check(&assignment, &gpus).await;
+                        // What cannot be found out in time is no reason not to start.
+                        let check = tokio::time::timeout(CHECK_WITHIN, checker.check(&assignment, &gpus));
+                        let result = check.await.unwrap_or(Ok(()));
                         Ok(events.send(Event::EngineChecked { attempt, result }).await?)
                     });
                 }

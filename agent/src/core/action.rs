@@ -47,15 +47,15 @@ pub enum Depth {
     Shallow,
     /// Also whether `/v1/models` names the model, and one token of it, with `/metrics` read before and after.
     Deep,
-    /// Also one token, which may take as long as a stall may last.
+    /// Also one token, which may take as long as a stall may last, with `/metrics` read before and after.
     Canary,
 }
 
 /// What a start check must know of the GPUs.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuFacts {
-    /// 0 where there is none, or none can be read.
-    pub count: u32,
+    /// `None` where none can be read.
+    pub count: Option<u32>,
     /// Newest CUDA the driver supports: 1000 × major + 10 × minor.
     pub cuda_version: Option<u32>,
     pub driver_version: Option<String>,
@@ -84,7 +84,7 @@ pub enum Action {
         attempt: u32,
         model: ModelSpec,
     },
-    /// Whether flags, memory, port and driver allow a start; ends in `EngineChecked`.
+    /// Whether flags, memory and driver allow a start; ends in `EngineChecked`.
     CheckEngine {
         attempt: u32,
         assignment: Assignment,

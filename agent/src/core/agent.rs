@@ -53,8 +53,6 @@ pub struct Agent {
     pub(super) engine_pids: Vec<u32>,
     /// An engine has run in this boot, so that the memory in use is no baseline any more.
     pub(super) has_run_engine: bool,
-    /// The memory of the GPUs was at its baseline when the engine was started.
-    pub(super) had_clean_gpus: bool,
     /// How the running engine differs from the wanted one.
     pub(super) drift: Option<String>,
     /// A GPU fault after which the engine has to prove that it works.
@@ -70,6 +68,10 @@ pub struct Agent {
     /// Why a GPU asks for another node in place of this one.
     pub(super) gpu_wish: Option<String>,
     pub(super) edge: EdgeReport,
+    /// Requests that this node's edge holds in its own engine.
+    pub(super) own_in_flight: u32,
+    /// What is asked for in place of the running engine, for its next start.
+    pub(super) wanted: Option<Assignment>,
     state: StateDigest,
 }
 
@@ -93,7 +95,6 @@ impl Agent {
             engine_since: Mono::ZERO,
             engine_pids: Vec::new(),
             has_run_engine: false,
-            had_clean_gpus: true,
             drift: None,
             doubt: None,
             oom_kills: VecDeque::new(),
@@ -106,6 +107,8 @@ impl Agent {
             baseline: None,
             gpu_wish: None,
             edge: EdgeReport::default(),
+            own_in_flight: 0,
+            wanted: None,
             state: StateDigest::default(),
         }
     }
@@ -129,10 +132,7 @@ impl Agent {
                     self.fail(now, Phase::Loading, reason, heal, out);
                 }
             }
-            Event::EngineExited { pid, end } => {
-                self.engine_pids.clone_from(&end.pids);
-                self.exited(now, pid, end, out);
-            }
+            Event::EngineExited { pid, end } => self.exited(now, pid, end, out),
             Event::EngineProbed { pid, reading, result } => self.probed(now, pid, &reading, result, out),
             Event::EngineSeen { pid, activity } => {
                 if let Stage::Loading { pid: current, gate, .. } = &mut self.stage
@@ -144,6 +144,7 @@ impl Agent {
             Event::OomKilled { pid, text } => self.oom_killed(now, pid, text),
             Event::HostSampled(host) => self.host = host,
             Event::Gpu(event) => self.heard_of_gpus(now, event, out),
+            Event::EngineOccupied { in_flight } => self.own_in_flight = in_flight,
             Event::EdgeCounted(edge) => {
                 self.edge = edge;
                 if let Stage::Draining { is_counted, .. } = &mut self.stage {
@@ -165,7 +166,7 @@ impl Agent {
     pub fn deadline(&self) -> Option<Mono> {
         let timing = &self.spec.timing;
         let stage = match &self.stage {
-            Stage::Checking { is_checked: true, until, .. } => Some(*until),
+            Stage::Checking { is_asked: false, until, .. } => Some(*until),
             Stage::Loading { probe, gate, .. } => Some(gate.due_at(timing).min(self.probe_deadline(*probe))),
             Stage::Serving { probe, .. } => Some(self.probe_deadline(*probe)),
             Stage::Proving { ask_at, until, .. } => Some((*ask_at).min(*until)),
@@ -175,7 +176,7 @@ impl Agent {
             Stage::Idle
             | Stage::Mounting { .. }
             | Stage::Verifying { .. }
-            | Stage::Checking { is_checked: false, .. }
+            | Stage::Checking { is_asked: true, .. }
             | Stage::Starting { .. }
             | Stage::Passing
             | Stage::Exiting
@@ -222,9 +223,12 @@ impl Agent {
     pub(super) fn pass_time(&mut self, now: Mono, out: &mut Vec<Action>) {
         let timing = self.spec.timing;
         match &mut self.stage {
-            Stage::Checking { attempt, is_checked: true, until } if now >= *until || self.gpus_heard => {
+            Stage::Checking { attempt, is_asked, until }
+                if !*is_asked && (now >= *until || self.gpus_heard) =>
+            {
+                *is_asked = true;
                 let attempt = *attempt;
-                self.start(now, attempt, out);
+                self.ask_for_check(attempt, out);
             }
             Stage::Loading { pid, gate, .. } if now >= gate.closes_at(&timing) => {
                 let pid = *pid;
@@ -243,9 +247,14 @@ impl Agent {
             }
             Stage::Serving { pid, probe, progress, .. } => {
                 let pid = *pid;
+                let is_canary_due = progress.is_canary_due(now, timing.canary, self.own_in_flight);
                 if is_due(probe, now, timing) {
-                    let is_canary = progress.is_canary_due(now, timing.canary);
-                    self.ask(pid, if is_canary { Depth::Canary } else { Depth::Shallow }, out);
+                    let depth = if self.doubt.is_some() { Depth::Deep } else { Depth::Shallow };
+                    self.ask(pid, depth, out);
+                }
+                // Beside the probes: a token may take as long as a stall may last, and they must go on meanwhile.
+                if is_canary_due {
+                    self.ask(pid, Depth::Canary, out);
                 }
                 if self.wants_replacement.is_some() && self.restarts.is_calm(now) {
                     self.wants_replacement = None;
@@ -307,20 +316,26 @@ impl Agent {
         reason: &str,
         out: &mut Vec<Action>,
     ) {
-        let grace = self.stop_grace();
+        // One that does not move will not finish its requests either.
+        let grace = if autopsy { self.spec.timing.stop_grace } else { self.stop_grace(now) };
         out.push(Action::StopEngine { pid, grace_ms: millis(grace), autopsy });
         let until = now + grace + self.spec.timing.kill_grace;
         self.enter(now, Stage::Stopping { pid, then, until }, reason, out);
     }
 
     /// Between SIGTERM and SIGKILL: a vLLM with `--shutdown-timeout` takes that long by itself. It is known to hang for
-    /// ever when its timeout runs out.
-    pub(super) fn stop_grace(&self) -> std::time::Duration {
+    /// ever when its timeout runs out. A cloud that takes the node waits for neither.
+    pub(super) fn stop_grace(&self, now: Mono) -> std::time::Duration {
         const BEYOND_OWN: std::time::Duration = std::time::Duration::from_secs(2);
         let args = self.assignment.as_ref().map_or(&[][..], |assignment| &assignment.engine.args);
         let own = flag_value(args, "--shutdown-timeout").and_then(|value| value.parse().ok());
-        let own = own.map_or(std::time::Duration::ZERO, |s| std::time::Duration::from_secs(s) + BEYOND_OWN);
-        self.spec.timing.stop_grace.max(own)
+        let own = own.map_or(std::time::Duration::ZERO, |s| {
+            std::time::Duration::from_secs(s).saturating_add(BEYOND_OWN)
+        });
+        let grace = self.spec.timing.stop_grace.max(own);
+        let taken_at =
+            self.notices.values().filter(|notice| notice.kind.takes_the_node()).map(|n| n.deadline).min();
+        taken_at.map_or(grace, |at| grace.min(at.since(now) / 2))
     }
 
     /// The engine outlived SIGKILL: it hangs in the kernel, and only the VM's end frees what it holds.

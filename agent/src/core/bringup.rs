@@ -22,6 +22,8 @@ impl Agent {
         if let Some(memo) = booted.gpus {
             self.baseline = memo.baseline;
             self.gpus.restore(memo.marks);
+            // A wish that waited for the driver's first word would be taken for withdrawn.
+            self.weigh_condition(now, out);
         }
         match (self.spec.role, booted.engine) {
             (Role::Gateway, _) => {
@@ -42,8 +44,9 @@ impl Agent {
 
     pub(super) fn adopt(&mut self, now: Mono, found: EngineFound, out: &mut Vec<Action>) {
         let EngineFound { pid, assignment } = found;
-        if let Some(wanted) = &self.assignment {
-            self.drift = drift(&assignment, wanted);
+        if let Some(wanted) = self.assignment.take() {
+            self.drift = drift(&assignment, &wanted);
+            self.wanted = self.drift.is_some().then_some(wanted);
         }
         if let Some(drift) = &self.drift {
             decided(out, "keep the running engine", drift);
@@ -88,6 +91,10 @@ impl Agent {
                     decided(out, "keep the running engine", drift);
                 }
                 self.drift = drift;
+                self.want_next(term, assignment, out);
+            }
+            Stage::Draining { .. } | Stage::Stopping { .. } | Stage::Proving { .. } => {
+                self.want_next(term, assignment, out);
             }
             Stage::Idle
             | Stage::Waiting { .. }
@@ -96,16 +103,25 @@ impl Agent {
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Passing
-            | Stage::Draining { .. }
-            | Stage::Stopping { .. }
-            | Stage::Proving { .. }
             | Stage::Exiting
             | Stage::Stopped { .. } => {}
         }
     }
 
+    /// Keeps what is asked for until an engine is started next.
+    fn want_next(&mut self, term: Term, assignment: Assignment, out: &mut Vec<Action>) {
+        let is_new = self.wanted.as_ref().or(self.assignment.as_ref()) != Some(&assignment);
+        if is_new {
+            out.push(Action::Remember { term, assignment: assignment.clone() });
+        }
+        self.wanted = (self.assignment.as_ref() != Some(&assignment)).then_some(assignment);
+    }
+
     /// Starts over from the model step with a new attempt.
     pub(super) fn begin(&mut self, now: Mono, why: &str, out: &mut Vec<Action>) {
+        if let Some(wanted) = self.wanted.take() {
+            self.assignment = Some(wanted);
+        }
         let Some(assignment) = &self.assignment else { return };
         self.attempt += 1;
         let attempt = self.attempt;
@@ -143,17 +159,18 @@ impl Agent {
         if self.stage != (Stage::Verifying { attempt }) {
             return;
         }
-        let Some(assignment) = &self.assignment else { return };
         match result {
             Ok(()) => {
-                out.push(Action::CheckEngine {
+                // Without the first word on the GPUs their baseline would be lost, and a check of memory be a guess.
+                let stage = Stage::Checking {
                     attempt,
-                    assignment: assignment.clone(),
-                    gpus: self.gpu_facts(),
-                });
-                let until = now + self.spec.timing.gpu_wait;
-                let stage = Stage::Checking { attempt, is_checked: false, until };
+                    is_asked: self.gpus_heard,
+                    until: now + self.spec.timing.gpu_wait,
+                };
                 self.enter(now, stage, "every shard is there; checking flags, memory and driver", out);
+                if self.gpus_heard {
+                    self.ask_for_check(attempt, out);
+                }
             }
             Err(fault) => self.fail(now, Phase::Verifying, fault.to_string(), heal_of(fault.may_heal()), out),
         }
@@ -166,18 +183,18 @@ impl Agent {
         result: Result<(), CheckFault>,
         out: &mut Vec<Action>,
     ) {
-        let Stage::Checking { attempt: current, is_checked, until } = &mut self.stage else { return };
-        if *current != attempt {
+        if !matches!(self.stage, Stage::Checking { attempt: current, .. } if current == attempt) {
             return;
         }
         match result {
-            // Without the first word on the GPUs their baseline would be lost; `pass_time` goes on.
-            Ok(()) if !self.gpus_heard && now < *until => {
-                *is_checked = true;
-                self.reason = "the engine may be started; waiting for the first word on the GPUs".to_owned();
-            }
             Ok(()) => self.start(now, attempt, out),
             Err(fault) => self.fail(now, Phase::Verifying, fault.reason, heal_of(fault.may_heal), out),
+        }
+    }
+
+    pub(super) fn ask_for_check(&self, attempt: u32, out: &mut Vec<Action>) {
+        if let Some(assignment) = self.assignment.clone() {
+            out.push(Action::CheckEngine { attempt, assignment, gpus: self.gpu_facts() });
         }
     }
 
@@ -192,8 +209,11 @@ impl Agent {
             let reason = format!("no engine is started while the driver hangs: {reason}");
             return self.fail(now, Phase::Verifying, reason, Heal::Retry, out);
         }
+        if let Some(what) = self.held_memory() {
+            let reason = format!("gpu_leaked: no engine is started on to memory that is held: {what}");
+            return self.fail(now, Phase::Verifying, reason, Heal::GpuFree, out);
+        }
         out.push(Action::StartEngine { attempt, assignment: assignment.clone() });
-        self.had_clean_gpus = self.are_gpus_clean();
         self.has_run_engine = true;
         self.enter(
             now,
@@ -221,7 +241,7 @@ impl Agent {
                 "stop an engine that is no longer wanted",
                 "the node moved on while it was starting",
             );
-            let grace_ms = millis(self.stop_grace());
+            let grace_ms = millis(self.stop_grace(now));
             out.push(Action::StopEngine { pid, grace_ms, autopsy: false });
         }
     }
@@ -254,7 +274,7 @@ impl Agent {
                 }
             }
             Stage::Serving { pid: current, failures, probe, progress } if *current == pid => {
-                progress.take(now, reading);
+                progress.take(now, reading, self.own_in_flight);
                 *probe = Probe::Due(now + timing.probe_serving);
                 match result {
                     Ok(()) => {
@@ -271,7 +291,10 @@ impl Agent {
                     }
                     // A late token says nothing of a busy engine; whether anything moves does.
                     Err(ProbeFault::Completion(fault)) => {
-                        if let Some(doubt) = self.doubt.take().filter(|_| !reading.has_moved()) {
+                        // Without counters nobody knows; the canaries go on.
+                        let is_still =
+                            reading.before.is_some() && reading.after.is_some() && !reading.has_moved();
+                        if let Some(doubt) = self.doubt.take().filter(|_| is_still) {
                             let reason = format!("{doubt}, and the engine gives no token: {fault}");
                             self.refuse(&reason, out);
                             self.stop_engine(now, pid, After::Retry, true, &reason, out);
@@ -314,6 +337,7 @@ impl Agent {
 
     fn ready(&mut self, now: Mono, pid: u32, reading: &Reading, proof: &str, out: &mut Vec<Action>) {
         self.was_ready = true;
+        self.doubt = None;
         out.push(Action::SetEdge(EdgeMode::Admit));
         let stage = Stage::Serving {
             pid,

@@ -18,7 +18,19 @@ const OOM_KILLS_MAX: usize = 16;
 
 impl Agent {
     pub(super) fn heard_of_gpus(&mut self, now: Mono, event: GpuEvent, out: &mut Vec<Action>) {
-        self.gpus_heard = true;
+        // That a driver is there, or that one path to XIDs is not, says nothing of the GPUs yet.
+        let is_word = match &event {
+            GpuEvent::Absent
+            | GpuEvent::Blind { .. }
+            | GpuEvent::Wedged { .. }
+            | GpuEvent::Sampled { .. } => true,
+            GpuEvent::Ready(_) | GpuEvent::Xid(_) | GpuEvent::XidsBlind { .. } | GpuEvent::Cleared { .. } => {
+                false
+            }
+        };
+        if is_word && !std::mem::replace(&mut self.gpus_heard, true) {
+            out.push(Action::Heartbeat);
+        }
         for finding in self.gpus.hear(now, event) {
             match finding {
                 GpuFinding::Xid { seen, action } => {
@@ -33,7 +45,7 @@ impl Agent {
                     out.push(Action::Tell(NodeEvent::GpuChanged { text }));
                     out.push(Action::Heartbeat);
                 }
-                GpuFinding::RestartApp { pid, reason } => self.doubt_engine(now, pid, &reason, out),
+                GpuFinding::RestartApp { pid: _, reason } => self.doubt_engine(now, &reason, out),
                 GpuFinding::MemoryChanged => out.push(self.memo()),
             }
         }
@@ -51,10 +63,10 @@ impl Agent {
     }
 
     /// A fault that NVIDIA answers with a restart of the application: most engines die of it by themselves. One that
-    /// goes on working is left alone; one that does not answer with a token is restarted.
-    fn doubt_engine(&mut self, now: Mono, pid: Option<u32>, reason: &str, out: &mut Vec<Action>) {
-        let is_ours = pid.is_none_or(|pid| self.engine_pids.is_empty() || self.engine_pids.contains(&pid));
-        if let (true, Stage::Serving { pid, probe, .. }) = (is_ours, &mut self.stage) {
+    /// goes on working is left alone; one that does not answer with a token is restarted. Whose process it was does not
+    /// matter: the question does no harm, and a worker's pid is often not known.
+    fn doubt_engine(&mut self, now: Mono, reason: &str, out: &mut Vec<Action>) {
+        if let Stage::Serving { pid, probe, .. } = &mut self.stage {
             let pid = *pid;
             *probe = super::stage::Probe::Asked(now);
             self.doubt = Some(reason.to_owned());
@@ -82,7 +94,7 @@ impl Agent {
     }
 
     /// A condemned GPU asks for another node; a sound one takes that back.
-    fn weigh_condition(&mut self, now: Mono, out: &mut Vec<Action>) {
+    pub(super) fn weigh_condition(&mut self, now: Mono, out: &mut Vec<Action>) {
         match (self.gpus.condemned(), &self.stage) {
             (Some((action, reason)), _) => {
                 let reason = format!("GPU: {action}: {reason}");
@@ -100,8 +112,12 @@ impl Agent {
             (None, Stage::Failed { heal: Heal::GpuFree }) => {
                 self.gpu_wish = None;
                 let reading = self.gpus.memory_used();
-                let proof =
-                    prove(self.baseline.as_ref(), reading.as_ref(), self.phase_since, &self.engine_pids);
+                let proof = prove(
+                    self.baseline.as_ref(),
+                    reading.as_ref(),
+                    Some(self.phase_since),
+                    &self.engine_pids,
+                );
                 if proof == Proof::Free {
                     self.wants_replacement = None;
                     self.begin(now, "the GPUs' memory is free again", out);
@@ -125,21 +141,28 @@ impl Agent {
     /// What a start check must know.
     pub(super) fn gpu_facts(&self) -> GpuFacts {
         let inventory = self.gpus.inventory();
-        let GpuReport::Seen(summary) = self.gpus.report() else { return GpuFacts::default() };
+        let summary = match self.gpus.report() {
+            GpuReport::Seen(summary) => summary,
+            GpuReport::Absent => return GpuFacts { count: Some(0), ..GpuFacts::default() },
+            GpuReport::Blind { .. } | GpuReport::Wedged { .. } => return GpuFacts::default(),
+        };
         let totals: Option<Vec<u64>> =
             summary.gpus.iter().map(|gpu| gpu.memory_total.map(|total| total.0)).collect();
         GpuFacts {
-            count: u32::try_from(summary.gpus.len()).unwrap_or(u32::MAX),
+            count: Some(u32::try_from(summary.gpus.len()).unwrap_or(u32::MAX)),
             cuda_version: inventory.and_then(|inventory| inventory.cuda_version),
             driver_version: inventory.and_then(|inventory| inventory.driver_version.clone()),
             memory_total: totals.filter(|totals| !totals.is_empty()).map(|totals| Bytes(totals.iter().sum())),
         }
     }
 
-    /// Whether the GPUs hold no more than before the first engine, as far as is known.
-    pub(super) fn are_gpus_clean(&self) -> bool {
+    /// Whether the GPUs hold more than before the first engine, as far as is known; for people.
+    pub(super) fn held_memory(&self) -> Option<String> {
         let reading = self.gpus.memory_used();
-        !matches!(prove(self.baseline.as_ref(), reading.as_ref(), Mono::ZERO, &[]), Proof::Held(_))
+        match prove(self.baseline.as_ref(), reading.as_ref(), None, &[]) {
+            Proof::Held(what) => Some(what),
+            Proof::Free | Proof::Unread => None,
+        }
     }
 
     fn memo(&self) -> Action {

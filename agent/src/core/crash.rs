@@ -82,13 +82,13 @@ pub(super) fn classify(log_tail: &[String], circumstances: &Circumstances) -> (C
 }
 
 impl CrashCause {
-    /// Whether another start of the same engine on the same node can end otherwise. `had_clean_gpus`: the memory of
-    /// the GPUs was at its baseline when it was started.
-    pub(super) fn heal(&self, had_clean_gpus: bool) -> Heal {
+    /// Whether another start of the same engine on the same node can end otherwise.
+    pub(super) fn heal(&self, was_ready: bool) -> Heal {
         match self {
             Self::BadFlag | Self::MissingShard | Self::CorruptShard => Heal::Never,
-            // With the whole GPU to itself it would need the same again.
-            Self::OomGpu if had_clean_gpus => Heal::Never,
+            // None is started on memory that others hold: with the whole GPU to itself it would need the same again. One
+            // that had loaded met a rare peak.
+            Self::OomGpu if !was_ready => Heal::Never,
             Self::OomGpu | Self::OomHost | Self::PortInUse | Self::Xid { .. } | Self::Unknown => Heal::Retry,
         }
     }
@@ -162,7 +162,6 @@ const ROWS: [Row; 6] = [
             "Cannot find any model weights",
             "HFValidationError: Repo id must be",
             "does not appear to have a file named",
-            "No such file or directory: '",
         ],
     },
 ];
@@ -243,8 +242,8 @@ mod tests {
         ] {
             let (cause, _) = classify(&[line.to_owned()], &Circumstances::default());
             assert_eq!(cause, CrashCause::OomGpu);
-            assert_eq!(cause.heal(true), Heal::Never);
-            assert_eq!(cause.heal(false), Heal::Retry, "somebody else held the memory");
+            assert_eq!(cause.heal(false), Heal::Never);
+            assert_eq!(cause.heal(true), Heal::Retry, "it had loaded");
         }
     }
 
@@ -285,7 +284,7 @@ mod tests {
             (CrashCause::Xid { code: 79 }, Heal::Retry),
             (CrashCause::Unknown, Heal::Retry),
         ] {
-            assert_eq!(cause.heal(true), heal, "{cause}");
+            assert_eq!(cause.heal(false), heal, "{cause}");
         }
     }
 }

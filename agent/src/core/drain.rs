@@ -154,9 +154,10 @@ impl Agent {
             Stage::Stopping { then: after, .. } | Stage::Proving { next: Next::Then(after), .. } => {
                 *after = (*after).max(then);
             }
-            Stage::Proving { next, why, .. } => {
-                *next = Next::Then(then);
-                reason.clone_into(why);
+            Stage::Proving { ended_at, ask_at, until, .. } => {
+                let (ended_at, ask_at, until) = (*ended_at, *ask_at, *until);
+                let (next, why) = (Next::Then(then), reason.to_owned());
+                self.enter(now, Stage::Proving { ended_at, ask_at, until, next, why }, reason, out);
             }
             Stage::Exiting => {}
             Stage::Stopped { by_notice } => match then {

@@ -1,5 +1,7 @@
 //! From an engine's end to what follows: its cause, the proof that nothing of it is left, and the next try.
 
+use std::time::Duration;
+
 use cic_common::report::{GpuReport, Phase};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
@@ -11,12 +13,17 @@ use super::event::EngineEnd;
 use super::proof::{Proof, prove};
 use super::stage::{After, Heal, Next, Stage};
 
+/// How long before an engine's end a GPU fault or an OOM kill may have caused it. A vLLM ends within 3 s of the death of
+/// its core; a hung collective takes up to a minute to be given up.
+const FAULT_WINDOW: Duration = Duration::from_secs(60);
+
 impl Agent {
     pub(super) fn exited(&mut self, now: Mono, pid: u32, end: EngineEnd, out: &mut Vec<Action>) {
         if self.stage.pid() != Some(pid) {
             return;
         }
-        let circumstances = self.circumstances(&end);
+        self.engine_pids.clone_from(&end.pids);
+        let circumstances = self.circumstances(now, &end);
         let (cause, quotation) = crash::classify(&end.log_tail, &circumstances);
         let was_stopped = matches!(self.stage, Stage::Stopping { .. } | Stage::Draining { .. });
         let how = match (&cause, &quotation) {
@@ -38,12 +45,14 @@ impl Agent {
                     (CrashCause::Unknown, None) => format!("engine ended with {how}, having written nothing"),
                     (_, _) => format!("engine ended with {how}"),
                 };
-                let heal = cause.heal(self.had_clean_gpus);
+                let heal = cause.heal(self.was_ready);
                 self.save_crash(now, pid, cause, &reason, &circumstances, end, out);
                 self.refuse(&reason, out);
                 self.prove(now, Next::Fail { reason, heal }, &left, out);
             }
             Stage::Draining { until, poll, is_counted, then, keep_engine, .. } => {
+                let reason = format!("engine ended with {how} while it was drained");
+                self.save_crash(now, pid, cause, &reason, &circumstances, end, out);
                 self.stage = Stage::Draining { pid: None, until, poll, is_counted, then, keep_engine };
             }
             Stage::Stopping { then: After::Retry, .. } => {
@@ -66,8 +75,9 @@ impl Agent {
         }
     }
 
-    fn circumstances(&self, end: &EngineEnd) -> Circumstances {
-        let since = self.engine_since;
+    fn circumstances(&self, now: Mono, end: &EngineEnd) -> Circumstances {
+        // A fault that the engine outlived is not what ended it.
+        let since = self.engine_since.max(now - FAULT_WINDOW);
         let of_this_engine = |(at, pid, _): &&(Mono, u32, String)| *at >= since && end.pids.contains(pid);
         Circumstances {
             was_ready: self.was_ready,
@@ -111,8 +121,8 @@ impl Agent {
     /// Goes on with `next` once the GPUs' memory is free; at once where no GPU can be read.
     pub(super) fn prove(&mut self, now: Mono, next: Next, left: &[u32], out: &mut Vec<Action>) {
         if !left.is_empty() {
-            let what = format!("processes {left:?} of the engine survive SIGKILL");
-            self.leaked(now, next, &what, out);
+            let reason = format!("engine_leaked: processes {left:?} of it survive SIGKILL");
+            self.leaked(now, next, reason, Heal::Never, out);
             return;
         }
         let can_be_read = match self.gpus.report() {
@@ -144,7 +154,7 @@ impl Agent {
     pub(super) fn look_at_proof(&mut self, now: Mono, out: &mut Vec<Action>) {
         let Stage::Proving { ended_at, ask_at, until, next, why } = &mut self.stage else { return };
         let reading = self.gpus.memory_used();
-        let proof = prove(self.baseline.as_ref(), reading.as_ref(), *ended_at, &self.engine_pids);
+        let proof = prove(self.baseline.as_ref(), reading.as_ref(), Some(*ended_at), &self.engine_pids);
         if proof != Proof::Free && now < *until {
             if now >= *ask_at {
                 *ask_at = now + self.spec.timing.heartbeat;
@@ -156,10 +166,12 @@ impl Agent {
         self.reason = std::mem::take(why);
         match proof {
             Proof::Free => self.go_on(now, next, out),
-            Proof::Held(what) => self.leaked(now, next, &what, out),
+            Proof::Held(what) => {
+                self.leaked(now, next, format!("gpu_leaked: {what}"), Heal::GpuFree, out);
+            }
             // A driver that hangs is looked at again before the next start.
             Proof::Unread => {
-                decided(out, "go on without proof", "this driver does not tell the GPUs' memory");
+                decided(out, "go on without proof", "the GPUs' memory could not be read");
                 self.go_on(now, next, out);
             }
         }
@@ -173,8 +185,7 @@ impl Agent {
     }
 
     /// Something of the engine is left: nothing is started on to it, and what was to leave goes on leaving.
-    fn leaked(&mut self, now: Mono, next: Next, what: &str, out: &mut Vec<Action>) {
-        let reason = format!("gpu_leaked: {what}");
+    fn leaked(&mut self, now: Mono, next: Next, reason: String, heal: Heal, out: &mut Vec<Action>) {
         decided(out, "start nothing on to what an engine left", &reason);
         match next {
             Next::Then(then @ (After::Rest | After::Leave | After::Exit)) => {
@@ -182,7 +193,7 @@ impl Agent {
                 self.after(now, then, out);
             }
             Next::Then(After::Retry | After::Again) | Next::Fail { .. } => {
-                self.fail(now, Phase::Loading, reason, Heal::GpuFree, out);
+                self.fail(now, Phase::Loading, reason, heal, out);
             }
         }
     }

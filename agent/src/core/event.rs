@@ -185,6 +185,10 @@ pub enum Event {
     HostSampled(HostReport),
     Gpu(GpuEvent),
     EdgeCounted(EdgeReport),
+    /// Requests that the edge holds in this node's own engine.
+    EngineOccupied {
+        in_flight: u32,
+    },
     /// The deadline is on this process's own clock.
     NoticeSeen {
         kind: NoticeKind,

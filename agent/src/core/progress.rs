@@ -61,6 +61,8 @@ pub(super) struct Progress {
     moved_at: Mono,
     unread_count: u32,
     is_stalled: bool,
+    /// By its own word it has nothing to do.
+    is_idle: bool,
     canary_at: Mono,
 }
 
@@ -70,16 +72,28 @@ impl Progress {
         let pair = reading.before.zip(reading.after);
         let gauge = pair.and_then(|(before, after)| Gauge::moved(&before, &after)).unwrap_or(Gauge::Canary);
         let value = reading.after.and_then(|work| gauge.value(&work));
-        Self { gauge, value, moved_at: now, unread_count: 0, is_stalled: false, canary_at: now }
+        Self {
+            gauge,
+            value,
+            moved_at: now,
+            unread_count: 0,
+            is_stalled: false,
+            is_idle: false,
+            canary_at: now,
+        }
     }
 
-    /// Takes in what a probe read.
-    pub(super) fn take(&mut self, now: Mono, reading: &Reading) {
+    /// Takes in what a probe read. `in_flight` requests are held in the engine by the edge, whatever it says of itself: a
+    /// vLLM counts a request as running only when its core has answered for the first time.
+    pub(super) fn take(&mut self, now: Mono, reading: &Reading, in_flight: u32) {
         if reading.is_completed {
             self.moved_at = now;
         }
         if self.gauge == Gauge::Canary {
-            return;
+            // A counter that moves is better than a canary, once there is one again.
+            let pair = reading.before.zip(reading.after);
+            let Some(gauge) = pair.and_then(|(before, after)| Gauge::moved(&before, &after)) else { return };
+            (self.gauge, self.moved_at, self.unread_count) = (gauge, now, 0);
         }
         let read = reading.after.and_then(|work| Some((work, self.gauge.value(&work)?)));
         let Some((work, value)) = read else {
@@ -90,15 +104,19 @@ impl Progress {
             return;
         };
         self.unread_count = 0;
-        if self.value != Some(value) || work.running + work.waiting == 0 {
+        self.is_idle = work.running + work.waiting == 0;
+        if self.value != Some(value) || (self.is_idle && in_flight == 0) {
             self.moved_at = now;
         }
         self.value = Some(value);
     }
 
-    /// Whether the next probe must ask for a token, which it then counts as asked.
-    pub(super) fn is_canary_due(&mut self, now: Mono, every: Duration) -> bool {
-        let is_due = self.gauge == Gauge::Canary && now >= self.canary_at;
+    /// Whether a token must be asked for, which it then counts as asked: where no counter shows progress, and where the
+    /// engine says that it is idle while the edge waits for it (or for a slow client).
+    pub(super) fn is_canary_due(&mut self, now: Mono, every: Duration, in_flight: u32) -> bool {
+        let is_contradicted = self.is_idle && in_flight > 0 && self.quiet_for(now) >= every;
+        let is_wanted = self.gauge == Gauge::Canary || is_contradicted;
+        let is_due = is_wanted && now >= self.canary_at;
         if is_due {
             self.canary_at = now + every;
         }
@@ -164,11 +182,11 @@ mod tests {
     #[test]
     fn work_that_does_not_move_is_a_stall_after_its_span_and_not_before() {
         let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 2)));
-        progress.take(at(1), &reading(work(1, 3)));
-        progress.take(at(30), &reading(work(1, 3)));
+        progress.take(at(1), &reading(work(1, 3)), 0);
+        progress.take(at(30), &reading(work(1, 3)), 0);
         assert_eq!(progress.judge(at(30), SUSPECT), None);
         assert_eq!(progress.judge(at(31), SUSPECT), Some(true));
-        progress.take(at(40), &reading(work(1, 4)));
+        progress.take(at(40), &reading(work(1, 4)), 0);
         assert_eq!(progress.judge(at(40), SUSPECT), Some(false));
     }
 
@@ -176,7 +194,7 @@ mod tests {
     fn an_idle_engine_never_stalls() {
         let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 2)));
         for second in (0..3600).step_by(2) {
-            progress.take(at(second), &reading(work(0, 2)));
+            progress.take(at(second), &reading(work(0, 2)), 0);
             assert_eq!(progress.judge(at(second), SUSPECT), None);
         }
     }
@@ -185,14 +203,14 @@ mod tests {
     fn requests_that_only_wait_are_work_too() {
         let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 2)));
         let waiting = Work { waiting: 3, ..work(0, 2) };
-        progress.take(at(30), &reading(waiting));
+        progress.take(at(30), &reading(waiting), 0);
         assert_eq!(progress.judge(at(30), SUSPECT), Some(true));
     }
 
     #[test]
     fn a_counter_that_starts_anew_has_moved() {
         let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 900)));
-        progress.take(at(29), &reading(work(1, 3)));
+        progress.take(at(29), &reading(work(1, 3)), 0);
         assert_eq!(progress.judge(at(58), SUSPECT), None);
     }
 
@@ -200,15 +218,40 @@ mod tests {
     fn metrics_that_cannot_be_read_any_more_are_replaced_by_a_canary() {
         let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 2)));
         for second in [1, 2, 3] {
-            assert!(!progress.is_canary_due(at(second), Duration::from_secs(10)));
-            progress.take(at(second), &Reading::default());
+            assert!(!progress.is_canary_due(at(second), Duration::from_secs(10), 0));
+            progress.take(at(second), &Reading::default(), 0);
         }
-        assert!(progress.is_canary_due(at(3), Duration::from_secs(10)));
-        assert!(!progress.is_canary_due(at(12), Duration::from_secs(10)));
-        assert!(progress.is_canary_due(at(13), Duration::from_secs(10)));
+        assert!(progress.is_canary_due(at(3), Duration::from_secs(10), 0));
+        assert!(!progress.is_canary_due(at(12), Duration::from_secs(10), 0));
+        assert!(progress.is_canary_due(at(13), Duration::from_secs(10), 0));
         assert_eq!(progress.judge(at(32), SUSPECT), None);
         assert_eq!(progress.judge(at(33), SUSPECT), Some(true), "no canary came back");
-        progress.take(at(34), &Reading { is_completed: true, ..Reading::default() });
+        progress.take(at(34), &Reading { is_completed: true, ..Reading::default() }, 0);
         assert_eq!(progress.judge(at(34), SUSPECT), Some(false));
+    }
+
+    #[test]
+    fn an_engine_that_hangs_on_its_first_step_says_it_is_idle_and_is_asked_for_a_token() {
+        let mut progress = Progress::begin(at(0), &ready(work(0, 1), work(0, 2)));
+        let every = Duration::from_secs(10);
+        for second in [2, 4, 6, 8] {
+            progress.take(at(second), &reading(work(0, 2)), 1);
+            assert!(!progress.is_canary_due(at(second), every, 1), "{second}");
+        }
+        progress.take(at(10), &reading(work(0, 2)), 1);
+        assert!(progress.is_canary_due(at(10), every, 1));
+        // A client that reads slowly holds its request too: the token tells the two apart.
+        let answered = Reading { is_completed: true, ..ready(work(0, 2), work(0, 3)) };
+        progress.take(at(11), &answered, 1);
+        assert_eq!(progress.judge(at(40), SUSPECT), None);
+        assert_eq!(progress.judge(at(41), SUSPECT), Some(true), "no second token came");
+    }
+
+    #[test]
+    fn a_counter_that_moves_again_takes_the_canarys_place() {
+        let mut progress = Progress::begin(at(0), &Reading { is_completed: true, ..Reading::default() });
+        assert_eq!(progress.gauge, Gauge::Canary);
+        progress.take(at(1), &ready(work(0, 4), work(0, 5)), 0);
+        assert_eq!(progress.gauge, Gauge::Iterations);
     }
 }

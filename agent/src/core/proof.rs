@@ -33,14 +33,15 @@ pub(super) enum Proof {
     Unread,
 }
 
-/// Compares a reading with the baseline. `pids` are the ended engine's processes.
+/// Compares a reading with the baseline. `pids` are the processes of the engine that ended at `ended_at`; a reading from
+/// before says nothing of it.
 pub(super) fn prove(
     baseline: Option<&BTreeMap<String, Bytes>>,
     reading: Option<&VramReading>,
-    ended_at: Mono,
+    ended_at: Option<Mono>,
     pids: &[u32],
 ) -> Proof {
-    let Some(reading) = reading.filter(|reading| reading.at > ended_at) else {
+    let Some(reading) = reading.filter(|reading| ended_at.is_none_or(|at| reading.at > at)) else {
         return Proof::Unread;
     };
     let holders: Vec<u32> = reading.processes.iter().map(|process| process.pid).collect();
@@ -83,7 +84,7 @@ mod tests {
     #[test]
     fn memory_is_free_when_it_is_back_at_its_baseline_and_read_after_the_end() {
         let baseline: BTreeMap<String, Bytes> = [("GPU-a".to_owned(), Bytes::mib(300))].into();
-        let ended_at = Mono::from_millis(1000);
+        let ended_at = Some(Mono::from_millis(1000));
         let judge = |reading: &VramReading| prove(Some(&baseline), Some(reading), ended_at, &[7]);
         assert_eq!(judge(&reading(1001, Bytes::mib(400), &[])), Proof::Free);
         assert_eq!(judge(&reading(1000, Bytes::mib(400), &[])), Proof::Unread, "an old reading");
@@ -96,7 +97,7 @@ mod tests {
 
     #[test]
     fn without_a_baseline_the_engines_own_processes_tell() {
-        let ended_at = Mono::ZERO;
+        let ended_at = Some(Mono::ZERO);
         let judge = |pids: &[u32]| prove(None, Some(&reading(1, Bytes::mib(900), pids)), ended_at, &[7]);
         assert_eq!(judge(&[8]), Proof::Free);
         assert!(matches!(judge(&[7, 8]), Proof::Held(_)));

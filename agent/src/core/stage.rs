@@ -63,10 +63,10 @@ pub(super) enum Stage {
     Verifying {
         attempt: u32,
     },
-    /// Flags, memory and driver are looked at, and the first word on the GPUs is awaited until `until`.
+    /// The first word on the GPUs is awaited until `until`; then flags, memory and driver are looked at.
     Checking {
         attempt: u32,
-        is_checked: bool,
+        is_asked: bool,
         until: Mono,
     },
     Starting {

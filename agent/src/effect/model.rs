@@ -105,6 +105,25 @@ fn is_plain_name(shard: &str) -> bool {
     matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !shard.contains('/')
 }
 
+/// The files that an engine loads: those that the index names, else every safetensors file. `None` when the directory
+/// cannot be read.
+pub(super) async fn weight_files(directory: &Path) -> Option<Vec<PathBuf>> {
+    let index = directory.join(INDEX);
+    if let Ok(bytes) = tokio::fs::read(&index).await
+        && let Ok(shards) = shards_named(&index, &bytes)
+    {
+        return Some(shards.iter().map(|shard| directory.join(shard)).collect());
+    }
+    let mut found = Vec::new();
+    let mut entries = tokio::fs::read_dir(directory).await.ok()?;
+    while let Some(entry) = entries.next_entry().await.ok()? {
+        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
+            found.push(entry.path());
+        }
+    }
+    Some(found)
+}
+
 async fn check_shard(index: &Path, directory: &Path, shard: &str) -> Result<(), ModelFault> {
     let path: PathBuf = directory.join(shard);
     match tokio::fs::metadata(&path).await {

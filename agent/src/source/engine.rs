@@ -49,14 +49,18 @@ async fn steps(asked: &Asked, depth: Depth, reading: &mut Reading) -> Result<(),
             Ok(())
         }
         Depth::Canary => {
+            reading.before = work(port, deadline).await;
             let result = completion(asked, asked.canary_deadline).await;
             reading.is_completed = result.is_ok();
+            reading.after = work(port, deadline).await;
             result
         }
         Depth::Deep => {
             models(asked).await?;
             reading.before = work(port, deadline).await;
-            let result = completion(asked, deadline).await;
+            // Without counters only the token tells, and behind a deep queue it takes its time.
+            let patience = if reading.before.is_some() { deadline } else { asked.canary_deadline };
+            let result = completion(asked, patience).await;
             reading.is_completed = result.is_ok();
             reading.after = work(port, deadline).await;
             result

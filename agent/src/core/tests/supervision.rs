@@ -368,21 +368,135 @@ fn no_engine_is_started_while_the_driver_hangs() {
 
 #[test]
 fn a_start_waits_for_the_first_word_on_the_gpus_and_not_for_ever() {
+    use cic_common::gpu::GpuInventory;
+    let asks = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::CheckEngine { .. }));
     for first_word in [true, false] {
         let mut bench = Bench::new(Role::Replica);
         bench.give(Event::Booted(Booted::default()));
         bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
         bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
-        bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
-        let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) }).to_vec();
-        assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. })));
+        assert!(!asks(bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) })));
+        // A driver that is there has said nothing of its GPUs yet.
+        assert!(!asks(bench.give(Event::Gpu(GpuEvent::Ready(GpuInventory::default())))));
+        let reason = "no /dev/kmsg".to_owned();
+        assert!(!asks(bench.give(Event::Gpu(GpuEvent::XidsBlind { source: XidSource::Kmsg, reason }))));
         let actions = if first_word {
             bench.give(sampled(Bytes::mib(4), &[])).to_vec()
         } else {
             bench.pass(Duration::from_secs(15)).to_vec()
         };
+        let count = actions.iter().find_map(|a| match a {
+            Action::CheckEngine { gpus, .. } => Some(gpus.count),
+            _ => None,
+        });
+        assert_eq!(count, Some(first_word.then_some(1)), "unknown is not none");
+        let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) }).to_vec();
         assert!(actions.iter().any(|a| matches!(a, Action::StartEngine { .. })), "{first_word}");
     }
+}
+
+#[test]
+fn no_way_leads_to_a_start_on_memory_that_is_held() {
+    let memo = GpuMemo { baseline: Some([(GPU.to_owned(), Bytes::mib(4))].into()), ..GpuMemo::default() };
+    let mut bench = Bench::new(Role::Replica);
+    // A new run of the agent, whose engine is gone and has left its memory.
+    bench.give(Event::Booted(Booted { gpus: Some(memo), ..Booted::default() }));
+    bench.give(sampled(Bytes::mib(70_000), &[4242]));
+    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
+    bench.give(Event::ModelMounted { attempt: 1, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 1, result: Ok(()) });
+    let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) }).to_vec();
+    assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. })), "{actions:?}");
+    assert!(bench.agent.report(bench.now).reason.contains("gpu_leaked"));
+    bench.pass(Duration::from_secs(1));
+    let actions = bench.give(sampled(Bytes::mib(4), &[])).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::MountModel { .. })), "its way back");
+}
+
+#[test]
+fn what_is_asked_for_in_place_of_the_running_engine_is_started_next() {
+    let mut bench = Bench::serving();
+    let actions = bench.give(Event::Assigned { term: Term(2), assignment: assignment("other") }).to_vec();
+    assert!(
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Remember { assignment, .. } if assignment.model.name == "other"))
+    );
+    bench.fail_once();
+    let actions = bench.pass(Duration::from_secs(2)).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::MountModel { model, .. } if model.name == "other")));
+    bench.give(Event::ModelMounted { attempt: 2, result: Ok(()) });
+    bench.give(Event::ModelVerified { attempt: 2, result: Ok(()) });
+    bench.give(Event::EngineChecked { attempt: 2, result: Ok(()) });
+    bench.give(Event::EngineStarted { attempt: 2, pid: 8 });
+    assert_eq!(bench.agent.report(bench.now).engine.drift, None);
+}
+
+#[test]
+fn out_of_gpu_memory_is_final_at_the_start_and_not_after_days() {
+    let line = &["torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB"];
+    let mut loading = Bench::loading();
+    loading.give(exited(7, "exit code 1", line));
+    assert_eq!(loading.phase(), Phase::Failed);
+    let mut serving = Bench::serving();
+    serving.give(exited(7, "exit code 0", line));
+    assert_ne!(serving.phase(), Phase::Failed);
+}
+
+#[test]
+fn a_fault_that_the_engine_outlived_is_not_what_ended_it() {
+    let mut bench = Bench::on_gpu();
+    bench.give(xid(31));
+    bench.give(probed(7, Ok(())));
+    bench.pass(Duration::from_secs(3600));
+    bench.give(exited(7, "signal 9", &[]));
+    assert!(
+        !bench.agent.report(bench.now).reason.contains("XID"),
+        "{:?}",
+        bench.agent.report(bench.now).reason
+    );
+}
+
+#[test]
+fn an_engine_that_hangs_on_its_first_step_is_found_by_a_token_that_does_not_come() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EngineOccupied { in_flight: 1 });
+    let mut canary_count = 0;
+    for _ in 0..60 {
+        let actions = bench.pass(Duration::from_secs(2)).to_vec();
+        canary_count +=
+            actions.iter().filter(|a| matches!(a, Action::ProbeEngine { depth: Depth::Canary, .. })).count();
+        bench.give(reads(7, 0, 1));
+        if bench.engine_state() == EngineState::Stalled {
+            break;
+        }
+    }
+    assert!(canary_count >= 2 && bench.now <= Mono::from_millis(32_000), "{canary_count} at {:?}", bench.now);
+}
+
+#[test]
+fn a_drain_during_the_proof_says_so() {
+    let mut bench = Bench::on_gpu();
+    bench.give(exited(7, "signal 9", &[]));
+    let actions = bench.give(drained_by_command()).to_vec();
+    assert!(tells_phase(&actions, Phase::Draining), "{actions:?}");
+    bench.pass(Duration::from_secs(1));
+    bench.give(sampled(Bytes::mib(4), &[]));
+    assert_eq!(bench.phase(), Phase::Stopped);
+}
+
+#[test]
+fn a_cloud_that_takes_the_node_does_not_wait_for_vllms_own_timeout() {
+    let mut bench = Bench::serving();
+    let notice = Event::NoticeSeen {
+        kind: NoticeKind::Terminate,
+        source: "file".to_owned(),
+        id: "a".to_owned(),
+        deadline: Mono::from_millis(8_000),
+    };
+    bench.give(notice);
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { grace_ms: 4_000, .. })), "{actions:?}");
 }
 
 #[test]

@@ -75,7 +75,8 @@ mod tests {
     async fn every_thread_of_a_process_has_a_line_with_its_state() {
         let lines = autopsy(&[std::process::id()]).await;
         let own = std::fs::read_dir("/proc/self/task").unwrap().count();
-        assert!(!lines.is_empty() && lines.len() <= own.max(lines.len()));
+        // Threads of the runtime come and go between the two looks.
+        assert!(!lines.is_empty() && lines.len() <= own + 8, "{} of {own}", lines.len());
         assert!(lines.iter().all(|line| line.contains(": state ")), "{lines:?}");
         assert!(autopsy(&[0x3fff_fff0]).await.is_empty());
     }

@@ -9,7 +9,10 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use cic_common::assignment::Assignment;
 use cic_common::units::Bytes;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::time::timeout;
 use tracing::{info, warn};
@@ -17,9 +20,13 @@ use tracing::{info, warn};
 use super::flags::{FLAGS_MIN, Flags};
 use super::launch::{DEFAULT_PATH, find_program};
 use crate::core::{CheckFault, GpuFacts};
+use crate::effect::model::weight_files;
 
 /// `vllm serve --help=all` imports torch: 8 to 12 s on a quiet machine with two cores, more beside a loading engine.
 const HELP_WITHIN: Duration = Duration::from_secs(120);
+
+/// That of vLLM 0.32 has 151 KiB.
+const HELP_BYTES_MAX: u64 = 4 << 20;
 
 /// A look at files or `/proc`.
 const LOOK_WITHIN: Duration = Duration::from_secs(10);
@@ -73,8 +80,17 @@ impl Checker {
     }
 
     async fn flag_mistakes(&self, program: &Path, assignment: &Assignment) -> Vec<String> {
-        match self.flags_of(program, assignment).await {
-            Ok(flags) => flags.mistakes(&assignment.engine.args),
+        let args = &assignment.engine.args;
+        match self.flags_of(program, assignment, false).await {
+            Ok((flags, is_kept)) => {
+                let mistakes = flags.mistakes(args);
+                if mistakes.is_empty() || !is_kept {
+                    return mistakes;
+                }
+                // A program of the same look may start another vLLM by now: what is kept refuses nothing.
+                let fresh = self.flags_of(program, assignment, true).await;
+                fresh.map_or(mistakes, |(flags, _)| flags.mistakes(args))
+            }
             Err(why) => {
                 warn!(program = %program.display(), why, "flags of the engine are not checked");
                 Vec::new()
@@ -82,22 +98,27 @@ impl Checker {
         }
     }
 
-    /// From the file if it is of this installation, else from the program's own help.
-    async fn flags_of(&self, program: &Path, assignment: &Assignment) -> Result<Flags, String> {
+    /// From the file if it is of this installation, else (or when `anew`) from the program's own help; says which.
+    async fn flags_of(
+        &self,
+        program: &Path,
+        assignment: &Assignment,
+        anew: bool,
+    ) -> Result<(Flags, bool), String> {
         let installation = installation(program).await.map_err(|error| error.to_string())?;
         let file = self.file_of(&installation);
         let kept = tokio::fs::read(&file).await.ok();
         let kept: Option<Kept> = kept.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        if let Some(kept) = kept.filter(|kept| kept.installation == installation) {
-            return Ok(kept.flags);
+        if let Some(kept) = kept.filter(|kept| !anew && kept.installation == installation) {
+            return Ok((kept.flags, true));
         }
-        info!(program = %program.display(), "asking the engine for its flags, once");
+        info!(program = %program.display(), anew, "asking the engine for its flags");
         let flags = ask(program, assignment).await?;
         let kept = Kept { installation, flags };
         if let Err(error) = self.keep(&kept, &file).await {
             warn!(path = %file.display(), %error, "flags of the engine are not kept");
         }
-        Ok(kept.flags)
+        Ok((kept.flags, false))
     }
 
     /// One file a program; a newer installation in the same place overwrites it.
@@ -134,21 +155,35 @@ async fn ask(program: &Path, assignment: &Assignment) -> Result<Flags, String> {
     command.args(["-n", NICENESS]).arg(program).args(["serve", "--help=all"]).envs(&assignment.engine.env);
     // A pager would wait for a person; argparse breaks lines at the width of the terminal.
     command.env("PAGER", "cat").env("COLUMNS", "80").env("HF_HUB_OFFLINE", "1");
-    command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    let output = timeout(HELP_WITHIN, command.output())
-        .await
-        .map_err(|_| format!("no help within {} s", HELP_WITHIN.as_secs()))?
-        .map_err(|error| error.to_string())?;
-    let flags = Flags::parse(&String::from_utf8_lossy(&output.stdout));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+    // A program that takes this for a start is ended with all that it started.
+    command.process_group(0);
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let group = child.id();
+    let mut text = Vec::new();
+    let reading = async {
+        let Some(output) = child.stdout.take() else { return Ok(()) };
+        output.take(HELP_BYTES_MAX).read_to_end(&mut text).await.map(|_| ())
+    };
+    let read = timeout(HELP_WITHIN, reading).await;
+    if let Some(group) = group.and_then(|group| i32::try_from(group).ok()) {
+        let _gone_already = killpg(Pid::from_raw(group), Signal::SIGKILL);
+    }
+    match read {
+        Err(_) => return Err(format!("no help within {} s", HELP_WITHIN.as_secs())),
+        Ok(Err(error)) => return Err(error.to_string()),
+        Ok(Ok(())) => {}
+    }
+    let flags = Flags::parse(&String::from_utf8_lossy(&text));
     match flags.count() {
         count if count >= FLAGS_MIN => Ok(flags),
-        count => Err(format!("its help names {count} flags ({})", output.status)),
+        count => Err(format!("its help names {count} flags")),
     }
 }
 
 /// A driver runs programs for every CUDA of its own major version and those before (CUDA compatibility guide of NVIDIA).
 async fn cuda_mistake(program: &Path, gpus: &GpuFacts) -> Option<String> {
-    let (driver_cuda, true) = (gpus.cuda_version?, gpus.count > 0) else { return None };
+    let (driver_cuda, true) = (gpus.cuda_version?, gpus.count > Some(0)) else { return None };
     let wanted = timeout(LOOK_WITHIN, cuda_of(program)).await.ok()??;
     let (major, _) = wanted.split_once('.').unwrap_or((&wanted, ""));
     let supported = driver_cuda / 1000;
@@ -200,14 +235,19 @@ async fn memory(assignment: &Assignment, gpus: &GpuFacts) -> Result<(), CheckFau
     if let Some(total) = gpus.memory_total.filter(|total| *total < all && !shrinks) {
         return Err(CheckFault {
             reason: format!(
-                "the weights in {} are {all} and the {} GPUs of this node have {total} together: use a larger node, or a \
+                "the weights in {} are {all} and the GPUs of this node have {total} together: use a larger node, or a \
                  smaller or quantised model",
-                assignment.model.path, gpus.count
+                assignment.model.path
             ),
             may_heal: false,
         });
     }
-    let needed = if gpus.count > 0 { largest } else { all };
+    let needed = match gpus.count {
+        Some(0) => all,
+        Some(_) => largest,
+        // Whether the host has to hold them is not known.
+        None => return Ok(()),
+    };
     match available().await {
         Some(free) if free < needed => Err(CheckFault {
             reason: format!(
@@ -223,13 +263,10 @@ async fn memory(assignment: &Assignment, gpus: &GpuFacts) -> Result<(), CheckFau
 /// Bytes of all weight files and of the largest; `None` when there are none.
 async fn weights(directory: &Path) -> Option<(Bytes, Bytes)> {
     let (mut all, mut largest) = (0, 0);
-    let mut entries = tokio::fs::read_dir(directory).await.ok()?;
-    while let Some(entry) = entries.next_entry().await.ok()? {
-        if entry.path().extension().is_some_and(|extension| extension == "safetensors") {
-            let length = tokio::fs::metadata(entry.path()).await.ok()?.len();
-            all += length;
-            largest = largest.max(length);
-        }
+    for path in weight_files(directory).await? {
+        let length = tokio::fs::metadata(path).await.ok()?.len();
+        all += length;
+        largest = largest.max(length);
     }
     (all > 0).then_some((Bytes(all), Bytes(largest)))
 }
@@ -292,23 +329,23 @@ mod tests {
     const REAL: &str = "echo \"$@\" >> ASKED; cat HELP";
 
     #[tokio::test]
-    async fn the_help_is_asked_for_once_an_installation_and_every_mistake_is_told_at_once() {
+    async fn the_help_is_asked_for_once_an_installation_and_again_before_anything_is_refused() {
         let place = Place::new(REAL);
-        let assignment = place.assignment("--engine-use-ray --dtype float99 --max-model-len 512");
+        let good = place.assignment("--max-model-len 512");
         for _ in 0..2 {
-            let fault = place.checker().check(&assignment, &GpuFacts::default()).await.unwrap_err();
-            assert!(!fault.may_heal);
-            assert!(
-                fault.reason.contains("--engine-use-ray") && fault.reason.contains("--dtype"),
-                "{fault:?}"
-            );
-            assert!(!fault.reason.contains("--max-model-len"), "{fault:?}");
+            assert_eq!(place.checker().check(&good, &GpuFacts::default()).await, Ok(()));
         }
         assert_eq!(place.asked(), 1);
+        let assignment = place.assignment("--engine-use-ray --dtype float99 --max-model-len 512");
+        let fault = place.checker().check(&assignment, &GpuFacts::default()).await.unwrap_err();
+        assert!(!fault.may_heal);
+        assert!(fault.reason.contains("--engine-use-ray") && fault.reason.contains("--dtype"), "{fault:?}");
+        assert!(!fault.reason.contains("--max-model-len"), "{fault:?}");
+        assert_eq!(place.asked(), 2, "what was kept refuses nothing");
         let program = place.root.path().join("bin/vllm");
         std::fs::write(&program, std::fs::read_to_string(&program).unwrap() + "\n# newer\n").unwrap();
-        assert!(place.checker().check(&assignment, &GpuFacts::default()).await.is_err());
-        assert_eq!(place.asked(), 2, "another installation");
+        assert_eq!(place.checker().check(&good, &GpuFacts::default()).await, Ok(()));
+        assert_eq!(place.asked(), 3, "another installation");
     }
 
     #[tokio::test]
@@ -325,7 +362,7 @@ mod tests {
         std::fs::create_dir_all(&torch).unwrap();
         std::fs::write(torch.join("version.py"), "cuda: Optional[str] = '13.0'\n").unwrap();
         let facts = |cuda_version, count| GpuFacts {
-            count,
+            count: Some(count),
             cuda_version: Some(cuda_version),
             driver_version: Some("550.54.15".to_owned()),
             memory_total: None,
@@ -342,11 +379,20 @@ mod tests {
         let place = Place::new(REAL);
         let shard = std::fs::File::create(place.root.path().join("model-1.safetensors")).unwrap();
         shard.set_len(200 << 30).unwrap();
-        let facts = GpuFacts { count: 2, memory_total: Some(Bytes::mib(2 * 81_559)), ..GpuFacts::default() };
+        let facts =
+            GpuFacts { count: Some(2), memory_total: Some(Bytes::mib(2 * 81_559)), ..GpuFacts::default() };
         let fault = place.checker().check(&place.assignment(""), &facts).await.unwrap_err();
         assert!(fault.reason.contains("200.0 GiB") && fault.reason.contains("159.3 GiB"), "{fault:?}");
         assert!(!fault.may_heal);
-        let fault = place.checker().check(&place.assignment(""), &GpuFacts::default()).await.unwrap_err();
+        let no_gpu = GpuFacts { count: Some(0), ..GpuFacts::default() };
+        let fault = place.checker().check(&place.assignment(""), &no_gpu).await.unwrap_err();
         assert!(fault.may_heal && fault.reason.contains("host memory"), "{fault:?}");
+        let unknown = place.checker().check(&place.assignment(""), &GpuFacts::default()).await;
+        assert_eq!(unknown, Ok(()), "what is not known forbids nothing");
+        // Some repositories carry the weights twice; the index names those that are loaded.
+        let index = r#"{"weight_map": {"a": "model-0.safetensors"}}"#;
+        std::fs::write(place.root.path().join("model.safetensors.index.json"), index).unwrap();
+        std::fs::write(place.root.path().join("model-0.safetensors"), "x").unwrap();
+        assert_eq!(place.checker().check(&place.assignment(""), &facts).await, Ok(()));
     }
 }

@@ -1,6 +1,6 @@
 //! Keeps one engine process: starts or adopts it, watches it, stops it, sweeps after it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -33,6 +33,9 @@ const ADOPTED_LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// How often the log's length is looked at. At 100 MB/s, a flood, it is over its bound by 50 MB at most.
 const LOG_LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// `/proc` of a thousand processes is read in some 20 ms.
+const LISTED_WITHIN: Duration = Duration::from_secs(2);
 
 /// Pids remembered of one engine: a tensor-parallel vLLM has some dozens, and compilers come and go.
 const PIDS_MAX: usize = 1024;
@@ -75,8 +78,8 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Traces {
     pids: BTreeSet<u32>,
-    /// Bytes read by those that have ended are kept: the sum never falls.
-    read_bytes: u64,
+    /// By pid; what one has read that has ended stays counted.
+    read_bytes: BTreeMap<u32, u64>,
     stacks: Vec<String>,
 }
 
@@ -173,17 +176,36 @@ impl Keeper {
     pub async fn activity(&self, pid: u32) -> Option<Activity> {
         let shared = &self.shared;
         let record = shared.running.borrow().clone().filter(|record| record.pid == pid)?;
-        let processes = belonging(&shared.tag, Some(Trail::from(&record))).await.ok()?;
-        let mut read_bytes = 0;
-        for process in &processes {
-            read_bytes += procfs::read_bytes(process.pid).await;
+        let processes = self.processes_of(&record).await;
+        let mut read_bytes = BTreeMap::new();
+        for pid in &processes {
+            read_bytes.insert(*pid, procfs::read_bytes(*pid).await);
         }
         let log_bytes =
             log::length(&shared.state.path(name::ENGINE_LOG)).await + shared.log_cut.load(Ordering::Relaxed);
         let mut traces = shared.traces();
-        traces.saw(processes.iter().map(|process| process.pid));
-        traces.read_bytes = traces.read_bytes.max(read_bytes);
-        Some(Activity { log_bytes, read_bytes: traces.read_bytes })
+        traces.saw(processes);
+        for (pid, bytes) in read_bytes {
+            if traces.pids.contains(&pid) {
+                traces.read_bytes.insert(pid, bytes);
+            }
+        }
+        Some(Activity { log_bytes, read_bytes: traces.read_bytes.values().sum() })
+    }
+
+    /// The engine's processes; empty when `/proc` does not tell in time, as of one that hangs in a driver it may not.
+    async fn processes_of(&self, record: &Record) -> Vec<u32> {
+        match timeout(LISTED_WITHIN, belonging(&self.shared.tag, Some(Trail::from(record)))).await {
+            Ok(Ok(found)) => found.iter().map(|process| process.pid).collect(),
+            Ok(Err(error)) => {
+                warn!(%error, "engine processes cannot be listed");
+                Vec::new()
+            }
+            Err(_) => {
+                warn!(within = ?LISTED_WITHIN, "engine processes are not listed in time");
+                Vec::new()
+            }
+        }
     }
 
     async fn start_now(&self, assignment: Assignment) -> Result<u32, (String, bool)> {
@@ -276,9 +298,8 @@ impl Keeper {
             }
         };
         // Those that are still there; a core that outlived its server is known only now.
-        if let Ok(found) = belonging(&shared.tag, Some(Trail::from(&record))).await {
-            shared.traces().saw(found.iter().map(|process| process.pid));
-        }
+        let found = self.processes_of(&record).await;
+        shared.traces().saw(found);
         let left = sweep(&shared.tag, Some(Trail::from(&record))).await;
         let log_tail = log::tail(&path).await;
         shared.state.remove(name::ENGINE).await;
@@ -301,8 +322,8 @@ impl Keeper {
             let end = EngineEnd { how: "was not running".to_owned(), ..EngineEnd::default() };
             return Ok(self.shared.events.send(Event::EngineExited { pid, end }).await?);
         };
-        if with_autopsy && let Ok(found) = belonging(&self.shared.tag, Some(Trail::from(&record))).await {
-            let pids: Vec<u32> = found.iter().map(|process| process.pid).collect();
+        if with_autopsy {
+            let pids = self.processes_of(&record).await;
             let stacks = autopsy(&pids).await;
             warn!(pid, threads = stacks.len(), first = stacks.first(), "engine is stopped for not moving");
             let mut traces = self.shared.traces();
@@ -344,7 +365,12 @@ async fn ended(record: &Record, child: Option<Child>) -> String {
         let held = PidFd::open(record.pid).inspect_err(|error| warn!(%error, "no descriptor of the engine"));
         while record.is_alive().await.unwrap_or(true) {
             match &held {
-                Ok(Some(held)) if held.ended().await.is_ok() => {}
+                // Its end is looked at once more; what cannot be seen then is asked for at leisure.
+                Ok(Some(held)) if held.ended().await.is_ok() => {
+                    if record.is_alive().await.unwrap_or(true) {
+                        tokio::time::sleep(ADOPTED_LOOK_EVERY).await;
+                    }
+                }
                 Ok(_) | Err(_) => tokio::time::sleep(ADOPTED_LOOK_EVERY).await,
             }
         }

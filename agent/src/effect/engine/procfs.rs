@@ -37,11 +37,14 @@ pub(super) async fn processes() -> io::Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Bytes that `pid` has asked the kernel to read so far (`rchar`: files, pages in the cache included); 0 when that may
-/// not be read.
+/// Bytes that `pid` has read so far: what it asked for (`rchar`, pages in the cache included) and what was fetched from
+/// disks for it (`read_bytes`, which counts the page faults of a mapped file too). 0 when that may not be read.
 pub(super) async fn read_bytes(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/io")).await.unwrap_or_default();
-    text.lines().find_map(|line| line.strip_prefix("rchar: ")?.trim().parse().ok()).unwrap_or(0)
+    let value = |line: &str| {
+        ["rchar: ", "read_bytes: "].iter().find_map(|name| line.strip_prefix(name)?.parse::<u64>().ok())
+    };
+    text.lines().filter_map(value).sum::<u64>()
 }
 
 /// The environment a process was started with, entries ended by NUL; empty when it may not be read.

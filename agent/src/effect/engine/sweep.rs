@@ -20,6 +20,9 @@ use super::{Record, cgroup, procfs};
 /// A killed process is gone in milliseconds; one that waits for a device may take longer, or for ever.
 const SWEEP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// `/proc` of a process that hangs in a driver may hang too.
+const LISTED_WITHIN: Duration = Duration::from_secs(2);
+
 /// Between two looks at what is left.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -66,11 +69,12 @@ pub(super) async fn sweep(tag: &Tag, trail: Option<Trail<'_>>) -> Vec<u32> {
     let mut left = Vec::new();
     let sweeping = async {
         loop {
-            match belonging(tag, trail).await {
-                Ok(found) if found.is_empty() => break,
-                Ok(found) => left = found,
+            match tokio::time::timeout(LISTED_WITHIN, belonging(tag, trail)).await {
+                Ok(Ok(found)) if found.is_empty() => break,
+                Ok(Ok(found)) => left = found,
                 // Not to be seen is not to be gone.
-                Err(error) => warn!(%error, "engine processes cannot be looked for"),
+                Ok(Err(error)) => warn!(%error, "engine processes cannot be looked for"),
+                Err(_) => warn!(within = ?LISTED_WITHIN, "engine processes are not listed in time"),
             }
             for process in &left {
                 send(process.pid, Signal::SIGKILL);

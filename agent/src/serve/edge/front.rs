@@ -142,6 +142,12 @@ impl Edge {
         }
     }
 
+    /// Requests that are with this node's own engine now.
+    #[must_use]
+    pub fn own_in_flight(&self) -> u32 {
+        self.shared.counts.in_flight(Flow::OwnEngine)
+    }
+
     /// Answers a user, from whichever replica can.
     pub async fn from_user(&self, request: Request<Incoming>) -> Response<PeerBody> {
         let (method, path) = (request.method().clone(), request.uri().path().to_owned());
