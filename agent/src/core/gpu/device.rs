@@ -48,7 +48,7 @@ impl Device {
         if let Some(old) = self.marks.iter_mut().find(|old| old.cause == mark.cause) {
             let is_waived = old.is_waived && mark.action <= old.action;
             if old.action == mark.action && (old.is_waived || old.cause == Cause::Recovery) {
-                old.why = mark.why;
+                (old.why, old.at) = (mark.why, mark.at);
             } else if old.action <= mark.action {
                 *old = Mark { is_waived, ..mark };
             }

@@ -106,7 +106,7 @@ impl Gpus {
         let remembered = |device: &Device| RememberedGpu {
             uuid: device.uuid.clone(),
             pci: device.pci.clone(),
-            marks: device.marks.iter().filter(|mark| mark.is_remembered()).cloned().collect(),
+            marks: device.marks.iter().filter(|mark| mark.is_remembered()).map(Mark::timeless).collect(),
         };
         GpuMemory { gpus: self.roll.iter().map(remembered).collect() }
     }
@@ -236,13 +236,15 @@ impl Gpus {
     }
 
     fn xid(&mut self, now: Mono, seen: XidSeen, out: &mut Vec<GpuFinding>) {
-        let (index, before) = match self.history.hear(now, seen, self.timing.dedupe) {
-            Sighting::New(index) => (index, None),
-            Sighting::Learnt { index, before } => (index, Some(before)),
-            Sighting::Repeated => return,
+        let word = word_of(&seen);
+        let (index, before, is_new) = match self.history.hear(now, seen, self.timing.dedupe) {
+            Sighting::New(index) => (index, None, true),
+            Sighting::Learnt { index, before } => (index, Some(before), false),
+            // As fresh as at first, for what ends a mark with time; it is not told again.
+            Sighting::Repeated(index) => (index, None, false),
         };
         let Some(entry) = self.history.entry(index) else { return };
-        let (first, seen, known_action) = (entry.first, entry.seen.clone(), entry.action);
+        let (marked_at, seen, known_action) = (entry.before, entry.seen.clone(), entry.action);
         let timing = self.timing;
         let beside = self.history.beside(now, index, timing.symptom_window);
         let mut device = match &seen.pci {
@@ -257,17 +259,16 @@ impl Gpus {
         let resolution = resolve(&seen, &Context { beside: &beside, recovery });
         if let Some(device) = &mut device {
             if let Some(before) = &before {
-                device.unmark(&cause_of(before), first);
+                device.unmark(&cause_of(before), marked_at);
             }
-            if let Some(mark) = Mark::of_xid(first, &seen, &resolution, timing.note_for) {
+            if let Some(mark) = Mark::of_xid(now, &seen, &resolution, timing.note_for) {
                 device.mark(mark);
             }
-            if let Some(word) = word_of(&seen) {
+            if let Some(word) = word {
                 device.driver_says(now, word);
             }
         }
         self.history.judged(index, resolution.action);
-        let is_new = before.is_none();
         if is_new {
             out.push(GpuFinding::Xid { seen: seen.clone(), action: resolution.action });
         }

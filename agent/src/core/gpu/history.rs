@@ -14,8 +14,9 @@ const XIDS_MAX: usize = 64;
 /// One XID with what it came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Entry {
-    pub(super) first: Mono,
     pub(super) last: Mono,
+    /// The sighting before that, at which its mark was made last.
+    pub(super) before: Mono,
     pub(super) seen: XidSeen,
     pub(super) action: GpuAction,
 }
@@ -27,8 +28,8 @@ pub(super) enum Sighting {
     New(usize),
     /// A known one, of which something was learnt; `before` is what was known.
     Learnt { index: usize, before: XidSeen },
-    /// A known one.
-    Repeated,
+    /// A known one, which goes on.
+    Repeated(usize),
 }
 
 #[derive(Debug, Default)]
@@ -47,11 +48,12 @@ impl History {
             .rev()
             .find(|(_, entry)| now.since(entry.last) <= dedupe && is_same(&entry.seen, &seen));
         if let Some((index, entry)) = same {
+            entry.before = entry.last;
             entry.last = now;
             let before = entry.seen.clone();
             learn(&mut entry.seen, seen);
             return if entry.seen == before {
-                Sighting::Repeated
+                Sighting::Repeated(index)
             } else {
                 Sighting::Learnt { index, before }
             };
@@ -59,7 +61,7 @@ impl History {
         if self.entries.len() == XIDS_MAX {
             self.entries.pop_front();
         }
-        self.entries.push_back(Entry { first: now, last: now, seen, action: GpuAction::Report });
+        self.entries.push_back(Entry { last: now, before: now, seen, action: GpuAction::Report });
         Sighting::New(self.entries.len() - 1)
     }
 
@@ -176,7 +178,7 @@ mod tests {
         assert_eq!(history.hear(Mono::ZERO, link("Link 01 (0x4 0x40)"), WINDOW), Sighting::New(5));
         let sm = |text: &str| XidSeen { text: text.to_owned(), ..xid(13, Some(7)) };
         assert!(matches!(history.hear(Mono::ZERO, sm("SM 0"), WINDOW), Sighting::Learnt { index: 2, .. }));
-        assert_eq!(history.hear(Mono::ZERO, sm("SM 1"), WINDOW), Sighting::Repeated);
+        assert_eq!(history.hear(Mono::ZERO, sm("SM 1"), WINDOW), Sighting::Repeated(2));
     }
 
     #[test]
@@ -186,7 +188,7 @@ mod tests {
         let rich = XidSeen { text: "79, pid=7".to_owned(), ..xid(79, Some(7)) };
         let learnt = history.hear(Mono::ZERO, rich.clone(), WINDOW);
         assert_eq!(learnt, Sighting::Learnt { index: 0, before: xid(79, None) });
-        assert_eq!(history.hear(Mono::ZERO, xid(79, None), WINDOW), Sighting::Repeated);
+        assert_eq!(history.hear(Mono::ZERO, xid(79, None), WINDOW), Sighting::Repeated(0));
         assert_eq!(history.since(Mono::ZERO)[0].1, rich);
     }
 

@@ -204,6 +204,11 @@ impl Mark {
         }
     }
 
+    /// As it is remembered: it does not change by being made again.
+    pub(super) fn timeless(&self) -> Self {
+        Self { at: Mono::default(), ..self.clone() }
+    }
+
     /// Whether an operator's word ends it for good; what is seen anew with every sample can only be waived.
     pub(super) fn can_be_cleared(&self) -> bool {
         match self.cause {

@@ -106,3 +106,38 @@ fn a_storm_stays_within_its_bounds() {
     assert_eq!(one.memory().gpus[0].marks.len(), 16);
     assert!(matches!(verdict(&one, 0), GpuVerdict::Unhealthy { action: GpuAction::ResetGpu, .. }));
 }
+
+#[test]
+fn a_fault_that_repeats_counts_for_as_long_as_it_does() {
+    let mut gpus = gpus(1);
+    let _ = gpus.hear(at(20), GpuEvent::Xid(xid(119)));
+    for s in (24..=100).step_by(4) {
+        let findings = gpus.hear(at(s), GpuEvent::Xid(xid(119)));
+        assert_eq!(findings, [], "{s} s: told once, saved once");
+        let _ = gpus.hear(at(s + 1), cheap(vec![healthy(0)]));
+        assert!(gpus.condemned().is_some(), "{s} s: the driver's none may be from before it");
+    }
+    let _ = gpus.hear(at(101 + SETTLED_S), cheap(vec![healthy(0)]));
+    assert_eq!(gpus.condemned(), None);
+}
+
+#[test]
+fn a_fault_that_repeats_is_marked_again_after_its_mark_was_lifted() {
+    let mut gpus = gpus(1);
+    let _ = gpus.hear(at(20), GpuEvent::Xid(xid(119)));
+    let _ = gpus.hear(at(21), GpuEvent::Cleared { gpu: None });
+    assert_eq!(gpus.condemned(), None);
+    assert_eq!(faults(&gpus.hear(at(24), GpuEvent::Xid(xid(119)))), []);
+    assert!(gpus.condemned().is_some());
+}
+
+#[test]
+fn a_note_is_not_dropped_while_its_fault_repeats() {
+    let mut gpus = gpus(1);
+    for s in (0..8000).step_by(4) {
+        let _ = gpus.hear(at(20 + s), GpuEvent::Xid(xid(200)));
+        assert!(matches!(verdict(&gpus, 0), GpuVerdict::Degraded { .. }), "{s} s");
+    }
+    let _ = gpus.hear(at(8020 + 3600), cheap(vec![healthy(0)]));
+    assert_eq!(verdict(&gpus, 0), GpuVerdict::Healthy);
+}
