@@ -20,7 +20,21 @@ pub(super) struct Device {
     pub(super) pci: Option<PciAddress>,
     pub(super) sample: Option<GpuSample>,
     pub(super) marks: Vec<Mark>,
-    is_lost: bool,
+    presence: Presence,
+    /// What people were told of it last; `None`: nothing yet, as if healthy.
+    pub(super) told: Option<String>,
+}
+
+/// What the newest round of samples has of a GPU.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Presence {
+    /// A sample: its index is the driver's of now.
+    Sampled,
+    /// Nothing.
+    #[default]
+    Silent,
+    /// The driver's word, or its count, that it is gone.
+    Lost,
 }
 
 impl Device {
@@ -29,12 +43,21 @@ impl Device {
     }
 
     pub(super) fn is_lost(&self) -> bool {
-        self.is_lost
+        self.presence == Presence::Lost
     }
 
-    /// The driver's index, once it was sampled.
+    pub(super) fn presence(&self) -> Presence {
+        self.presence
+    }
+
+    /// The driver's index when it was sampled last. Another GPU may have it since.
     pub(super) fn index(&self) -> Option<u32> {
         self.sample.as_ref().map(|sample| sample.index)
+    }
+
+    /// The index that people know it by, where it is now at `index`: of a lost one that is the index it had.
+    pub(super) fn called(&self, index: u32) -> u32 {
+        self.index().filter(|_| self.is_lost()).unwrap_or(index)
     }
 
     /// The driver's word that asks for the application to be restarted, if that is its word.
@@ -73,11 +96,11 @@ impl Device {
     }
 
     pub(super) fn sampled(&mut self, now: Mono, sample: GpuSample, is_full: bool, timing: &GpuTiming) {
-        if self.is_lost {
-            self.is_lost = false;
+        if self.is_lost() {
             self.relieve(Relief::CameBack);
             self.marks.retain(|mark| mark.cause != Cause::Lost);
         }
+        self.presence = Presence::Sampled;
         self.pci = sample.pci.clone().or(self.pci.take());
         self.uuid = Some(sample.uuid.clone());
         for condition in conditions(now, &sample, timing) {
@@ -104,8 +127,14 @@ impl Device {
 
     /// The driver shows the GPU no more.
     pub(super) fn vanished(&mut self, now: Mono) {
-        self.is_lost = true;
-        let why = "lost: the driver shows it no more".to_owned();
+        self.presence = Presence::Lost;
+        // The indices of those after it move down: a person can tell which one it is by what it was.
+        let why = ["lost: shown no more".to_owned()]
+            .into_iter()
+            .chain(self.index().map(|index| format!("was gpu {index}")))
+            .chain(self.uuid.clone())
+            .collect::<Vec<_>>()
+            .join(", ");
         self.mark(Mark::new(now, Cause::Lost, GpuAction::ReplaceNode, why, WayBack::GpuBack));
     }
 
@@ -203,7 +232,7 @@ impl Device {
     pub(super) fn health(&self, index: u32) -> GpuHealth {
         let sample = self.sample.as_ref();
         // Figures of a lost GPU are those of the past; its size is not.
-        let now = sample.filter(|_| !self.is_lost);
+        let now = sample.filter(|_| !self.is_lost());
         GpuHealth {
             index,
             verdict: self.verdict(),

@@ -45,6 +45,9 @@ pub struct VramReading {
     pub processes: Vec<GpuProcess>,
 }
 
+/// The sight as people are told of it while nothing is in its way.
+const SEEING: &str = "read";
+
 /// How the driver answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Sight {
@@ -64,7 +67,7 @@ pub struct Gpus {
     inventory: Option<GpuInventory>,
     roll: Roll,
     history: History,
-    told: BTreeMap<String, String>,
+    told_sight: String,
     told_memory: GpuMemory,
 }
 
@@ -83,7 +86,7 @@ impl Gpus {
             inventory: None,
             roll: Roll::default(),
             history: History::default(),
-            told: BTreeMap::new(),
+            told_sight: SEEING.to_owned(),
             told_memory: GpuMemory::default(),
         }
     }
@@ -180,7 +183,7 @@ impl Gpus {
         for (index, device) in self.roll.indexed() {
             let GpuVerdict::Unhealthy { action, reason } = device.verdict() else { continue };
             if action.condemns() && gravest.as_ref().is_none_or(|(other, _)| action > *other) {
-                gravest = Some((action, format!("gpu {index}: {reason}")));
+                gravest = Some((action, format!("gpu {}: {reason}", device.called(index))));
             }
         }
         gravest
@@ -280,26 +283,23 @@ impl Gpus {
 
     fn tell_changes(&mut self, out: &mut Vec<GpuFinding>) {
         let sight = match &self.sight {
-            Sight::Unknown | Sight::Absent | Sight::Open(_) => "read".to_owned(),
+            Sight::Unknown | Sight::Absent | Sight::Open(_) => SEEING.to_owned(),
             Sight::Blind(reason) => format!("blind: {reason}"),
             Sight::Wedged(reason) => format!("wedged: {reason}"),
         };
-        let mut now = BTreeMap::from([("GPUs".to_owned(), sight)]);
-        for (index, device) in self.roll.indexed() {
-            let text = match device.verdict() {
-                GpuVerdict::Healthy => "healthy".to_owned(),
-                GpuVerdict::Degraded { reason } => format!("degraded: {reason}"),
-                GpuVerdict::Unhealthy { action, reason } => format!("unhealthy: {action}: {reason}"),
-            };
-            now.insert(format!("gpu {index}"), text);
+        if sight != self.told_sight {
+            out.push(GpuFinding::Changed { text: format!("GPUs {sight}") });
+            self.told_sight = sight;
         }
-        for (subject, text) in &now {
-            let before = self.told.get(subject).map(String::as_str);
-            if before.unwrap_or(if subject == "GPUs" { "read" } else { "healthy" }) != text {
-                out.push(GpuFinding::Changed { text: format!("{subject} {text}") });
+        // By the GPU and not by its index, which is another's once one before it is lost.
+        for (index, device) in self.roll.indexed_mut() {
+            let text = device.verdict().text();
+            if device.told.as_deref().unwrap_or(GpuVerdict::Healthy.as_str()) != text {
+                let name = device.called(index);
+                out.push(GpuFinding::Changed { text: format!("gpu {name} {text}") });
             }
+            device.told = Some(text);
         }
-        self.told = now;
         let memory = self.memory();
         if memory != self.told_memory {
             out.push(GpuFinding::MemoryChanged);

@@ -1,9 +1,11 @@
 //! Which GPUs the node has: met, missed, found again.
 
+use std::collections::BTreeSet;
+
 use cic_common::gpu::{GpuSample, PciAddress};
 use cic_common::time::Mono;
 
-use super::device::Device;
+use super::device::{Device, Presence};
 
 /// GPUs of a node that are told apart. The largest machines have 16.
 pub(super) const GPUS_MAX: usize = 32;
@@ -110,7 +112,14 @@ impl Roll {
             .filter(|(_, device)| device.index().is_none() && is_open(device) && !is_stand_in(device));
         for name in names {
             let index = index_in(name);
-            let was_there = self.devices.iter().position(|device| device.index() == index && is_open(device));
+            // One that was lost before may have had the index too.
+            let had_it = |is_lost: bool| {
+                let has = |device: &Device| {
+                    device.index() == index && is_open(device) && device.is_lost() == is_lost
+                };
+                self.devices.iter().position(has)
+            };
+            let was_there = had_it(false).or_else(|| had_it(true));
             match was_there.or_else(|| unsampled.next().map(|(at, _)| at)) {
                 Some(at) => gone.push(at),
                 None => stand_ins.push(*name),
@@ -129,20 +138,35 @@ impl Roll {
         }
     }
 
-    /// Every GPU with its index: the driver's, or the next free one where it never told.
+    /// Every GPU with its index, no two with the same: the driver's of now; else the last that it had, or the first
+    /// that is free where it never had one or another has it.
     pub(super) fn indexed(&self) -> Vec<(u32, &Device)> {
-        let of = |device: &Device| device.index().or_else(|| index_in(device.uuid.as_deref()?));
-        let mut free = self.devices.iter().filter_map(of).max().map_or(0, |max| max.saturating_add(1));
-        let mut indexed: Vec<(u32, &Device)> = Vec::new();
-        for device in &self.devices {
-            let index = of(device).unwrap_or_else(|| {
-                free = free.saturating_add(1);
-                free - 1
-            });
-            indexed.push((index, device));
-        }
+        let mut indexed: Vec<_> = self.indices().into_iter().zip(&self.devices).collect();
         indexed.sort_by_key(|(index, _)| *index);
         indexed
+    }
+
+    /// As [`Self::indexed`].
+    pub(super) fn indexed_mut(&mut self) -> Vec<(u32, &mut Device)> {
+        let mut indexed: Vec<_> = self.indices().into_iter().zip(&mut self.devices).collect();
+        indexed.sort_by_key(|(index, _)| *index);
+        indexed
+    }
+
+    /// The index of each device.
+    fn indices(&self) -> Vec<u32> {
+        let mut taken = BTreeSet::new();
+        let mut indices: Vec<Option<u32>> = vec![None; self.devices.len()];
+        for is_sampled in [true, false] {
+            for (place, device) in indices.iter_mut().zip(&self.devices) {
+                let known = device.index().or_else(|| index_in(device.uuid.as_deref()?));
+                if (device.presence() == Presence::Sampled) == is_sampled {
+                    *place = known.filter(|index| taken.insert(*index));
+                }
+            }
+        }
+        let mut free = (0..).filter(|index| !taken.contains(index));
+        indices.into_iter().map(|index| index.or_else(|| free.next()).unwrap_or(u32::MAX)).collect()
     }
 }
 

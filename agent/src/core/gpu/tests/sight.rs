@@ -130,3 +130,40 @@ fn a_cheap_sample_keeps_the_slow_fields() {
     let reading = gpus.memory_used().unwrap();
     assert_eq!((reading.at, reading.used["GPU-0"]), (at(1), Bytes::mib(5)));
 }
+
+#[test]
+fn a_lost_gpu_is_told_by_name_where_the_indices_of_others_move_down() {
+    let without_3 = || {
+        let stay = (0..8).filter(|number| *number != 3).zip(0..);
+        stay.map(|(number, index)| GpuSample { index, ..healthy(number) }).collect::<Vec<_>>()
+    };
+    let named = || GpuEvent::Sampled {
+        is_full: false,
+        device_count: 7,
+        samples: without_3(),
+        lost: vec!["GPU-3".to_owned()],
+    };
+    for event in [named(), cheap(without_3())] {
+        let mut gpus = gpus(8);
+        let findings = gpus.hear(at(1), event.clone());
+        let [GpuFinding::Changed { text }] = findings.as_slice() else { panic!("{findings:?}") };
+        assert!(text.starts_with("gpu 3 unhealthy: ") && text.contains("was gpu 3, GPU-3"), "{text}");
+        let told: Vec<_> = health(&gpus).iter().map(|gpu| (gpu.index, gpu.verdict.as_str())).collect();
+        let expected: Vec<_> = (0..7).map(|index| (index, "healthy")).chain([(7, "unhealthy")]).collect();
+        assert_eq!(told, expected, "no index twice");
+        assert!(gpus.condemned().unwrap().1.starts_with("gpu 3: lost: shown no more, was gpu 3, GPU-3"));
+        assert_eq!(gpus.hear(at(2), event), [], "told once");
+        let findings = gpus.hear(at(3), sampled((0..8).map(healthy).collect()));
+        assert_eq!(findings, [GpuFinding::Changed { text: "gpu 3 healthy".to_owned() }]);
+    }
+}
+
+#[test]
+fn the_name_of_a_lost_gpu_is_not_cut() {
+    let uuid = "GPU-8d3f0c11-0000-4000-8000-00000000000f";
+    let one = || GpuSample { index: 15, uuid: uuid.to_owned(), ..healthy(15) };
+    let mut gpus = Gpus::default();
+    let _ = gpus.hear(at(0), sampled(vec![one()]));
+    let _ = gpus.hear(at(1), sampled(vec![]));
+    assert!(gpus.condemned().unwrap().1.contains(&format!("was gpu 15, {uuid}, until")));
+}
