@@ -1,5 +1,7 @@
 //! One node: what is known of it, what is believed, and whether it is to go.
 
+use std::time::Duration;
+
 use cic_common::id::{Incarnation, OperationId};
 use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
@@ -107,6 +109,34 @@ impl Node {
     /// Serving, and its work moves: only such a node is a replica that another's removal may rest on.
     pub(super) fn is_working(&self) -> bool {
         self.is_serving() && !self.is_stalled()
+    }
+
+    /// Believed, with an engine that may be at work on requests it took, whatever the phase: an agent that was started
+    /// anew, or whose engine fails its probes, loads by its own word while streams run on. An engine on its first load
+    /// works for nobody.
+    pub(super) fn may_work(&self) -> bool {
+        let Some(report) = self.report.as_ref().filter(|_| self.belief.is_routable()) else { return false };
+        let engine = &report.engine;
+        let was_ready = match engine.state {
+            EngineState::Ready | EngineState::Unready | EngineState::Stalled => true,
+            EngineState::Absent | EngineState::Starting | EngineState::Stopping | EngineState::Exited => {
+                false
+            }
+        };
+        let has_worked = was_ready || engine.is_adopted || self.has_served;
+        self.is_serving() || (engine.pid.is_some() && has_worked)
+    }
+
+    /// For how long it drains by its own word, as of its last report; `None` while it does not, or is not believed.
+    pub(super) fn drains_itself_for(&self) -> Option<Duration> {
+        let report = self.report.as_ref().filter(|_| self.belief.is_routable())?;
+        (report.phase == Phase::Draining).then(|| Duration::from_millis(report.phase_for_ms))
+    }
+
+    /// A notice that takes it leaves it time still, as of its last report.
+    pub(super) fn is_given_time(&self) -> bool {
+        let notice = self.report.as_ref().and_then(|report| report.notice.as_ref());
+        notice.is_some_and(|notice| notice.kind.takes_the_node() && notice.left_ms > 0)
     }
 
     /// Whether it may be serving someone, as far as is known: it did, or it spoke only to a controller before.

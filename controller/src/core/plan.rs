@@ -109,7 +109,8 @@ impl Fleet {
             let Some(node) = self.nodes.get(&id) else { continue };
             let Some(reason) = node.leaving.as_ref().map(|leaving| leaving.reason.clone()) else { continue };
             match self.next_step(now, node, standing) {
-                Step::Wait => {}
+                // A wait may be ended by time alone.
+                Step::Wait => self.plan_again(now),
                 Step::Drain => {
                     let within_ms = u64::try_from(self.timing.drain.as_millis()).unwrap_or(u64::MAX);
                     self.open(now, &id, OperationKind::Drain { within_ms }, reason, out);
@@ -140,12 +141,19 @@ impl Fleet {
                 (_, true) => Step::Wait,
             };
         }
+        let drain_max = self.timing.drain * 2 + self.timing.partition_grace;
         if let Some(since) = node.draining_since {
-            let overdue = now.since(since) > self.timing.drain * 2 + self.timing.partition_grace;
+            let overdue = now.since(since) > drain_max;
             return if overdue { Step::Terminate } else { Step::Wait };
         }
+        // A drain that nobody here asked for finishes the same requests; a notice sets its own time for it.
+        if let Some(draining) = node.drains_itself_for() {
+            let overdue = draining > drain_max && !node.is_given_time() && leaving.cause != Cause::Notice;
+            return if overdue { Step::Terminate } else { Step::Wait };
+        }
+        let may_work = node.may_work();
         let removal = match leaving.cause.removal() {
-            Removal::Now if node.is_serving() => Removal::DrainAfterReplacement,
+            Removal::Now if may_work => Removal::DrainAfterReplacement,
             removal => removal,
         };
         match removal {
@@ -153,17 +161,16 @@ impl Fleet {
             Removal::WhenStopped => Step::Wait,
             Removal::AfterReplacement if enough => Step::Terminate,
             // One too many is so only while enough others serve.
-            Removal::DrainAfterReplacement
-                if !node.is_serving() && (enough || leaving.cause != Cause::Surplus) =>
-            {
+            Removal::DrainAfterReplacement if !may_work && (enough || leaving.cause != Cause::Surplus) => {
                 Step::Terminate
             }
+            // One whose engine does not serve is drained too: what it took before may still run.
             Removal::DrainAfterReplacement if enough => Step::Drain,
             Removal::AfterReplacement | Removal::DrainAfterReplacement => {
                 Step::Hold("its replacement does not serve yet".to_owned())
             }
-            Removal::DrainNow if !node.is_serving() => Step::Terminate,
-            Removal::DrainNow if standing.others >= standing.min => Step::Drain,
+            Removal::DrainNow if !may_work => Step::Terminate,
+            Removal::DrainNow if !node.is_serving() || standing.others >= standing.min => Step::Drain,
             Removal::DrainNow => Step::Hold(format!(
                 "only {} others serve and the deployment's minimum is {}",
                 standing.others, standing.min

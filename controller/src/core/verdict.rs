@@ -33,7 +33,7 @@ pub enum Cause {
 /// How a node that is to go may be taken away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Removal {
-    /// Nothing of it can serve: give the VM back now.
+    /// Nothing of it can serve: give the VM back now. Where its engine may work all the same, as `DrainAfterReplacement`.
     Now,
     /// It may serve: only once enough others serve.
     AfterReplacement,
@@ -72,7 +72,7 @@ impl Cause {
     }
 
     /// Whether a later cause takes its place. That a node cannot heal stays the cause until it heals: should it fall
-    /// silent or be given notice meanwhile, it is removed no more slowly for that.
+    /// silent or be given notice meanwhile, it is removed no more slowly for that. What it drains, it finishes.
     pub(super) fn gives_way(self) -> bool {
         match self {
             Self::Lost | Self::Gone | Self::Notice | Self::TooSlow => true,
