@@ -10,14 +10,14 @@ use cic_common::supervise::Kind;
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
 use hyper::StatusCode;
-use hyper::header::RETRY_AFTER;
+use hyper::header::{HeaderValue, RETRY_AFTER};
 
 use self::stand::*;
 use super::answer::Refusal;
 use super::lifeline::is_silent;
 use super::pool::{Pool, Upstream};
 use super::request::EDGE_BODY_BYTES_MAX;
-use super::{NODE_HEADER, OwnEngine, REFUSED_HEADER};
+use super::{LAST_RESORT_HEADER, NODE_HEADER, OwnEngine, REFUSED_HEADER};
 use crate::core::EdgeMode;
 use crate::effect::link::Pulse;
 use crate::serve::peer::PeerPort;
@@ -192,12 +192,42 @@ async fn a_request_of_a_peer_is_answered_by_the_own_engine_or_refused_and_never_
     }
     assert_eq!((*own.asked.borrow(), *other.asked.borrow()), (0, 0));
 
+    // One that stands still takes what every other replica was asked for before, and nothing else.
+    stand.own(own.port, EdgeMode::Reluctant { reason: "stalled".to_owned() });
+    assert_eq!(ask().await.unwrap().headers()[REFUSED_HEADER], "stalled");
+    let mut last_resort = request(ASKING);
+    last_resort.headers_mut().insert(LAST_RESORT_HEADER, HeaderValue::from_static("1"));
+    let answer = within("answer", sender.send_afresh(&upstream, last_resort)).await.unwrap();
+    assert_eq!(text(answer).await, GOOD_BODY);
+    assert_eq!(*own.asked.borrow(), 1);
+
     stand.admit(&own);
     let answer = ask().await.unwrap();
     assert_eq!(answer.headers()[NODE_HEADER], "n0");
     assert_eq!(text(answer).await, GOOD_BODY);
-    assert_eq!((*own.asked.borrow(), *other.asked.borrow()), (1, 0));
+    assert_eq!((*own.asked.borrow(), *other.asked.borrow()), (2, 0));
     stand.until_in_flight(0).await;
+}
+
+#[tokio::test]
+async fn a_reluctant_engine_is_asked_last_and_asked_when_it_is_the_last() {
+    let stand = Stand::start(Role::Replica).await;
+    let own = stand.fake(Side::Own, Act::Say(GOOD.to_owned())).await;
+    let peer = stand.fake(Side::Peer, Act::Say(GOOD.to_owned())).await;
+    stand.own(own.port, EdgeMode::Reluctant { reason: "stalled".to_owned() });
+    stand.admit(&peer);
+    for _ in 0..4 {
+        assert_eq!(stand.ask(ASKING).await.headers()[NODE_HEADER], "n1");
+    }
+    assert_eq!((*own.asked.borrow(), *peer.asked.borrow()), (0, 4));
+    stand.route(Vec::new());
+    // A user cannot ask for it, and need not.
+    let mut client = stand.client().await;
+    let mut forged = request(ASKING);
+    forged.headers_mut().insert(LAST_RESORT_HEADER, HeaderValue::from_static("1"));
+    let answer = within("answer", client.sender.send_request(forged)).await.unwrap();
+    assert_eq!(answer.headers()[NODE_HEADER], "n0");
+    assert_eq!(*own.asked.borrow(), 1);
 }
 
 #[tokio::test]
