@@ -31,9 +31,6 @@ const HELP_BYTES_MAX: u64 = 4 << 20;
 /// A look at files or `/proc`.
 const LOOK_WITHIN: Duration = Duration::from_secs(10);
 
-/// The help is asked for at the lowest priority: it must not slow down what serves beside it.
-const NICENESS: &str = "19";
-
 /// Looks at what a start needs.
 #[derive(Debug, Clone)]
 pub struct Checker {
@@ -151,8 +148,8 @@ async fn installation(program: &Path) -> std::io::Result<Installation> {
 }
 
 async fn ask(program: &Path, assignment: &Assignment) -> Result<Flags, String> {
-    let mut command = Command::new("nice");
-    command.args(["-n", NICENESS]).arg(program).args(["serve", "--help=all"]).envs(&assignment.engine.env);
+    let mut command = Command::new(program);
+    command.args(["serve", "--help=all"]).envs(&assignment.engine.env);
     // A pager would wait for a person; argparse breaks lines at the width of the terminal.
     command.env("PAGER", "cat").env("COLUMNS", "80").env("HF_HUB_OFFLINE", "1");
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
