@@ -234,10 +234,20 @@ async fn a_gpu_that_is_lost_is_named_and_has_no_sample_and_may_come_back() {
 
 #[tokio::test]
 async fn a_gpu_that_was_lost_before_is_called_by_its_index() {
+    for script in [
+        json!({ "gpus": { "3": { "lost": true } } }),
+        json!({ "errors": { "nvmlDeviceGetHandleByIndex_v2:3": 999 } }),
+    ] {
+        let stand = Stand::new();
+        stand.script(script);
+        let round = stand.probe(&RARE).round().await;
+        assert_eq!((round.samples.len(), round.lost), (7, vec!["index 3".to_owned()]));
+    }
+    // Another user's, by its cgroup.
     let stand = Stand::new();
-    stand.script(json!({ "gpus": { "3": { "lost": true } } }));
+    stand.script(json!({ "errors": { "nvmlDeviceGetHandleByIndex_v2:3": 4 } }));
     let round = stand.probe(&RARE).round().await;
-    assert_eq!((round.samples.len(), round.lost), (7, vec!["index 3".to_owned()]));
+    assert_eq!((round.samples.len(), round.lost.len()), (7, 0));
 }
 
 #[tokio::test]

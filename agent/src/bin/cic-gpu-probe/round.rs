@@ -90,8 +90,9 @@ impl Gpus {
             }
             Err(error) => {
                 return match (self.at(index), error) {
-                    // What `nvidia-smi` says of a GPU off the bus: no device handle, "Unknown Error".
-                    (Some(uuid), NvmlError::Unknown) => Found::Lost(uuid),
+                    // What `nvidia-smi` says of a GPU off the bus: no device handle, "Unknown Error". It may have
+                    // been so before this probe started.
+                    (seen, NvmlError::Unknown) => Found::Lost(seen.unwrap_or(format!("index {index}"))),
                     (Some(uuid), _) => Found::Mute(uuid),
                     (None, _) => Found::Nothing,
                 };

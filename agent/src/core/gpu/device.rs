@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cic_common::gpu::{GpuAction, GpuHealth, GpuSample, GpuVerdict, PciAddress, RecoveryAction};
 use cic_common::time::Mono;
+use cic_common::units::Bytes;
 
 use super::condition::{carried, conditions};
 use super::mark::{Cause, Mark, Relief, WayBack};
@@ -123,6 +124,20 @@ impl Device {
             Some(old) if !is_full => carried(sample, old),
             Some(_) | None => sample,
         });
+    }
+
+    /// The newest round has no sample of it, and it is not lost: its figures are those of the past.
+    pub(super) fn fell_silent(&mut self) {
+        self.presence = Presence::Silent;
+        self.sample = self.sample.take().map(|old| {
+            let blank = GpuSample::unknown(old.index, old.uuid.clone());
+            carried(blank, &old)
+        });
+    }
+
+    /// Memory in use, where the newest round tells it.
+    pub(super) fn memory_used(&self) -> Option<Bytes> {
+        self.sample.as_ref().filter(|_| !self.is_lost())?.memory_used
     }
 
     /// The driver shows the GPU no more.

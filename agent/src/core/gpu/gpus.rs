@@ -39,7 +39,7 @@ pub enum GpuFinding {
 pub struct VramReading {
     /// When the sample came.
     pub at: Mono,
-    /// By uuid; a GPU whose use is not known is missing.
+    /// By uuid, of every GPU that is not lost.
     pub used: BTreeMap<String, Bytes>,
     /// Of all GPUs. The driver does not list processes everywhere: an empty list is no proof.
     pub processes: Vec<GpuProcess>,
@@ -156,6 +156,14 @@ impl Gpus {
         }
     }
 
+    /// An engine that a fault put in doubt made a token after it: what a restart of the application would have ended
+    /// has no hold on it any more. What changes by it is found with the next event.
+    pub fn engine_proved(&mut self, now: Mono) {
+        for device in self.roll.iter_mut() {
+            device.relieve_settled(now, Duration::ZERO, |_| Some(Relief::EngineProved));
+        }
+    }
+
     /// The GPUs as the controller is told of them, ordered by index.
     #[must_use]
     pub fn report(&self) -> GpuReport {
@@ -189,14 +197,22 @@ impl Gpus {
         gravest
     }
 
-    /// GPU memory in use; `None` unless the newest word of the driver is a sample that tells it.
+    /// GPU memory in use; `None` unless the newest word of the driver tells it of every GPU that is not lost: what a
+    /// part of them has in use proves nothing of the rest.
     #[must_use]
     pub fn memory_used(&self) -> Option<VramReading> {
         let Sight::Open(Some(at)) = self.sight else { return None };
-        let used: BTreeMap<String, Bytes> =
-            self.samples().filter_map(|sample| Some((sample.uuid.clone(), sample.memory_used?))).collect();
+        let used: Option<BTreeMap<String, Bytes>> = self
+            .roll
+            .iter()
+            .filter(|device| !device.is_lost())
+            // One that only the kernel's log told of is not known to be ours.
+            .filter_map(|device| Some((device.uuid.clone()?, device.memory_used())))
+            .map(|(uuid, used)| Some((uuid, used?)))
+            .collect();
         let processes = self.samples().filter_map(|sample| sample.processes.clone()).flatten().collect();
-        (!used.is_empty()).then_some(VramReading { at, used, processes })
+        let used = used.filter(|used| !used.is_empty())?;
+        Some(VramReading { at, used, processes })
     }
 
     /// XIDs seen at or after `since`, each with its last sighting and what it came to; the newest 64 at most.
@@ -210,7 +226,8 @@ impl Gpus {
         self.inventory.as_ref()
     }
 
-    /// The newest sample of each GPU that is not lost; slow fields are those of its last full sample.
+    /// The newest sample of each GPU that is not lost; slow fields are those of its last full sample. One that the
+    /// newest round has nothing of has only those.
     pub fn samples(&self) -> impl Iterator<Item = &GpuSample> {
         self.roll.iter().filter(|device| !device.is_lost()).filter_map(|device| device.sample.as_ref())
     }
@@ -236,6 +253,10 @@ impl Gpus {
             }
         }
         self.roll.miss(now, count, &uuids, lost);
+        let is_silent = |device: &&mut Device| {
+            !device.is_lost() && device.uuid.as_ref().is_some_and(|uuid| !uuids.contains(uuid))
+        };
+        self.roll.iter_mut().filter(is_silent).for_each(Device::fell_silent);
     }
 
     fn xid(&mut self, now: Mono, seen: XidSeen, out: &mut Vec<GpuFinding>) {

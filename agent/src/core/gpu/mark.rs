@@ -37,7 +37,7 @@ pub enum Cause {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum WayBack {
-    /// A new engine process, or the end of the process that the fault was charged to.
+    /// A new engine process, a token of one that was in doubt, or the end of the process that the fault was charged to.
     AppRestarted {
         pid: Option<u32>,
     },
@@ -62,6 +62,8 @@ pub enum WayBack {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relief {
     EngineStarted,
+    /// An engine that was in doubt works.
+    EngineProved,
     /// A process holds no memory of the GPU any more.
     ProcessGone(u32),
     /// The GPU was lost and is back.
@@ -110,17 +112,19 @@ impl WayBack {
     pub(super) fn is_met_by(&self, relief: Relief) -> bool {
         match self {
             Self::AppRestarted { pid } => match relief {
-                Relief::EngineStarted | Relief::CameBack => true,
+                Relief::EngineStarted | Relief::EngineProved | Relief::CameBack => true,
                 Relief::ProcessGone(gone) => *pid == Some(gone),
                 Relief::DriverSaidNone => false,
             },
             Self::GpuReset | Self::GpuBack => match relief {
                 Relief::CameBack | Relief::DriverSaidNone => true,
-                Relief::EngineStarted | Relief::ProcessGone(_) => false,
+                Relief::EngineStarted | Relief::EngineProved | Relief::ProcessGone(_) => false,
             },
             Self::VmRebooted | Self::DriverSaysNone => match relief {
                 Relief::DriverSaidNone => true,
-                Relief::EngineStarted | Relief::ProcessGone(_) | Relief::CameBack => false,
+                Relief::EngineStarted | Relief::EngineProved | Relief::ProcessGone(_) | Relief::CameBack => {
+                    false
+                }
             },
             Self::NotReported | Self::Quiet { .. } | Self::Operator => false,
         }

@@ -167,3 +167,41 @@ fn the_name_of_a_lost_gpu_is_not_cut() {
     let _ = gpus.hear(at(1), sampled(vec![]));
     assert!(gpus.condemned().unwrap().1.contains(&format!("was gpu 15, {uuid}, until")));
 }
+
+#[test]
+fn a_gpu_that_the_newest_round_has_nothing_of_shows_no_old_figures() {
+    let mut gpus = gpus(2);
+    let one = GpuEvent::Sampled { is_full: false, device_count: 2, samples: vec![healthy(0)], lost: vec![] };
+    let _ = gpus.hear(at(1), one);
+    let silent = &health(&gpus)[1];
+    assert_eq!((silent.memory_used, silent.memory_total), (None, Some(Bytes::mib(80_000))));
+    let _ = gpus.hear(at(2), sampled(vec![healthy(0), healthy(1)]));
+    assert_eq!(health(&gpus)[1].memory_used, Some(Bytes::mib(1000)));
+}
+
+#[test]
+fn memory_in_use_is_known_when_every_gpu_that_is_not_lost_tells_it() {
+    let round = |samples, lost: &[&str]| GpuEvent::Sampled {
+        is_full: false,
+        device_count: 2,
+        samples,
+        lost: lost.iter().map(|uuid| (*uuid).to_owned()).collect(),
+    };
+    let untold = |index| GpuSample { memory_used: None, ..healthy(index) };
+    for (name, event, told) in [
+        ("both", round(vec![healthy(0), healthy(1)], &[]), Some(2)),
+        ("no sample of one", round(vec![healthy(0)], &[]), None),
+        ("no figure of one", round(vec![healthy(0), untold(1)], &[]), None),
+        ("no figure of any", round(vec![untold(0), untold(1)], &[]), None),
+        ("one is lost", round(vec![healthy(0)], &["GPU-1"]), Some(1)),
+        ("all are lost", round(vec![], &["GPU-0", "GPU-1"]), None),
+    ] {
+        let mut gpus = gpus(2);
+        let _ = gpus.hear(at(1), event);
+        assert_eq!(gpus.memory_used().map(|reading| reading.used.len()), told, "{name}");
+    }
+    // A fault of a GPU that is never shown here, as in a container.
+    let mut gpus = gpus(1);
+    let _ = gpus.hear(at(1), GpuEvent::Xid(XidSeen { pci: pci_text(1).parse().ok(), ..xid(95) }));
+    assert_eq!(gpus.memory_used().map(|reading| reading.used.len()), Some(1));
+}

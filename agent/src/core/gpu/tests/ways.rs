@@ -6,6 +6,7 @@ use super::*;
 enum Step {
     Hear(GpuEvent),
     EngineStarted,
+    EngineProved,
 }
 
 fn drive(gpus: &mut Gpus, from: Mono, steps: Vec<Step>) {
@@ -17,6 +18,7 @@ fn drive(gpus: &mut Gpus, from: Mono, steps: Vec<Step>) {
                 gpus.engine_started(now);
                 let _ = gpus.hear(now, cheap(vec![healthy(0)]));
             }
+            Step::EngineProved => gpus.engine_proved(now),
         }
     }
 }
@@ -27,7 +29,7 @@ fn lost() -> GpuEvent {
 
 #[test]
 fn every_unhealthy_state_has_a_way_back() {
-    use Step::{EngineStarted, Hear};
+    use Step::{EngineProved, EngineStarted, Hear};
     let well = || Hear(sampled(vec![healthy(0)]));
     let fault = |code: u32| GpuEvent::Xid(XidSeen { pid: Some(7), ..xid(code) });
     let word = |word| sampled(vec![GpuSample { recovery_action: Some(word), ..healthy(0) }]);
@@ -44,6 +46,7 @@ fn every_unhealthy_state_has_a_way_back() {
     let failed = ("until the driver reports it no more", GpuAction::ReplaceNode);
     let table: Vec<(GpuEvent, (&str, GpuAction), Vec<Step>)> = vec![
         (fault(31), restart, vec![EngineStarted]),
+        (fault(31), restart, vec![EngineProved]),
         (fault(94), restart, vec![idle()]),
         (fault(94), restart, back()),
         (fault(94), restart, vec![cleared()]),
@@ -87,11 +90,13 @@ fn every_unhealthy_state_has_a_way_back() {
 
 #[test]
 fn what_is_no_way_back_ends_nothing() {
-    use Step::{EngineStarted, Hear};
+    use Step::{EngineProved, EngineStarted, Hear};
     let silent = GpuSample { recovery_action: None, ..healthy(0) };
     for (code, way) in [
         (95, vec![EngineStarted]),
+        (95, vec![EngineProved]),
         (79, vec![EngineStarted]),
+        (79, vec![EngineProved]),
         (151, vec![Hear(lost()), Hear(sampled(vec![silent.clone()]))]),
         (31, vec![Hear(says(RecoveryAction::None)), Hear(sampled(vec![healthy(0)]))]),
         (95, vec![Hear(GpuEvent::Cleared { gpu: Some("GPU-1".to_owned()) })]),
