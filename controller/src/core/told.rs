@@ -101,21 +101,29 @@ fn of_action(action: GpuAction) -> Severity {
     }
 }
 
-/// By the verdict's word in [`cic_common::report::GpuReport::text`], which ends what stands before the first colon.
+/// Of a change as the agent words it: the subject, a word, and what it says of that word after a colon, as in
+/// `gpu 3 unhealthy: reset the GPU: XID 95`. The subject may say more than an index.
+///
+/// A hang of the driver is a warning here: its alert is that of the report, once for one hang, while the agent's words
+/// for it change with the call that hangs.
 fn of_gpus(text: &str) -> Severity {
-    let verdict = text.split(':').next().and_then(|head| head.split_whitespace().next_back());
-    match verdict {
-        Some("healthy" | "absent") => Severity::Info,
-        Some("unhealthy" | "wedged") => Severity::Alert,
-        // Degraded, blind, or words that this build does not know.
+    let (head, detail) = text.split_once(": ").unwrap_or((text, ""));
+    match head.split_whitespace().next_back() {
+        Some("healthy" | "read") => Severity::Info,
+        Some("unhealthy") => {
+            let word = detail.split_once(": ").map_or(detail, |(action, _)| action);
+            let action = GpuAction::ALL.into_iter().find(|action| action.as_str() == word);
+            // No lighter than a warning, and an action that this build does not know may be of the gravest.
+            action.map_or(Severity::Alert, |action| of_action(action).max(Severity::Warning))
+        }
+        // Degraded, blind, wedged, XIDs that may be missed, or words that this build does not know.
         Some(_) | None => Severity::Warning,
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use cic_common::gpu::{GpuHealth, GpuSummary, GpuVerdict};
-    use cic_common::report::GpuReport;
+    use cic_common::gpu::GpuVerdict;
 
     use super::*;
 
@@ -149,29 +157,37 @@ mod tests {
     }
 
     #[test]
-    fn a_change_of_the_gpus_is_as_grave_as_the_new_verdict() {
-        let seen = |verdict| {
-            let gpu = GpuHealth {
-                index: 0,
-                verdict,
-                memory_used: None,
-                memory_total: None,
-                utilization_percent: None,
-                temperature_c: None,
-            };
-            GpuReport::Seen(GpuSummary { driver_version: None, gpus: vec![gpu] })
-        };
+    fn a_change_of_a_gpu_is_as_grave_as_its_new_verdict() {
         let reason = || "healthy: no, XID 48".to_owned();
-        for (report, severity) in [
-            (GpuReport::Absent, Severity::Info),
-            (seen(GpuVerdict::Healthy), Severity::Info),
-            (GpuReport::Blind { reason: reason() }, Severity::Warning),
-            (seen(GpuVerdict::Degraded { reason: reason() }), Severity::Warning),
-            (GpuReport::Wedged { reason: reason() }, Severity::Alert),
-            (seen(GpuVerdict::Unhealthy { action: GpuAction::ResetGpu, reason: reason() }), Severity::Alert),
-        ] {
-            assert_eq!(of_gpus(&report.text()), severity, "{}", report.text());
+        let unhealthy = |action| GpuVerdict::Unhealthy { action, reason: reason() };
+        let degraded = GpuVerdict::Degraded { reason: reason() };
+        let rows = [(GpuVerdict::Healthy, Severity::Info), (degraded, Severity::Warning)].into_iter().chain(
+            GpuAction::ALL.map(|action| {
+                let severity = if action.condemns() { Severity::Alert } else { Severity::Warning };
+                (unhealthy(action), severity)
+            }),
+        );
+        for (verdict, severity) in rows {
+            for subject in ["gpu 3", "gpu 3 (GPU-5c1f, unhealthy before)", "gpu 0000:3b:00"] {
+                let text = format!("{subject} {}", verdict.text());
+                assert_eq!(of_gpus(&text), severity, "{text}");
+            }
         }
-        assert_eq!(of_gpus("words of a later agent"), Severity::Warning);
+        assert_eq!(of_gpus("gpu 3 unhealthy: an act of a later agent: XID 200"), Severity::Alert);
+    }
+
+    #[test]
+    fn a_change_of_sight_is_a_warning_until_all_is_read_again() {
+        for (text, severity) in [
+            ("GPUs read", Severity::Info),
+            ("GPUs blind: the driver is not loaded: unhealthy", Severity::Warning),
+            ("GPUs wedged: nvmlInit does not come back", Severity::Warning),
+            ("XIDs from NVML may be missed: healthy", Severity::Warning),
+            ("XIDs in the kernel log may be missed: permission denied", Severity::Warning),
+            ("words of a later agent", Severity::Warning),
+            ("", Severity::Warning),
+        ] {
+            assert_eq!(of_gpus(text), severity, "{text}");
+        }
     }
 }

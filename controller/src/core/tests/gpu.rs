@@ -14,16 +14,21 @@ use crate::core::*;
 fn a_wedged_driver_is_told_of_once_and_the_node_goes_on_serving() {
     let mut bench = Bench::serving(2);
     let node = bench.node(0);
-    let told = |bench: &Bench| bench.notes.iter().filter(|note| note.kind == "gpu-wedged").count();
-    let wedged = GpuReport::Wedged { reason: "nvmlDeviceGetTemperature".to_owned() };
-    bench.change(&node, |report| report.gpu = wedged.clone());
+    let told = |bench: &Bench| bench.notes.iter().filter(|note| note.severity == Severity::Alert).count();
+    let wedged = |call: &str| GpuReport::Wedged { reason: format!("{call} does not come back") };
+    for call in ["nvmlDeviceGetTemperature", "end of the probe"] {
+        let event = NodeEvent::GpuChanged { text: format!("GPUs {}", wedged(call).text()) };
+        bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+        bench.change(&node, |report| report.gpu = wedged(call));
+        bench.run(Duration::from_secs(20));
+    }
     bench.run(Duration::from_secs(300));
     assert_eq!(told(&bench), 1);
     assert!(bench.routed.contains(&node));
     assert_eq!((bench.launched.len(), bench.terminated.len()), (2, 0));
     bench.change(&node, |report| report.gpu = GpuReport::Absent);
     bench.run(Duration::from_secs(5));
-    bench.change(&node, |report| report.gpu = wedged);
+    bench.change(&node, |report| report.gpu = wedged("nvmlInit"));
     bench.run(Duration::from_secs(5));
     assert_eq!(told(&bench), 2, "a second hang is news");
 }
