@@ -92,7 +92,7 @@ fn gpu(gpu: &GpuHealth) -> Option<String> {
         GpuVerdict::Healthy => None,
         GpuVerdict::Degraded { reason } => Some(format!("  GPU {index} {verdict}: {reason}")),
         GpuVerdict::Unhealthy { action, reason } => {
-            Some(format!("  GPU {index} {verdict}: {reason}; way back: {action}"))
+            Some(format!("  GPU {index} {verdict}: {reason}; to do: {action}"))
         }
     }
 }
@@ -150,7 +150,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn each_gpu_that_is_not_healthy_has_a_line_with_its_way_back() {
+    fn each_gpu_that_is_not_healthy_has_a_line_with_what_is_to_be_done() {
         let mut report = report(vec![GpuVerdict::Healthy, bad()]);
         report.engine = EngineReport {
             state: EngineState::Stalled,
@@ -166,7 +166,7 @@ pub(super) mod tests {
                 "engine: stalled, pid 4711, adopted, started anew 2 times; last exit: signal 9; \
                  drift: max-model-len 8192, asked for 4096",
                 "GPUs: 1 of 2 unhealthy: gpu 1: reset the GPU: XID 95",
-                "  GPU 1 unhealthy: XID 95; way back: reset the GPU",
+                "  GPU 1 unhealthy: XID 95; to do: reset the GPU",
             ]
         );
         assert_eq!(lines(&NodeReport::booting()), ["engine: none", "GPUs: absent"]);
