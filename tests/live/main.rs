@@ -218,6 +218,8 @@ fn what_is_wrong_with_a_shard_that_passes_the_check_is_traced_in_the_log() {
     let reason = wait_failed(&mut solo);
     println!("truncated shard: {reason}");
     assert!(reason.contains("corrupt model file") && reason.contains("SafetensorError"), "{reason}");
+    // It is written beside the decision.
+    wait_until("a crash record", SOON, || solo.crashes().is_ok_and(|crashes| !crashes.is_empty()));
     let crash = solo.crashes().expect("records").pop().expect("a record");
     assert_eq!(crash["cause"], "corrupt_shard");
 }

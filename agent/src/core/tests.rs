@@ -13,6 +13,7 @@ use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 use super::gpu::GpuEvent;
 use super::*;
 
+mod on_gpu;
 mod supervision;
 
 struct Bench {
@@ -90,6 +91,10 @@ fn assignment(model: &str) -> Assignment {
         model: ModelSpec { name: model.to_owned(), path: "/m".to_owned() },
         engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
     }
+}
+
+fn stops(actions: &[Action]) -> bool {
+    actions.iter().any(|action| matches!(action, Action::StopEngine { .. }))
 }
 
 fn tells_phase(actions: &[Action], wanted: Phase) -> bool {
