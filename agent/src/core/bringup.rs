@@ -287,6 +287,7 @@ impl Agent {
                                 "leave the engine alone",
                                 &format!("it made a token after: {doubt}"),
                             );
+                            self.gpus.engine_proved(now);
                         }
                     }
                     // A late token says nothing of a busy engine; whether anything moves does.
