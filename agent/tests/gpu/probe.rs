@@ -383,14 +383,28 @@ async fn a_probe_does_not_follow_one_that_has_not_ended() {
     let first = stand.probe(&["--lock", &lock]);
     wait_for("it hangs", || stand.call_count("nvmlInit_v2") == 1).await;
     let (said, status) = stand.probe(&["--lock", &lock]).end().await;
-    let Some(ProbeMessage::Failed { fault }) = said.last() else { panic!("{said:?}") };
-    assert!(fault.to_string().contains("an earlier cic-gpu-probe does not end"), "{fault}");
+    let Some(ProbeMessage::Failed { fault: ProbeFault::Stuck { cause } }) = said.last() else {
+        panic!("{said:?}")
+    };
+    assert!(cause.contains("an earlier cic-gpu-probe does not end"), "{cause}");
     assert!(status.success() && stand.call_count("nvmlInit_v2") == 1);
     let pid = first.child.id().unwrap().cast_signed();
     first.signal(Signal::SIGKILL);
     wait_for("the first ends", || !is_alive(pid)).await;
     stand.script(json!({}));
     assert_eq!(stand.probe(&["--lock", &lock]).round().await.samples.len(), 8);
+}
+
+#[tokio::test]
+async fn a_lock_that_cannot_be_asked_for_is_told_as_itself() {
+    let stand = Stand::new();
+    let lock = stand.path("no-such-directory/lock").display().to_string();
+    let (said, status) = stand.probe(&["--lock", &lock]).end().await;
+    let Some(ProbeMessage::Failed { fault: ProbeFault::Lock { cause } }) = said.last() else {
+        panic!("{said:?}")
+    };
+    assert!(cause.contains(&lock) && cause.contains("No such file"), "{cause}");
+    assert!(status.success() && stand.calls().is_empty());
 }
 
 #[test]

@@ -149,6 +149,33 @@ async fn a_probe_that_is_stopped_in_its_tracks_counts_as_stuck() {
 }
 
 #[tokio::test]
+async fn a_probe_of_an_earlier_agent_that_does_not_end_is_a_wedged_driver() {
+    let stand = Stand::new();
+    stand.script(json!({ "hang": ["nvmlInit_v2"] }));
+    let mut spec = stand.spec();
+    // The wait for the lock is no silence.
+    spec.spans.cheap_every = Duration::from_secs(10);
+    let earlier = stand.probe(&["--lock", &spec.lock.display().to_string()]);
+    wait_for("it hangs", || stand.call_count("nvmlInit_v2") == 1).await;
+    let mut watched = stand.watch(spec);
+    let told = watched
+        .next_of(|event| match event {
+            Event::Gpu(GpuEvent::Wedged { call, for_ms }) => Some((call, for_ms)),
+            Event::Gpu(other) => panic!("{other:?}"),
+            _ => None,
+        })
+        .await;
+    assert_eq!(told, ("an earlier cic-gpu-probe".to_owned(), 0));
+    let (_, for_ms) = watched.wedged().await;
+    assert!(for_ms > 0);
+    assert_eq!(stand.call_count("nvmlInit_v2"), 1, "none follows it");
+    earlier.signal(Signal::SIGKILL);
+    stand.script(json!({}));
+    assert_eq!(watched.sampled().await.len(), 8);
+    watched.stop().await;
+}
+
+#[tokio::test]
 async fn a_probe_that_dies_is_started_again() {
     let stand = Stand::new();
     let mut watched = stand.watch(stand.spec());
@@ -231,12 +258,17 @@ async fn an_operators_word_is_told_once_and_taken_away() {
     let (tasks, (to, mut events)) = (Supervisor::new(), mpsc::channel(8));
     let directory = state.path().to_owned();
     tasks.spawn("gpu clear", Kind::Vital, |token| clear::watch(directory, to, token));
-    for gpu in [Some("GPU-1".to_owned()), None] {
+    let is_empty = || std::fs::read_dir(state.path()).unwrap().next().is_none();
+    let one = Some("GPU-1".to_owned());
+    for gpu in [one.clone(), None, one.clone(), one] {
         write_clear(state.path(), gpu.clone()).unwrap();
         let event = timeout(PATIENCE, events.recv()).await.unwrap();
         assert_eq!(event, Some(Event::Gpu(GpuEvent::Cleared { gpu })));
-        wait_for("the word is taken away", || !state.path().join("gpu-clear.json").exists()).await;
     }
+    std::fs::write(state.path().join("gpu-clear.json"), r#"{"gpu":null}"#).unwrap();
+    let event = timeout(PATIENCE, events.recv()).await.unwrap();
+    assert_eq!(event, Some(Event::Gpu(GpuEvent::Cleared { gpu: None })));
+    wait_for("the words are taken away", is_empty).await;
     assert!(events.try_recv().is_err());
     tasks.stop(PATIENCE).await.unwrap();
 }

@@ -45,6 +45,12 @@ pub enum ProbeFault {
     NoPermission { cause: String },
     #[error("the driver answers with an error: {cause}")]
     Driver { cause: String },
+    /// A process that read the GPUs before does not come out of the driver.
+    #[error("stuck in the driver: {cause}")]
+    Stuck { cause: String },
+    /// The lock that keeps probes apart cannot be asked for.
+    #[error("no lock for the probe: {cause}")]
+    Lock { cause: String },
 }
 
 /// Probe to agent, on its standard output.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cic_common::gpu::ProbeFault;
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
 /// An orderly end takes about a second: the probe of an agent that was killed may still be at it.
@@ -24,18 +25,22 @@ impl Lock {
     /// Waits up to 5 s for an earlier probe to end.
     ///
     /// # Errors
-    /// When it does not, or the file cannot be opened.
+    /// [`ProbeFault::Stuck`] when it does not; [`ProbeFault::Lock`] when the file cannot be opened or locked.
     pub(crate) fn take(path: &Path) -> Result<Self, ProbeFault> {
-        let fault = |cause: String| ProbeFault::Driver { cause };
+        let fault = |error: &dyn std::fmt::Display| ProbeFault::Lock {
+            cause: format!("{}: {error}", path.display()),
+        };
         let open = || OpenOptions::new().create(true).truncate(false).write(true).open(path);
-        let mut file = open().map_err(|error| fault(format!("{}: {error}", path.display())))?;
+        let mut file = open().map_err(|error| fault(&error))?;
         for _ in 0..WAIT_STEPS {
             match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(locked) => return Ok(Self { _file: locked }),
-                Err((same, _)) => file = same,
+                Err((same, Errno::EWOULDBLOCK | Errno::EINTR)) => file = same,
+                Err((_, error)) => return Err(fault(&error)),
             }
             std::thread::sleep(WAIT_STEP);
         }
-        Err(fault(format!("an earlier cic-gpu-probe does not end: it holds {}", path.display())))
+        let cause = format!("an earlier cic-gpu-probe does not end: it holds {}", path.display());
+        Err(ProbeFault::Stuck { cause })
     }
 }

@@ -3,7 +3,7 @@
 use cic_common::backoff::Backoff;
 use cic_common::gpu::{ProbeFault, ProbeMessage, XidSource};
 use cic_common::supervise::TaskResult;
-use cic_common::time::Clock;
+use cic_common::time::{Clock, Mono};
 use cic_common::wire::frame::FrameError;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, sleep_until};
@@ -14,12 +14,15 @@ use super::device::is_there;
 use super::probe::Probe;
 use super::request::GpuRequests;
 use super::spec::GpuSpec;
-use super::vigil::{Alarm, Vigil};
+use super::vigil::{Alarm, Vigil, millis};
 use crate::core::Event;
 use crate::core::gpu::GpuEvent;
 
 /// Unexpected ends in a row after which there is nothing to wait for. One may be the kernel's need of memory.
 const ENDS_MAX: u32 = 3;
+
+/// What is said to be stuck when a probe finds another that does not end; the words are in `docs/gpu-probe.md`.
+const EARLIER_PROBE: &str = "an earlier cic-gpu-probe";
 
 /// Watches the GPUs until cancelled. There is never more than one probe: one that is stuck inside the driver is waited
 /// for, however long that takes.
@@ -35,7 +38,8 @@ pub async fn watch(
 ) -> TaskResult {
     let spans = spec.spans;
     let pauses = Backoff::new(spans.restart_first, spans.restart_max);
-    let mut watcher = Watcher { spec, clock, events, requests, pauses, end_count: 0, last_fault: None };
+    let mut watcher =
+        Watcher { spec, clock, events, requests, pauses, end_count: 0, last_fault: None, stuck_since: None };
     let mut probe = None;
     loop {
         // Cancel safe: the probe stays in its place and is stopped below.
@@ -84,6 +88,8 @@ struct Watcher {
     end_count: u32,
     /// The last one logged.
     last_fault: Option<ProbeFault>,
+    /// Since when an earlier probe, which is no child of this process, is known to be stuck.
+    stuck_since: Option<Mono>,
 }
 
 impl Watcher {
@@ -192,7 +198,7 @@ impl Watcher {
             }
             let silent_for = self.clock.now().since(began);
             if silent_for >= self.spec.spans.stuck_after {
-                let for_ms = u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX);
+                let for_ms = millis(silent_for);
                 self.send(GpuEvent::Wedged { call: "end of the probe".to_owned(), for_ms }).await?;
             }
         }
@@ -206,7 +212,7 @@ impl Watcher {
             }
             ProbeMessage::Calling { .. } => return Ok(()),
             ProbeMessage::Ready { inventory } => {
-                self.last_fault = None;
+                (self.last_fault, self.stuck_since) = (None, None);
                 GpuEvent::Ready(inventory)
             }
             ProbeMessage::Sampled { is_full, device_count, samples, lost } => {
@@ -214,9 +220,28 @@ impl Watcher {
             }
             ProbeMessage::Xid(xid) => GpuEvent::Xid(xid),
             ProbeMessage::EventsBlind { reason } => GpuEvent::XidsBlind { source: XidSource::Nvml, reason },
-            ProbeMessage::Failed { fault } => GpuEvent::Blind { reason: fault.to_string() },
+            ProbeMessage::Failed { fault } => self.faulted(fault),
         };
         self.send(event).await
+    }
+
+    /// A driver that holds a process of an earlier agent is as stuck as one that holds a child of this one.
+    fn faulted(&mut self, fault: ProbeFault) -> GpuEvent {
+        match fault {
+            ProbeFault::Stuck { .. } => {
+                let now = self.clock.now();
+                let since = *self.stuck_since.get_or_insert(now);
+                GpuEvent::Wedged { call: EARLIER_PROBE.to_owned(), for_ms: millis(now.since(since)) }
+            }
+            ProbeFault::NoDriver { .. }
+            | ProbeFault::VersionMismatch { .. }
+            | ProbeFault::NoPermission { .. }
+            | ProbeFault::Driver { .. }
+            | ProbeFault::Lock { .. } => {
+                self.stuck_since = None;
+                GpuEvent::Blind { reason: fault.to_string() }
+            }
+        }
     }
 
     async fn send(&self, event: GpuEvent) -> Result<(), Unheard> {
