@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::closed::EXIT_CLOSED;
+
 /// The command was understood and could not be done.
 const EXIT_FAILED: u8 = 1;
 
@@ -22,6 +24,11 @@ impl Failure {
     /// Everything that is wrong with what was given.
     pub(super) fn mistakes(lines: Vec<String>) -> Self {
         Self { lines, code: EXIT_CONFIG }
+    }
+
+    /// Nobody reads any more, so nothing is said.
+    pub(super) fn closed() -> Self {
+        Self { lines: Vec::new(), code: EXIT_CLOSED }
     }
 
     pub(super) fn code(&self) -> u8 {

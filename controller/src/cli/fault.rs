@@ -1,5 +1,6 @@
 //! `cic fault`: breaks one node of provider `local` by signals to its own processes.
 
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -118,8 +119,9 @@ impl Node {
         }
     }
 
+    /// A reader that is gone is no reason to leave the node broken for longer than was asked.
     fn say(&self, what: &str) {
-        println!("{} {}: {what}", cic_common::time::utc_text(unix_ms()), self.name);
+        let _ = writeln!(io::stdout(), "{} {}: {what}", cic_common::time::utc_text(unix_ms()), self.name);
     }
 
     fn machine(&self) -> Result<MachineRecord, Failure> {

@@ -13,6 +13,7 @@ mod apply;
 mod args;
 mod ask;
 mod client;
+mod closed;
 mod condition;
 mod deployments;
 mod dev;
@@ -32,4 +33,5 @@ mod table;
 mod why;
 
 pub use args::Cli;
+pub use closed::end_quietly_when_closed;
 pub use run::run;

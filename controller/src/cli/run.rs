@@ -5,9 +5,11 @@ use std::process::ExitCode;
 
 use super::args::{Cli, Command};
 use super::client::Client;
+use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
 use super::{apply, ask, deployments, dev, events, fault, nodes, operations, why};
+use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
 pub async fn run(cli: Cli) -> ExitCode {
@@ -45,6 +47,8 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
 }
 
 fn replay(file: &Path) -> Result<(), Failure> {
-    crate::record::replay(file, &mut std::io::stdout().lock())
-        .map_err(|error| Failure::new(format!("{} cannot be replayed: {error}", file.display())))
+    crate::record::replay(file, &mut std::io::stdout().lock()).map_err(|error| match error {
+        ReplayError::Read(error) if is_closed(&error) => Failure::closed(),
+        error => Failure::new(format!("{} cannot be replayed: {error}", file.display())),
+    })
 }
