@@ -13,9 +13,10 @@ use std::future::Future;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use cic_common::supervise::TaskResult;
+use cic_common::time::unix_ms;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, timeout};
@@ -60,10 +61,8 @@ struct ClearFile {
 /// # Errors
 /// When the directory cannot be written.
 pub fn write_clear(state_dir: &Path, gpu: Option<String>) -> io::Result<()> {
-    // A clock before 1970 costs the order among words and nothing else.
-    let unix_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
     let number = WRITTEN_COUNT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{PREFIX}{unix_ms}-{}-{number}{SUFFIX}", std::process::id());
+    let name = format!("{PREFIX}{}-{}-{number}{SUFFIX}", unix_ms(), std::process::id());
     let unfinished = state_dir.join(format!("{name}.tmp"));
     std::fs::write(&unfinished, serde_json::to_vec(&ClearFile { gpu })?)?;
     std::fs::rename(unfinished, state_dir.join(name))
