@@ -51,7 +51,8 @@ mod tests {
         let (read, write) = std::io::pipe().unwrap();
         let watched = Descriptor::new(read.into()).unwrap();
         drop(write);
-        let ready = tokio::time::timeout(std::time::Duration::from_secs(10), watched.readable()).await.unwrap();
+        let ready =
+            tokio::time::timeout(std::time::Duration::from_secs(10), watched.readable()).await.unwrap();
         assert!(ready.is_ok());
     }
 
