@@ -59,38 +59,13 @@ fn a_running_vllm_is_adopted_stalls_dies_and_stops_as_the_agent_expects() {
     let pid = solo.wait_serving(LOADED).expect("serves");
     println!("ready after {:.1} s", began.elapsed().as_secs_f64());
 
-    adopt_again_and_again(&mut solo, pid);
-    stall_and_move_again(&mut solo, pid);
-    kill_the_api_server(&mut solo, pid);
-    stop_with_a_stream_running(&mut solo);
-}
-
-fn adopt_again_and_again(solo: &mut Solo, pid: u32) {
-    let mut whole = 0;
-    for number in 1..=KILLS {
-        let streams = Streams::start(&solo.address("edge").expect("an edge"), "tiny", 2, 16);
-        solo.wait_for("a stream", SOON, |report| {
-            report["edge"]["in_flight"].as_u64().filter(|count| *count > 0)
-        })
-        .expect("streams run");
-        if number % 2 == 0 {
-            let seen = streams.stop();
-            assert!(
-                seen.refused.is_empty() && seen.broken.is_empty() && seen.whole > 0,
-                "{number}: {seen:?}"
-            );
-            whole += seen.whole;
-            solo.end_agent(Signal::SIGKILL).expect("killed");
-        } else {
-            solo.end_agent(Signal::SIGKILL).expect("killed");
-            let _ = streams.stop();
-        }
-        solo.start_agent().expect("started again");
-        assert_eq!(solo.wait_serving(SOON).expect("serves again"), pid, "after kill {number}");
-    }
+    let whole = solo.kill_under_streams(KILLS, 2, 16).expect("adopted each time");
     println!(
         "adopt: {KILLS} kills, pid {pid} throughout; {whole} streams whole, none broken once it was back"
     );
+    stall_and_move_again(&mut solo, pid);
+    kill_the_api_server(&mut solo, pid);
+    stop_with_a_stream_running(&mut solo);
 }
 
 /// A paused vLLM answers `/health` with 200, has a request running and moves no token.

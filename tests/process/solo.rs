@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use cic_common::process::{Process, family};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,9 +14,13 @@ use serde_json::{Value, json};
 
 use super::dev_fleet::{binary, repository};
 use super::http::request;
+use super::streams::Streams;
 
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(10);
+
+/// An adopted engine serves again within a second.
+const SERVES_AGAIN_WITHIN: Duration = Duration::from_secs(60);
 
 /// The agent answers from memory.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -254,6 +258,37 @@ impl Solo {
             .envs(self.options.env.iter().map(|(key, value)| (key, value)))
             .output()
             .context("run cic-agent")
+    }
+
+    /// Kills the agent `kills` times under `clients` streams of `tokens` tokens through its edge, and starts it again each
+    /// time. Every second life is let to finish its streams first. Returns how many were read to their end.
+    ///
+    /// # Errors
+    /// When the engine is another afterwards, or a stream breaks that no kill was in the way of.
+    pub fn kill_under_streams(&mut self, kills: u32, clients: usize, tokens: u32) -> anyhow::Result<u64> {
+        let pid = self.engine_pid()?;
+        let mut whole = 0;
+        for number in 1..=kills {
+            let streams = Streams::start(&self.address("edge")?, "tiny", clients, tokens);
+            let in_flight = |report: &Value| report["edge"]["in_flight"].as_u64().filter(|count| *count > 0);
+            self.wait_for("a stream", SERVES_AGAIN_WITHIN, in_flight)?;
+            if number % 2 == 0 {
+                let seen = streams.stop();
+                ensure!(seen.refused.is_empty() && seen.broken.is_empty(), "life {number}: {seen:?}");
+                ensure!(seen.whole > 0, "life {number}: {seen:?}");
+                whole += seen.whole;
+                self.end_agent(Signal::SIGKILL)?;
+            } else {
+                self.end_agent(Signal::SIGKILL)?;
+                // Those in its own edge go with it, as they must: it carried them.
+                let _ = streams.stop();
+            }
+            self.start_agent()?;
+            let now = self.wait_serving(SERVES_AGAIN_WITHIN)?;
+            ensure!(now == pid, "after kill {number} the engine is {now}, and was {pid}");
+            ensure!(self.report()?["engine"]["is_adopted"] == true, "after kill {number}");
+        }
+        Ok(whole)
     }
 
     /// Everything that belongs to this agent, itself included: by its directory in the environment, and their kin.

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use fleet_tests::process::{Solo, SoloOptions, StandInGpus, Streams, request};
+use fleet_tests::process::{Solo, SoloOptions, StandInGpus, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -250,31 +250,7 @@ fn an_agent_killed_again_and_again_under_streams_keeps_its_engine_and_breaks_no_
     const KILLS: u32 = 100;
     let Stand { mut solo, _place } = stand(|options| options.with_engine("CIC_STANDIN_TOKEN_MS", "2"));
     let pid = solo.wait_serving(SOON).expect("serves");
-    let mut whole = 0;
-    for number in 1..=KILLS {
-        let streams = Streams::start(&solo.address("edge").expect("an edge"), "tiny", 4, 20);
-        solo.wait_for("a stream", SOON, |report| {
-            report["edge"]["in_flight"].as_u64().filter(|count| *count > 0)
-        })
-        .expect("streams run");
-        if number % 2 == 0 {
-            // Every second time the streams of this life are read to their end: none of them may break.
-            let seen = streams.stop();
-            assert!(
-                seen.refused.is_empty() && seen.broken.is_empty() && seen.whole > 0,
-                "{number}: {seen:?}"
-            );
-            whole += seen.whole;
-            solo.end_agent(Signal::SIGKILL).expect("killed");
-        } else {
-            solo.end_agent(Signal::SIGKILL).expect("killed");
-            // Those in its own edge go with it, as they must: it carried them.
-            let _ = streams.stop();
-        }
-        solo.start_agent().expect("started again");
-        assert_eq!(solo.wait_serving(SOON).expect("serves again"), pid, "after kill {number}");
-        assert_eq!(solo.report().expect("a report")["engine"]["is_adopted"], true);
-    }
+    let whole = solo.kill_under_streams(KILLS, 4, 20).expect("adopted each time");
     println!("{KILLS} kills: engine pid {pid} throughout; {whole} streams read to their end, none broken");
     assert!(solo.crashes().expect("records").is_empty());
 }
