@@ -12,7 +12,7 @@ use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
-use super::gpu::{GpuTiming, Gpus};
+use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::restart::Restarts;
 use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode, Event, Timing};
@@ -64,6 +64,8 @@ pub struct Agent {
     pub(super) host: HostReport,
     pub(super) gpus: Gpus,
     pub(super) gpus_heard: bool,
+    /// Said of the paths to XIDs before it was known whether there are GPUs.
+    pub(super) xids_blind: Vec<GpuEvent>,
     pub(super) baseline: Option<BTreeMap<String, Bytes>>,
     /// Why a GPU asks for another node in place of this one.
     pub(super) gpu_wish: Option<String>,
@@ -104,6 +106,7 @@ impl Agent {
             host: HostReport::default(),
             gpus: Gpus::new(GpuTiming::default()),
             gpus_heard: false,
+            xids_blind: Vec::new(),
             baseline: None,
             gpu_wish: None,
             edge: EdgeReport::default(),

@@ -13,11 +13,24 @@ use super::gpu::{GpuEvent, GpuFinding};
 use super::proof::{GpuMemo, Proof, prove};
 use super::stage::{Heal, Stage};
 
+/// The driver's events and the kernel's log.
+const XID_PATHS: usize = 2;
+
 /// OOM kills remembered: those of one engine's time at most matter.
 const OOM_KILLS_MAX: usize = 16;
 
 impl Agent {
     pub(super) fn heard_of_gpus(&mut self, now: Mono, event: GpuEvent, out: &mut Vec<Action>) {
+        if matches!(event, GpuEvent::XidsBlind { .. }) {
+            // Where there is no GPU nobody misses its faults; whether there is one may not be known yet.
+            if !self.gpus_heard && self.xids_blind.len() < XID_PATHS {
+                self.xids_blind.push(event);
+                return;
+            }
+            if self.gpus.report() == GpuReport::Absent {
+                return;
+            }
+        }
         // That a driver is there, or that one path to XIDs is not, says nothing of the GPUs yet.
         let is_word = match &event {
             GpuEvent::Absent
@@ -30,6 +43,10 @@ impl Agent {
         };
         if is_word && !std::mem::replace(&mut self.gpus_heard, true) {
             out.push(Action::Heartbeat);
+            let is_absent = event == GpuEvent::Absent;
+            for blind in std::mem::take(&mut self.xids_blind).into_iter().filter(|_| !is_absent) {
+                self.heard_of_gpus(now, blind, out);
+            }
         }
         for finding in self.gpus.hear(now, event) {
             match finding {

@@ -270,3 +270,22 @@ fn what_an_earlier_run_of_this_boot_knew_of_the_gpus_holds() {
     next.give(sampled(Bytes::mib(4), &[]));
     assert!(next.agent.report(next.now).wants_replacement.is_some_and(|wish| wish.contains("95")));
 }
+
+#[test]
+fn a_log_that_cannot_be_read_is_told_only_where_there_are_gpus() {
+    let blind = || {
+        let reason = "/dev/kmsg: permission denied".to_owned();
+        Event::Gpu(GpuEvent::XidsBlind { source: XidSource::Kmsg, reason })
+    };
+    let is_told = |actions: &[Action]| {
+        actions
+            .iter()
+            .any(|a| matches!(a, Action::Tell(NodeEvent::GpuChanged { text }) if text.contains("kmsg")))
+    };
+    for (word, told) in [(Event::Gpu(GpuEvent::Absent), false), (sampled(Bytes::mib(4), &[]), true)] {
+        let mut bench = Bench::new(Role::Replica);
+        bench.give(Event::Booted(Booted::default()));
+        assert!(!is_told(bench.give(blind())), "not before it is known");
+        assert_eq!(is_told(bench.give(word)), told);
+    }
+}
