@@ -282,6 +282,6 @@ mod tests {
             kinds.extend(scenario.setup.faults.iter().map(|(_, fault)| fault.kind()));
         }
         assert!(peaceful >= 100);
-        assert_eq!(kinds.len(), 24, "{kinds:?}");
+        assert_eq!(kinds.len(), 25, "{kinds:?}");
     }
 }
