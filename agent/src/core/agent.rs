@@ -372,6 +372,7 @@ impl Agent {
 
     pub(super) fn enter(&mut self, now: Mono, stage: Stage, reason: &str, out: &mut Vec<Action>) {
         let from = self.stage.phase();
+        let is_news = self.reason != reason;
         self.stage = stage;
         self.reason = reason.to_owned();
         let to = self.stage.phase();
@@ -379,6 +380,8 @@ impl Agent {
             self.phase_since = now;
             self.heartbeat_at = now + self.spec.timing.heartbeat;
             out.push(Action::Tell(NodeEvent::PhaseChanged { from, to, reason: reason.to_owned() }));
+        }
+        if from != to || is_news {
             out.push(Action::Heartbeat);
         }
     }

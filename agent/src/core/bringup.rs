@@ -405,8 +405,6 @@ impl Agent {
                 let text = format!("{reason}; try {} in {:.1} s", count + 1, wait.as_secs_f32());
                 decided(out, "wait and try again", &text);
                 self.enter(now, Stage::Waiting { phase, until: now + wait }, &text, out);
-                // The phase stays; people and the controller are to know why at once all the same.
-                out.push(Action::Heartbeat);
             }
             Heal::Never | Heal::GpuFree | Heal::GpuSound => {
                 decided(out, "give up", &reason);
