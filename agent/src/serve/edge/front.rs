@@ -1,47 +1,30 @@
 //! The edge itself: takes a request, finds it a replica, and tries again where that is still possible.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
 
 use cic_common::id::NodeId;
 use cic_common::report::{EdgeReport, Role};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
-use cic_common::time::{Clock, Mono};
+use cic_common::time::Clock;
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
 use rustls::ClientConfig;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
 use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_peer};
-use super::attempt::{Failure, Held, attempt};
-use super::choice::{Choice, Turn};
-use super::counts::{Counts, Flow, InFlight};
+use super::choice::Choice;
+use super::counts::{Counts, Flow};
+use super::errand::{Errand, response_of};
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Guards, Relay};
-use super::request::{Buffered, strip};
+use super::request::Buffered;
 use super::routes::Routes;
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
-
-/// How long a request waits for a replica to become usable. A replica that was replaced by a ready spare, or a
-/// controller's next table, is there within 6 s of a loss.
-const EDGE_WAIT: Duration = Duration::from_secs(10);
-
-/// First pause before every replica is tried again, doubled up to the longest. A new table ends a pause at once.
-const PAUSE_INITIAL: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
-
-/// Attempts that reached an engine. A request that breaks engines must not break all of them.
-const BROKEN_MAX: u32 = 4;
-
-/// From the request to the first byte of its answer. OpenAI's clients wait 600 s by default.
-const REQUEST_MAX: Duration = Duration::from_secs(600);
 
 /// What an edge must know.
 #[derive(Clone)]
@@ -84,31 +67,19 @@ impl OwnEngine {
 /// The edge of one node. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Edge {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    spec: EdgeSpec,
-    clock: Clock,
-    own: watch::Sender<Option<OwnEngine>>,
-    routes: Routes,
-    choice: Choice,
-    counts: Counts,
-    pool: Pool,
-    lifeline: Lifeline,
-}
-
-/// One request on its way.
-struct Errand {
-    model: String,
-    request: Buffered,
-    flight: InFlight,
-    started: Mono,
-    broken_count: u32,
-    attempt_count: u32,
-    last_why: String,
-    last_answer: Option<Held>,
+pub(super) struct Shared {
+    pub(super) spec: EdgeSpec,
+    pub(super) clock: Clock,
+    pub(super) own: watch::Sender<Option<OwnEngine>>,
+    pub(super) routes: Routes,
+    pub(super) choice: Choice,
+    pub(super) counts: Counts,
+    pub(super) pool: Pool,
+    pub(super) lifeline: Lifeline,
 }
 
 impl Edge {
@@ -213,136 +184,8 @@ impl Edge {
         }
     }
 
-    /// Tries until an answer may go to the client, or nothing is left to try.
-    async fn run(&self, mut errand: Errand) -> Response<PeerBody> {
-        let mut routes = self.shared.routes.subscribe();
-        let mut own = self.shared.own.subscribe();
-        let mut tried: BTreeSet<NodeId> = BTreeSet::new();
-        let mut waiting_since: Option<Mono> = None;
-        let mut pause = PAUSE_INITIAL;
-        loop {
-            routes.mark_unchanged();
-            own.mark_unchanged();
-            let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
-            let untried: Vec<NodeId> =
-                upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
-            let Some(turn) = self.shared.choice.pick(&untried) else {
-                let now = self.shared.clock.now();
-                if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
-                    return self.give_up(errand);
-                }
-                if !std::mem::replace(&mut errand.request.is_last_resort, true) {
-                    tried.clear();
-                    continue;
-                }
-                // Cancel safe: all three only wait. The senders live in `self`.
-                tokio::select! {
-                    _ = routes.changed() => {}
-                    _ = own.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
-                }
-                pause = (pause * 2).min(PAUSE_MAX);
-                tried.clear();
-                continue;
-            };
-            let Some(upstream) = upstreams.into_iter().find(|upstream| upstream.node() == turn.node()) else {
-                continue;
-            };
-            tried.insert(turn.node().clone());
-            match self.attempt(&mut errand, &upstream, turn).await {
-                Ok(response) => return response,
-                Err(()) if errand.is_over(self.shared.clock.now()) => return self.give_up(errand),
-                Err(()) => {}
-            }
-        }
-    }
-
-    async fn attempt(
-        &self,
-        errand: &mut Errand,
-        upstream: &Upstream,
-        turn: Turn,
-    ) -> Result<Response<PeerBody>, ()> {
-        let shared = &self.shared;
-        if errand.attempt_count > 0 {
-            shared.counts.retry();
-        }
-        errand.attempt_count += 1;
-        let own_flight = match upstream {
-            Upstream::Own { .. } => Some(shared.counts.enter(Flow::OwnEngine)),
-            Upstream::Peer { .. } => None,
-        };
-        if shared.lifeline.is_dead(upstream) {
-            shared.choice.failed(upstream.node());
-            errand.last_why = format!("{}: presumed dead", upstream.node());
-            return Err(());
-        }
-        let mut cut = shared.lifeline.wait_for(upstream).until_dead();
-        let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
-        // Cancel safe: an attempt that is dropped closes its connection.
-        let result = tokio::select! {
-            result = attempt(&shared.pool, upstream, &errand.request) => result,
-            () = &mut cut => {
-                Err(Failure::Broken { why: "replica is presumed dead".to_owned(), answer: None })
-            }
-            () = tokio::time::sleep(left) => {
-                Err(Failure::Broken { why: "no answer in time".to_owned(), answer: None })
-            }
-        };
-        let failure = match result {
-            Ok(held) => {
-                shared.choice.answered(upstream.node());
-                let flights = std::iter::once(errand.flight.again()).chain(own_flight).collect();
-                let guards = Guards { flights, turn: Some(turn) };
-                let body = Relay::new(held.frames, held.rest, cut, guards, Some(shared.counts.clone()));
-                let mut response = response_of(held.head.status, held.head.headers, body);
-                self.mark(&mut response, upstream.node());
-                return Ok(response);
-            }
-            Err(failure) => failure,
-        };
-        shared.choice.failed(upstream.node());
-        let (why, is_broken) = match failure {
-            Failure::NotTaken(why) => (why, false),
-            Failure::Broken { why, answer } => {
-                errand.last_answer = answer;
-                (why, true)
-            }
-        };
-        errand.broken_count += u32::from(is_broken);
-        debug!(node = %upstream.node(), request_id = ?errand.request.request_id, why, "attempt failed");
-        errand.last_why = format!("{}: {why}", upstream.node());
-        Err(())
-    }
-
-    fn give_up(&self, errand: Errand) -> Response<PeerBody> {
-        self.shared.counts.failure();
-        let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } =
-            errand;
-        warn!(
-            model,
-            attempt_count,
-            broken_count,
-            last = last_why,
-            request_id = ?request.request_id,
-            "request failed on every replica"
-        );
-        if let Some(Held { head, frames, rest }) = last_answer {
-            let cut = Box::pin(std::future::pending());
-            let body = Relay::new(frames, rest, cut, Guards::default(), None);
-            return response_of(head.status, head.headers, body);
-        }
-        if self.shared.clock.now().since(started) >= REQUEST_MAX {
-            return Refusal::Late { model }.into_response();
-        }
-        match broken_count {
-            0 => Refusal::NoReplica { model, why: last_why }.into_response(),
-            _ => Refusal::Broken { model, why: last_why }.into_response(),
-        }
-    }
-
     /// Who may be asked. A reluctant engine of this node only when all others were.
-    fn upstreams(&self, model: &str, is_last_resort: bool) -> Vec<Upstream> {
+    pub(super) fn upstreams(&self, model: &str, is_last_resort: bool) -> Vec<Upstream> {
         let node = &self.shared.spec.node;
         let own = self.shared.own.borrow();
         let own = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model);
@@ -400,7 +243,7 @@ impl Edge {
         Refusal::UnknownModel { model: model.to_owned(), known }.into_response()
     }
 
-    fn mark(&self, response: &mut Response<PeerBody>, node: &NodeId) {
+    pub(super) fn mark(&self, response: &mut Response<PeerBody>, node: &NodeId) {
         // A node id is a DNS label.
         if let Ok(value) = HeaderValue::from_str(node.as_str()) {
             response.headers_mut().insert(NODE_HEADER, value);
@@ -408,37 +251,10 @@ impl Edge {
     }
 }
 
-impl Errand {
-    fn new(model: String, request: Buffered, flight: InFlight, started: Mono) -> Self {
-        Self {
-            model,
-            request,
-            flight,
-            started,
-            broken_count: 0,
-            attempt_count: 0,
-            last_why: "no node serves it now".to_owned(),
-            last_answer: None,
-        }
-    }
-
-    fn is_over(&self, now: Mono) -> bool {
-        self.broken_count >= BROKEN_MAX || now.since(self.started) >= REQUEST_MAX
-    }
-}
-
 async fn empty_at_end(pool: Pool, token: CancellationToken) -> TaskResult {
     token.cancelled().await;
     pool.clear();
     Ok(())
-}
-
-fn response_of(status: StatusCode, mut headers: HeaderMap, body: Relay) -> Response<PeerBody> {
-    strip(&mut headers);
-    let mut response = Response::new(http_body_util::BodyExt::boxed(body));
-    *response.status_mut() = status;
-    *response.headers_mut() = headers;
-    response
 }
 
 fn entry(model: &str) -> serde_json::Value {
