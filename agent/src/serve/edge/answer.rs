@@ -17,6 +17,9 @@ pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id"
 /// On a request between nodes: every other replica was tried, so that a reluctant one should take it.
 pub const LAST_RESORT_HEADER: HeaderName = HeaderName::from_static("x-cic-last-resort");
 
+/// The class of a request: `latency_critical`, `standard` or `batch`.
+pub const CLASS_HEADER: HeaderName = HeaderName::from_static("x-cic-class");
+
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 

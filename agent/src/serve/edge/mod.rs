@@ -23,7 +23,7 @@ mod request;
 mod routes;
 mod user_port;
 
-pub use answer::{LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER};
+pub use answer::{CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER};
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
 pub use user_port::UserPort;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use cic_common::route::Class;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -10,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
 use serde::Deserialize;
 
-use super::answer::{LAST_RESORT_HEADER, REQUEST_ID_HEADER, Refusal};
+use super::answer::{CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, Refusal};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
@@ -43,6 +44,8 @@ pub(super) struct Buffered {
     headers: HeaderMap,
     body: Bytes,
     pub(super) request_id: HeaderValue,
+    /// As its header says; a class that nobody knows counts as the standard one.
+    pub(super) class: Class,
     /// Every willing replica was tried without success.
     pub(super) is_last_resort: bool,
 }
@@ -75,6 +78,8 @@ impl Buffered {
             .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
             .cloned()
             .unwrap_or_else(fresh_id);
+        let class = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
+        let class = class.unwrap_or_default();
         strip(&mut headers);
         headers.remove(header::HOST);
         // It is said by the edge that tries, not by a user.
@@ -83,7 +88,7 @@ impl Buffered {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        Self { method, target, headers, body, request_id, is_last_resort: false }
+        Self { method, target, headers, body, request_id, class, is_last_resort: false }
     }
 
     /// The model named in a JSON body.
