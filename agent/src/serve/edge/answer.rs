@@ -20,6 +20,9 @@ pub const LAST_RESORT_HEADER: HeaderName = HeaderName::from_static("x-cic-last-r
 /// The class of a request: `latency_critical`, `standard` or `batch`.
 pub const CLASS_HEADER: HeaderName = HeaderName::from_static("x-cic-class");
 
+/// On a request between nodes: its stream goes on elsewhere when this node hands it over.
+pub(super) const RESUMABLE_HEADER: HeaderName = HeaderName::from_static("x-cic-resumable");
+
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 
@@ -140,5 +143,5 @@ pub(super) fn from_json(status: StatusCode, json: &Value) -> Response<PeerBody> 
 }
 
 pub(super) fn full(bytes: Bytes) -> PeerBody {
-    Full::new(bytes).map_err(|never: std::convert::Infallible| match never {}).boxed()
+    Full::new(bytes).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync()
 }

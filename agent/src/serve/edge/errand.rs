@@ -10,14 +10,15 @@ use hyper::{Response, StatusCode};
 use tracing::{debug, warn};
 
 use super::answer::Refusal;
-use super::attempt::{Failure, Held, attempt};
+use super::attempt::{Failure, Held, attempt, is_event_stream};
 use super::choice::Turn;
 use super::counts::{Flow, InFlight};
 use super::front::Edge;
 use super::pool::Upstream;
-use super::relay::{Guards, Relay};
+use super::relay::{Cut, Guards, Relay};
 use super::request::{Buffered, strip};
-use crate::serve::peer::PeerBody;
+use super::resume::{Part, Plan, Stream, Ticket};
+use crate::serve::peer::{BodyError, PeerBody};
 
 /// How long a request waits for a replica to become usable. A replica that was replaced by a ready spare, or a
 /// controller's next table, is there within 6 s of a loss.
@@ -37,26 +38,42 @@ const REQUEST_MAX: Duration = Duration::from_secs(600);
 pub(super) struct Errand {
     model: String,
     request: Buffered,
-    flight: InFlight,
     started: Mono,
+    /// Tried last: the replica that this very stream was lost on.
+    passed_over: Option<NodeId>,
     broken_count: u32,
     attempt_count: u32,
-    last_why: String,
+    pub(super) last_why: String,
     last_answer: Option<Held>,
 }
 
+/// An answer that may go to the client, and who gives it.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) held: Held,
+    pub(super) node: NodeId,
+    /// Resolves when nothing more is to be expected.
+    pub(super) cut: Cut,
+    pub(super) guards: Guards,
+}
+
 impl Errand {
-    pub(super) fn new(model: String, request: Buffered, flight: InFlight, started: Mono) -> Self {
+    pub(super) fn new(model: String, request: Buffered, started: Mono) -> Self {
         Self {
             model,
             request,
-            flight,
             started,
+            passed_over: None,
             broken_count: 0,
             attempt_count: 0,
             last_why: "no node serves it now".to_owned(),
             last_answer: None,
         }
+    }
+
+    /// Tries `node` only when there is no other.
+    pub(super) fn passing(self, node: NodeId) -> Self {
+        Self { passed_over: Some(node), ..self }
     }
 
     fn is_over(&self, now: Mono) -> bool {
@@ -65,11 +82,49 @@ impl Errand {
 }
 
 impl Edge {
+    /// Answers a request, as long as any replica can.
+    pub(super) async fn run(
+        &self,
+        model: String,
+        request: Buffered,
+        flight: InFlight,
+        plan: Plan,
+    ) -> Response<PeerBody> {
+        let ticket = Ticket { model: model.clone(), request: request.clone() };
+        let found = match self.find(Errand::new(model, request, self.now())).await {
+            Ok(found) => found,
+            Err(errand) => return self.give_up(*errand),
+        };
+        let node = found.node.clone();
+        let (status, headers) = (found.held.head.status, found.held.head.headers.clone());
+        let is_stream = status == StatusCode::OK && is_event_stream(&headers);
+        let mut response = match plan {
+            Plan::Keep(terms) if is_stream => response_of(
+                status,
+                headers,
+                Stream::kept(self.clone(), ticket, flight, *terms, Part::new(found)),
+            ),
+            Plan::Watch(why) if is_stream => response_of(
+                status,
+                headers,
+                Stream::watched(self.clone(), ticket, flight, why, Part::new(found)),
+            ),
+            Plan::Keep(_) | Plan::Watch(_) | Plan::Plain => {
+                let Found { held, cut, mut guards, .. } = found;
+                guards.flights.push(flight);
+                let body = Relay::new(held.frames, held.rest, cut, guards, Some(self.shared.counts.clone()));
+                response_of(status, headers, body)
+            }
+        };
+        self.mark(&mut response, &node);
+        response
+    }
+
     /// Tries until an answer may go to the client, or nothing is left to try.
-    pub(super) async fn run(&self, mut errand: Errand) -> Response<PeerBody> {
+    pub(super) async fn find(&self, mut errand: Errand) -> Result<Found, Box<Errand>> {
         let mut routes = self.shared.routes.subscribe();
         let mut own = self.shared.own.subscribe();
-        let mut tried: BTreeSet<NodeId> = BTreeSet::new();
+        let mut tried: BTreeSet<NodeId> = errand.passed_over.clone().into_iter().collect();
         let mut waiting_since: Option<Mono> = None;
         let mut pause = PAUSE_INITIAL;
         loop {
@@ -81,7 +136,7 @@ impl Edge {
             let Some(turn) = self.shared.choice.pick(&untried) else {
                 let now = self.shared.clock.now();
                 if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
-                    return self.give_up(errand);
+                    return Err(Box::new(errand));
                 }
                 if !std::mem::replace(&mut errand.request.is_last_resort, true) {
                     tried.clear();
@@ -102,19 +157,14 @@ impl Edge {
             };
             tried.insert(turn.node().clone());
             match self.attempt(&mut errand, &upstream, turn).await {
-                Ok(response) => return response,
-                Err(()) if errand.is_over(self.shared.clock.now()) => return self.give_up(errand),
+                Ok(found) => return Ok(found),
+                Err(()) if errand.is_over(self.shared.clock.now()) => return Err(Box::new(errand)),
                 Err(()) => {}
             }
         }
     }
 
-    async fn attempt(
-        &self,
-        errand: &mut Errand,
-        upstream: &Upstream,
-        turn: Turn,
-    ) -> Result<Response<PeerBody>, ()> {
+    async fn attempt(&self, errand: &mut Errand, upstream: &Upstream, turn: Turn) -> Result<Found, ()> {
         let shared = &self.shared;
         if errand.attempt_count > 0 {
             shared.counts.retry();
@@ -129,7 +179,7 @@ impl Edge {
             errand.last_why = format!("{}: presumed dead", upstream.node());
             return Err(());
         }
-        let mut cut = shared.lifeline.wait_for(upstream).until_dead();
+        let mut cut = self.until_lost(upstream);
         let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
@@ -144,12 +194,8 @@ impl Edge {
         let failure = match result {
             Ok(held) => {
                 shared.choice.answered(upstream.node());
-                let flights = std::iter::once(errand.flight.again()).chain(own_flight).collect();
-                let guards = Guards { flights, turn: Some(turn) };
-                let body = Relay::new(held.frames, held.rest, cut, guards, Some(shared.counts.clone()));
-                let mut response = response_of(held.head.status, held.head.headers, body);
-                self.mark(&mut response, upstream.node());
-                return Ok(response);
+                let guards = Guards { flights: own_flight.into_iter().collect(), turn: Some(turn) };
+                return Ok(Found { held, node: upstream.node().clone(), cut, guards });
             }
             Err(failure) => failure,
         };
@@ -180,8 +226,7 @@ impl Edge {
             "request failed on every replica"
         );
         if let Some(Held { head, frames, rest }) = last_answer {
-            let cut = Box::pin(std::future::pending());
-            let body = Relay::new(frames, rest, cut, Guards::default(), None);
+            let body = Relay::new(frames, rest, Cut::never(), Guards::default(), None);
             return response_of(head.status, head.headers, body);
         }
         if self.shared.clock.now().since(started) >= REQUEST_MAX {
@@ -194,9 +239,12 @@ impl Edge {
     }
 }
 
-pub(super) fn response_of(status: StatusCode, mut headers: HeaderMap, body: Relay) -> Response<PeerBody> {
+pub(super) fn response_of<B>(status: StatusCode, mut headers: HeaderMap, body: B) -> Response<PeerBody>
+where
+    B: hyper::body::Body<Data = bytes::Bytes, Error = BodyError> + Send + 'static,
+{
     strip(&mut headers);
-    let mut response = Response::new(http_body_util::BodyExt::boxed(body));
+    let mut response = Response::new(http_body_util::BodyExt::boxed_unsync(body));
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     response

@@ -1,11 +1,13 @@
 //! The edge itself: takes a request, finds it a replica, and tries again where that is still possible.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::{EdgeReport, Role};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
-use cic_common::time::Clock;
+use cic_common::time::{Clock, Mono};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Method, Request, Response, StatusCode};
@@ -14,14 +16,17 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_peer};
+use super::answer::{
+    LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_peer,
+};
 use super::choice::Choice;
-use super::counts::{Counts, Flow};
-use super::errand::{Errand, response_of};
+use super::counts::{Counts, CutStreams, Flow};
+use super::errand::response_of;
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
-use super::relay::{Guards, Relay};
+use super::relay::{Cut, Guards, Relay};
 use super::request::Buffered;
+use super::resume::{MOVED, Plan, Rooms, plan};
 use super::routes::Routes;
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
@@ -33,15 +38,18 @@ pub struct EdgeSpec {
     pub role: Role,
     /// Shows this node's certificate to peers; `None` until there is one, and then only the own engine is used.
     pub tls: Option<Arc<ClientConfig>>,
+    /// Whether streams go on elsewhere when their replica is lost.
+    pub continuation: bool,
 }
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, tls } = self;
+        let Self { node, role, tls, continuation } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
             .field("tls", &tls.is_some())
+            .field("continuation", continuation)
             .finish()
     }
 }
@@ -80,6 +88,9 @@ pub(super) struct Shared {
     pub(super) counts: Counts,
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
+    rooms: Rooms,
+    /// Counts the times that streams were to be handed over.
+    hand_overs: watch::Sender<u64>,
 }
 
 impl Edge {
@@ -93,12 +104,31 @@ impl Edge {
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock), Counts::default());
-        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline }) }
+        let (rooms, hand_overs) = (Rooms::default(), watch::Sender::new(0));
+        let shared = Shared { spec, clock, own, routes, choice, counts, pool, lifeline, rooms, hand_overs };
+        Self { shared: Arc::new(shared) }
     }
 
     /// Says what may be done with this node's own engine from now on.
     pub fn set_own(&self, own: Option<OwnEngine>) {
         self.shared.own.send_replace(own);
+    }
+
+    /// Hands every stream of this node's own engine that can go on elsewhere to another replica.
+    pub fn hand_over(&self) {
+        self.shared.hand_overs.send_modify(|count| *count += 1);
+    }
+
+    /// What became of streams that were cut.
+    #[must_use]
+    pub fn cut_streams(&self) -> CutStreams {
+        self.shared.counts.cut_streams()
+    }
+
+    /// Bytes kept to continue streams.
+    #[must_use]
+    pub fn kept_bytes(&self) -> usize {
+        self.shared.rooms.taken_bytes()
     }
 
     /// The counters for the node's report.
@@ -139,7 +169,10 @@ impl Edge {
         };
         let request_id = request.request_id.clone();
         let mut response = match self.model_of(&request) {
-            Ok(model) => self.run(Errand::new(model, request, flight, self.shared.clock.now())).await,
+            Ok(model) => {
+                let (request, plan) = self.planned(request);
+                self.run(model, request, flight, plan).await
+            }
             Err(refusal) => refusal.into_response(),
         };
         response.headers_mut().insert(REQUEST_ID_HEADER, request_id);
@@ -149,6 +182,7 @@ impl Edge {
     /// Answers a peer, from the own engine or not at all: a request is passed on once only.
     pub async fn from_peer(&self, request: Request<Incoming>) -> Response<PeerBody> {
         let is_last_resort = request.headers().contains_key(LAST_RESORT_HEADER);
+        let is_resumable = request.headers().contains_key(RESUMABLE_HEADER);
         let upstream = match &*self.shared.own.borrow() {
             Some(own) if own.takes(is_last_resort) => self.own(own.port),
             Some(own) => return refuse_peer(own.mode.reason()),
@@ -166,8 +200,9 @@ impl Edge {
                 let (head, body) = response.into_parts();
                 let rest = Some((body, lease));
                 let guards = Guards { flights: vec![flight], turn: None };
-                let cut = Box::pin(std::future::pending());
+                let cut = if is_resumable { self.until_handed_over() } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
+                let body = if is_resumable { body.with_last_words(Bytes::from_static(MOVED)) } else { body };
                 let mut response = response_of(head.status, head.headers, body);
                 self.mark(&mut response, upstream.node());
                 response.headers_mut().insert(REQUEST_ID_HEADER, request_id);
@@ -193,6 +228,56 @@ impl Edge {
         let peers = peers.into_iter().filter(|replica| replica.node != *node);
         let peers = peers.map(|replica| Upstream::Peer { node: replica.node, address: replica.address });
         own.map(|own| self.own(own.port)).into_iter().chain(peers).collect()
+    }
+
+    /// What is asked of replicas for `request`, and what becomes of its stream when one is lost.
+    fn planned(&self, request: Buffered) -> (Buffered, Plan) {
+        if !self.shared.spec.continuation {
+            return (request, Plan::Plain);
+        }
+        match plan(request.path(), request.body()) {
+            Plan::Keep(terms) => (request.resumable(terms.body.clone()), Plan::Keep(terms)),
+            other => (request, other),
+        }
+    }
+
+    /// Resolves when `upstream` is presumed dead, or its streams are to be handed over.
+    pub(super) fn until_lost(&self, upstream: &Upstream) -> Cut {
+        match upstream {
+            Upstream::Own { .. } => self.until_handed_over(),
+            Upstream::Peer { .. } => self.shared.lifeline.wait_for(upstream).until_dead(),
+        }
+    }
+
+    fn until_handed_over(&self) -> Cut {
+        let mut hand_overs = self.shared.hand_overs.subscribe();
+        Cut::new(async move {
+            if hand_overs.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+
+    pub(super) fn now(&self) -> Mono {
+        self.shared.clock.now()
+    }
+
+    pub(super) fn rooms(&self) -> &Rooms {
+        &self.shared.rooms
+    }
+
+    /// Counts a stream that was cut on `node`; requests pass that one over for a while.
+    pub(super) fn count_cut(&self, node: &NodeId) {
+        self.shared.counts.cut();
+        self.shared.choice.failed(node);
+    }
+
+    pub(super) fn count_continued(&self, after: Duration) {
+        self.shared.counts.continued(after);
+    }
+
+    pub(super) fn count_failure(&self) {
+        self.shared.counts.failure();
     }
 
     fn own(&self, port: u16) -> Upstream {

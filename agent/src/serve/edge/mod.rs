@@ -20,10 +20,12 @@ mod lifeline;
 mod pool;
 mod relay;
 mod request;
+mod resume;
 mod routes;
 mod user_port;
 
 pub use answer::{CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER};
+pub use counts::CutStreams;
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
 pub use user_port::UserPort;
