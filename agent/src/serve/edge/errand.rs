@@ -91,11 +91,15 @@ impl Edge {
         plan: Plan,
     ) -> Response<PeerBody> {
         let ticket = Ticket { model: model.clone(), request: request.clone() };
-        let found = match self.find(Errand::new(model, request, self.now())).await {
+        let mut found = match self.find(Errand::new(model, request, self.now())).await {
             Ok(found) => found,
             Err(errand) => return self.give_up(*errand),
         };
         let node = found.node.clone();
+        if !matches!(plan, Plan::Keep(_)) && node == self.shared.spec.node {
+            // What cannot go on elsewhere is not handed over.
+            found.cut = Cut::never();
+        }
         let (status, headers) = (found.held.head.status, found.held.head.headers.clone());
         let is_stream = status == StatusCode::OK && is_event_stream(&headers);
         let mut response = match plan {

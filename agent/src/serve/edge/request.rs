@@ -109,6 +109,8 @@ impl Buffered {
     pub(super) fn resumable(mut self, body: Bytes) -> Self {
         self.body = body;
         self.headers.insert(RESUMABLE_HEADER, HeaderValue::from_static("1"));
+        // Its events have to be read.
+        self.headers.remove(header::ACCEPT_ENCODING);
         self
     }
 

@@ -108,11 +108,15 @@ impl Keeper {
             }
             Said::Done => Heard::Cut("stream ended before its answer was whole".to_owned()),
             Said::Moved => Heard::Cut("the replica's node hands it over".to_owned()),
+            Said::Other if !matches!(self.segment, Segment::First) => Heard::Goes,
             Said::Other => {
-                if matches!(self.segment, Segment::First) {
-                    out.put_slice(event);
+                out.put_slice(event);
+                let is_comment = event.starts_with(b":");
+                if is_comment {
+                    Heard::Goes
+                } else {
+                    Heard::Unkept("events that are not understood".to_owned())
                 }
-                Heard::Goes
             }
             Said::Chunk(chunk) => match chunk.failure() {
                 Some(why) if !self.is_finished => Heard::Cut(why),

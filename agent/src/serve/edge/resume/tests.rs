@@ -273,6 +273,7 @@ fn a_failure_in_the_stream_is_a_cut_and_after_the_end_it_is_nothing() {
 fn an_engine_that_tells_no_ids_or_more_than_text_is_not_kept() {
     for (chunk, named) in [
         (json!({"choices": [{"index": 0, "text": "a", "token_ids": null}]}), "no token ids"),
+        (json!("text"), "not understood"),
         (
             json!({"prompt_token_ids": [1], "choices": [{"index": 1, "text": "a", "token_ids": [1]}]}),
             "several",
