@@ -79,7 +79,7 @@ impl MetricsPort {
             "/metrics" => {
                 let report = self.pulse.report();
                 let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
-                (StatusCode::OK, text(&report, &self.edge.report()) + &gpus)
+                (StatusCode::OK, text(&report, &self.edge.report()) + &self.edge.scarcity_text() + &gpus)
             }
             _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };

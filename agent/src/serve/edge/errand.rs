@@ -17,32 +17,31 @@ use super::front::Edge;
 use super::pool::Upstream;
 use super::relay::{Guards, Relay};
 use super::request::{Buffered, strip};
+use super::scarcity::{Patience, Slot, Waited};
 use crate::serve::peer::PeerBody;
-
-/// How long a request waits for a replica to become usable. A replica that was replaced by a ready spare, or a
-/// controller's next table, is there within 6 s of a loss.
-const EDGE_WAIT: Duration = Duration::from_secs(10);
-
-/// First pause before every replica is tried again, doubled up to the longest. A new table ends a pause at once.
-const PAUSE_INITIAL: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Attempts that reached an engine. A request that breaks engines must not break all of them.
 const BROKEN_MAX: u32 = 4;
 
 /// From the request to the first byte of its answer. OpenAI's clients wait 600 s by default.
-const REQUEST_MAX: Duration = Duration::from_secs(600);
+pub(super) const REQUEST_MAX: Duration = Duration::from_secs(600);
 
 /// One request on its way.
 pub(super) struct Errand {
-    model: String,
-    request: Buffered,
-    flight: InFlight,
-    started: Mono,
-    broken_count: u32,
+    pub(super) model: String,
+    pub(super) request: Buffered,
+    pub(super) flight: InFlight,
+    pub(super) started: Mono,
+    pub(super) broken_count: u32,
     attempt_count: u32,
     last_why: String,
     last_answer: Option<Held>,
+    /// A replica of this round is full; when it expects room.
+    pub(super) full: Option<Duration>,
+    /// A place at the own engine that was waited for.
+    pub(super) slot: Option<Slot>,
+    /// The retry budget does not pay for another attempt.
+    is_spent: bool,
 }
 
 impl Errand {
@@ -56,11 +55,20 @@ impl Errand {
             attempt_count: 0,
             last_why: "no node serves it now".to_owned(),
             last_answer: None,
+            full: None,
+            slot: None,
+            is_spent: false,
         }
     }
 
     fn is_over(&self, now: Mono) -> bool {
-        self.broken_count >= BROKEN_MAX || now.since(self.started) >= REQUEST_MAX
+        self.is_spent || self.broken_count >= BROKEN_MAX || now.since(self.started) >= REQUEST_MAX
+    }
+
+    /// A replica has no room, and expects it after `retry_after`: the soonest of a round counts.
+    fn is_full_at(&mut self, node: &NodeId, why: &str, retry_after: Duration) {
+        self.full = Some(self.full.map_or(retry_after, |soonest| soonest.min(retry_after)));
+        self.last_why = format!("{node}: {why}");
     }
 }
 
@@ -70,31 +78,31 @@ impl Edge {
         let mut routes = self.shared.routes.subscribe();
         let mut own = self.shared.own.subscribe();
         let mut tried: BTreeSet<NodeId> = BTreeSet::new();
-        let mut waiting_since: Option<Mono> = None;
-        let mut pause = PAUSE_INITIAL;
+        let mut patience = Patience::new();
+        self.shared.scarcity.budget.request();
         loop {
             routes.mark_unchanged();
             own.mark_unchanged();
             let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
-            let untried: Vec<NodeId> =
+            let mut untried: Vec<NodeId> =
                 upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
+            let node = &self.shared.spec.node;
+            // Who was let in goes there; a place at an engine that takes nothing any more is given back.
+            match errand.slot {
+                Some(_) if untried.contains(node) => untried.retain(|other| other == node),
+                Some(_) | None => errand.slot = None,
+            }
             let Some(turn) = self.shared.choice.pick(&untried) else {
-                let now = self.shared.clock.now();
-                if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
-                    return self.give_up(errand);
-                }
-                if !std::mem::replace(&mut errand.request.is_last_resort, true) {
+                // A stalled engine is for requests that nobody takes, not for those that somebody has no room for yet.
+                if errand.full.is_none() && !std::mem::replace(&mut errand.request.is_last_resort, true) {
                     tried.clear();
                     continue;
                 }
-                // Cancel safe: all three only wait. The senders live in `self`.
-                tokio::select! {
-                    _ = routes.changed() => {}
-                    _ = own.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
+                match self.wait(&mut errand, &mut patience, &mut routes, &mut own).await {
+                    Waited::Again => tried.clear(),
+                    Waited::Over => return self.give_up(errand),
+                    Waited::Answered(response) => return response,
                 }
-                pause = (pause * 2).min(PAUSE_MAX);
-                tried.clear();
                 continue;
             };
             let Some(upstream) = upstreams.into_iter().find(|upstream| upstream.node() == turn.node()) else {
@@ -116,21 +124,29 @@ impl Edge {
         turn: Turn,
     ) -> Result<Response<PeerBody>, ()> {
         let shared = &self.shared;
+        let (class, admission) = (errand.request.class, &shared.scarcity.admission);
+        let own_flight = match upstream {
+            Upstream::Own { .. } => {
+                let Some(slot) = errand.slot.take().or_else(|| admission.enter(class)) else {
+                    errand.is_full_at(upstream.node(), "full", admission.retry_after());
+                    return Err(());
+                };
+                Some(shared.counts.enter(Flow::OwnEngine).holding(slot))
+            }
+            Upstream::Peer { .. } | Upstream::Outside { .. } => None,
+        };
         if errand.attempt_count > 0 {
             shared.counts.retry();
         }
         errand.attempt_count += 1;
-        let own_flight = match upstream {
-            Upstream::Own { .. } => Some(shared.counts.enter(Flow::OwnEngine)),
-            Upstream::Peer { .. } => None,
-        };
         if shared.lifeline.is_dead(upstream) {
             shared.choice.failed(upstream.node());
             errand.last_why = format!("{}: presumed dead", upstream.node());
             return Err(());
         }
         let mut cut = shared.lifeline.wait_for(upstream).until_dead();
-        let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
+        let sent_at = shared.clock.now();
+        let left = REQUEST_MAX.saturating_sub(sent_at.since(errand.started));
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
             result = attempt(&shared.pool, upstream, &errand.request) => result,
@@ -151,23 +167,38 @@ impl Edge {
                 self.mark(&mut response, upstream.node());
                 return Ok(response);
             }
+            // It is well, only busy: its standing stays.
+            Err(Failure::Full { why, retry_after }) => {
+                errand.is_full_at(upstream.node(), &why, retry_after);
+                return Err(());
+            }
             Err(failure) => failure,
         };
         shared.choice.failed(upstream.node());
         let (why, is_broken) = match failure {
-            Failure::NotTaken(why) => (why, false),
+            Failure::NotTaken(why) | Failure::Full { why, .. } => (why, false),
             Failure::Broken { why, answer } => {
                 errand.last_answer = answer;
+                errand.is_spent = !shared.scarcity.budget.withdraw(upstream.node(), sent_at);
                 (why, true)
             }
         };
         errand.broken_count += u32::from(is_broken);
         debug!(node = %upstream.node(), request_id = ?errand.request.request_id, why, "attempt failed");
         errand.last_why = format!("{}: {why}", upstream.node());
+        if errand.is_spent {
+            shared.scarcity.figures.denied();
+            errand.last_why.push_str("; no more retries: the budget of this edge is spent");
+        }
         Err(())
     }
 
     fn give_up(&self, errand: Errand) -> Response<PeerBody> {
+        if let (Some(retry_after), None) = (errand.full, &errand.last_answer) {
+            self.shared.scarcity.figures.shed(errand.request.class);
+            debug!(model = errand.model, last = errand.last_why, "request shed");
+            return Refusal::Full { model: errand.model, why: errand.last_why, retry_after }.into_response();
+        }
         self.shared.counts.failure();
         let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } =
             errand;

@@ -14,15 +14,16 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_peer};
+use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_full, refuse_peer};
 use super::choice::Choice;
 use super::counts::{Counts, Flow};
 use super::errand::{Errand, response_of};
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Guards, Relay};
-use super::request::Buffered;
+use super::request::{Buffered, class_of};
 use super::routes::Routes;
+use super::scarcity::{Scarcity, ScarcitySpec};
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
 
@@ -33,15 +34,17 @@ pub struct EdgeSpec {
     pub role: Role,
     /// Shows this node's certificate to peers; `None` until there is one, and then only the own engine is used.
     pub tls: Option<Arc<ClientConfig>>,
+    pub scarcity: ScarcitySpec,
 }
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, tls } = self;
+        let Self { node, role, tls, scarcity } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
             .field("tls", &tls.is_some())
+            .field("scarcity", scarcity)
             .finish()
     }
 }
@@ -80,6 +83,7 @@ pub(super) struct Shared {
     pub(super) counts: Counts,
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
+    pub(super) scarcity: Scarcity,
 }
 
 impl Edge {
@@ -89,11 +93,12 @@ impl Edge {
         let lifeline = Lifeline::new();
         let (watcher, asker) = (lifeline.clone(), pool.clone());
         supervisor.spawn("replica lifeline", Kind::Vital, |token| watcher.run(asker, token));
+        let scarcity = Scarcity::new(spec.scarcity.clone(), clock, supervisor);
         let emptied = pool.clone();
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock), Counts::default());
-        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline }) }
+        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline, scarcity }) }
     }
 
     /// Says what may be done with this node's own engine from now on.
@@ -110,7 +115,20 @@ impl Edge {
             request_count: counts.requests(),
             retry_count: counts.retries(),
             failure_count: counts.failures(),
+            shed_count: self.shared.scarcity.figures.shed_count(),
+            waiting: self.shared.scarcity.waiting(),
         }
+    }
+
+    /// Requests that the own engine said wait in its queue, when it was last probed.
+    pub fn engine_queued(&self, count: u64) {
+        self.shared.scarcity.admission.probed(count);
+    }
+
+    /// What scarcity did, in Prometheus's text format.
+    #[must_use]
+    pub fn scarcity_text(&self) -> String {
+        self.shared.scarcity.text()
     }
 
     /// Requests that are with this node's own engine now.
@@ -154,7 +172,12 @@ impl Edge {
             Some(own) => return refuse_peer(own.mode.reason()),
             None => return refuse_peer("no engine runs here"),
         };
-        let flight = self.shared.counts.enter(Flow::OwnEngine);
+        let (class, scarcity) = (class_of(request.headers()), &self.shared.scarcity);
+        let Some(slot) = scarcity.admission.enter(class) else {
+            scarcity.figures.refused(class);
+            return refuse_full(scarcity.admission.retry_after());
+        };
+        let flight = self.shared.counts.enter(Flow::OwnEngine).holding(slot);
         let request = match Buffered::read(request).await {
             Ok(request) => request,
             Err(refusal) => return refusal.into_response(),
