@@ -10,7 +10,6 @@ use cic_common::wire::message::{Command, CommandOutcome};
 use super::belief::{Belief, Cloud};
 use super::fleet::Fleet;
 use super::instance::CloudFault;
-use super::node::Node;
 use super::operation::{Operation, OperationKind, OperationState};
 use super::plan::Step;
 use super::trail::Severity;

@@ -36,7 +36,7 @@ impl Price {
     pub fn cost(&self, input_tokens: u64, output_tokens: u64) -> u64 {
         let input = u128::from(input_tokens) * u128::from(self.input_microusd_per_million);
         let output = u128::from(output_tokens) * u128::from(self.output_microusd_per_million);
-        u64::try_from((input + output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
+        u64::try_from(input.saturating_add(output).div_ceil(1_000_000)).unwrap_or(u64::MAX)
     }
 }
 
@@ -117,6 +117,7 @@ mod tests {
         {
             assert_eq!(price.cost(input, output), cost);
         }
-        assert_eq!(price.cost(u64::MAX, u64::MAX), u64::MAX);
+        let dear = Price { input_microusd_per_million: u64::MAX, output_microusd_per_million: u64::MAX };
+        assert_eq!(dear.cost(u64::MAX, u64::MAX), u64::MAX);
     }
 }
