@@ -43,6 +43,8 @@ pub(super) enum Heard {
     Done,
     /// The client has all it will get, and the replica may be left.
     Over,
+    /// Its node hands the stream over.
+    Moved,
     /// This replica will say nothing more that is of use.
     Cut(String),
     /// It goes on as it is, and could not be continued.
@@ -107,7 +109,7 @@ impl Keeper {
                 Heard::Done
             }
             Said::Done => Heard::Cut("stream ended before its answer was whole".to_owned()),
-            Said::Moved => Heard::Cut("the replica's node hands it over".to_owned()),
+            Said::Moved => Heard::Moved,
             Said::Other if !matches!(self.segment, Segment::First) => Heard::Goes,
             Said::Other => {
                 out.put_slice(event);
