@@ -30,6 +30,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("peer", "listen", Kind::Text),
         Key::optional("peer", "advertise", Kind::Text),
         Key::optional("edge", "listen", Kind::Text),
+        Key::optional("edge", "zone_first", Kind::Flag),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -111,6 +112,9 @@ pub struct Peer {
 pub struct Edge {
     #[serde(default = "edge_listen")]
     pub listen: SocketAddr,
+    /// Replicas in the zone of `[node]` are asked first, as long as they carry no more than the others.
+    #[serde(default = "zone_first")]
+    pub zone_first: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -331,6 +335,10 @@ fn peer_listen() -> SocketAddr {
 
 fn edge_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 8000))
+}
+
+fn zone_first() -> bool {
+    true
 }
 
 fn metrics_listen() -> SocketAddr {

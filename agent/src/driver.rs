@@ -235,6 +235,7 @@ impl Driver {
     fn probe(&self, pid: u32, model: String, depth: Depth) {
         let port = self.shells.keeper.running().borrow().as_ref().filter(|r| r.pid == pid).map(|r| r.port);
         let (events, timing) = (self.shells.events.clone(), self.shells.timing);
+        let edge = self.shells.edge.clone();
         self.spawn("engine probe", async move {
             let (reading, result) = match port {
                 Some(port) => {
@@ -243,6 +244,9 @@ impl Driver {
                 }
                 None => (Reading::default(), Err(ProbeFault::Health("the engine is not running".to_owned()))),
             };
+            if let Some(work) = reading.after {
+                edge.engine_queues(u32::try_from(work.waiting).unwrap_or(u32::MAX));
+            }
             Ok(events.send(Event::EngineProbed { pid, reading, result }).await?)
         });
     }

@@ -5,6 +5,7 @@ mod agree;
 mod bench;
 mod gpu;
 mod heal;
+mod routing;
 mod stall;
 
 use std::time::Duration;

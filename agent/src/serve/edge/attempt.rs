@@ -33,6 +33,8 @@ pub(super) struct Held {
 /// Why an attempt failed, with what that means for the next.
 #[derive(Debug)]
 pub(super) enum Failure {
+    /// The node takes no requests now, as when it drains.
+    Refused(String),
     /// The engine never had the request: it costs nothing to try elsewhere, or here again later.
     NotTaken(String),
     /// The engine had it and failed, perhaps because of it. `answer` is what it said, if anything.
@@ -56,7 +58,7 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
     let (head, body) = response.into_parts();
     let status = head.status;
     if let Some(reason) = head.headers.get(REFUSED_HEADER) {
-        return Err(Failure::NotTaken(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()))));
+        return Err(Failure::Refused(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()))));
     }
     match status {
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
@@ -83,7 +85,7 @@ fn broken(why: String) -> Failure {
     Failure::Broken { why, answer: None }
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     let content = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content.is_some_and(|content| content.trim_start().starts_with("text/event-stream"))
 }

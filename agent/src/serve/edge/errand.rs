@@ -10,8 +10,8 @@ use hyper::{Response, StatusCode};
 use tracing::{debug, warn};
 
 use super::answer::Refusal;
-use super::attempt::{Failure, Held, attempt};
-use super::choice::Turn;
+use super::attempt::{Failure, Held, attempt, is_event_stream};
+use super::choice::{Load, Turn, Wish};
 use super::counts::{Flow, InFlight};
 use super::front::Edge;
 use super::pool::Upstream;
@@ -75,10 +75,14 @@ impl Edge {
         loop {
             routes.mark_unchanged();
             own.mark_unchanged();
-            let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
-            let untried: Vec<NodeId> =
-                upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
-            let Some(turn) = self.shared.choice.pick(&untried) else {
+            let candidates = self.candidates(&errand.model, errand.request.is_last_resort);
+            let wish = Wish {
+                candidates: &candidates,
+                class: errand.request.class,
+                prefix: errand.request.prompt().prefix,
+                excluded: &tried,
+            };
+            let Some(turn) = self.shared.choice.pick(&wish) else {
                 let now = self.shared.clock.now();
                 if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
                     return self.give_up(errand);
@@ -97,9 +101,7 @@ impl Edge {
                 tried.clear();
                 continue;
             };
-            let Some(upstream) = upstreams.into_iter().find(|upstream| upstream.node() == turn.node()) else {
-                continue;
-            };
+            let upstream = turn.upstream().clone();
             tried.insert(turn.node().clone());
             match self.attempt(&mut errand, &upstream, turn).await {
                 Ok(response) => return response,
@@ -131,6 +133,7 @@ impl Edge {
         }
         let mut cut = shared.lifeline.wait_for(upstream).until_dead();
         let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
+        let sent_at = shared.clock.now();
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
             result = attempt(&shared.pool, upstream, &errand.request) => result,
@@ -142,8 +145,14 @@ impl Edge {
             }
         };
         let failure = match result {
-            Ok(held) => {
+            Ok(mut held) => {
                 shared.choice.answered(upstream.node());
+                if let Some(load) = Load::take(&mut held.head.headers) {
+                    shared.choice.loaded(upstream.node(), load);
+                }
+                if is_event_stream(&held.head.headers) {
+                    shared.choice.first_token(upstream.node(), shared.clock.now().since(sent_at));
+                }
                 let flights = std::iter::once(errand.flight.again()).chain(own_flight).collect();
                 let guards = Guards { flights, turn: Some(turn) };
                 let body = Relay::new(held.frames, held.rest, cut, guards, Some(shared.counts.clone()));
@@ -153,10 +162,17 @@ impl Edge {
             }
             Err(failure) => failure,
         };
-        shared.choice.failed(upstream.node());
         let (why, is_broken) = match failure {
-            Failure::NotTaken(why) => (why, false),
+            Failure::Refused(why) => {
+                shared.choice.refused(upstream.node());
+                (why, false)
+            }
+            Failure::NotTaken(why) => {
+                shared.choice.failed(upstream.node());
+                (why, false)
+            }
             Failure::Broken { why, answer } => {
+                shared.choice.erred(upstream.node());
                 errand.last_answer = answer;
                 (why, true)
             }

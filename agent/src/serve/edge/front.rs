@@ -21,6 +21,7 @@ use super::errand::{Errand, response_of};
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Guards, Relay};
+use super::replicas::Queue;
 use super::request::Buffered;
 use super::routes::Routes;
 use crate::core::EdgeMode;
@@ -31,16 +32,19 @@ use crate::serve::peer::PeerBody;
 pub struct EdgeSpec {
     pub node: NodeId,
     pub role: Role,
+    /// Replicas there are asked first; `None` where all are alike.
+    pub zone: Option<String>,
     /// Shows this node's certificate to peers; `None` until there is one, and then only the own engine is used.
     pub tls: Option<Arc<ClientConfig>>,
 }
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, tls } = self;
+        let Self { node, role, zone, tls } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
+            .field("zone", zone)
             .field("tls", &tls.is_some())
             .finish()
     }
@@ -55,7 +59,7 @@ pub struct OwnEngine {
 }
 
 impl OwnEngine {
-    fn takes(&self, is_last_resort: bool) -> bool {
+    pub(super) fn takes(&self, is_last_resort: bool) -> bool {
         match self.mode {
             EdgeMode::Admit => true,
             EdgeMode::Reluctant { .. } => is_last_resort,
@@ -77,6 +81,7 @@ pub(super) struct Shared {
     pub(super) own: watch::Sender<Option<OwnEngine>>,
     pub(super) routes: Routes,
     pub(super) choice: Choice,
+    pub(super) queue: Queue,
     pub(super) counts: Counts,
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
@@ -92,8 +97,9 @@ impl Edge {
         let emptied = pool.clone();
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
-        let (choice, counts) = (Choice::new(clock), Counts::default());
-        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline }) }
+        let (choice, counts) = (Choice::new(clock, spec.zone.clone()), Counts::default());
+        let queue = Queue::default();
+        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, queue, counts, pool, lifeline }) }
     }
 
     /// Says what may be done with this node's own engine from now on.
@@ -170,6 +176,7 @@ impl Edge {
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
                 let mut response = response_of(head.status, head.headers, body);
                 self.mark(&mut response, upstream.node());
+                self.own_load().put(response.headers_mut());
                 response.headers_mut().insert(REQUEST_ID_HEADER, request_id);
                 response
             }
@@ -184,18 +191,7 @@ impl Edge {
         }
     }
 
-    /// Who may be asked. A reluctant engine of this node only when all others were.
-    pub(super) fn upstreams(&self, model: &str, is_last_resort: bool) -> Vec<Upstream> {
-        let node = &self.shared.spec.node;
-        let own = self.shared.own.borrow();
-        let own = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model);
-        let peers = self.shared.routes.replicas(model).unwrap_or_default();
-        let peers = peers.into_iter().filter(|replica| replica.node != *node);
-        let peers = peers.map(|replica| Upstream::Peer { node: replica.node, address: replica.address });
-        own.map(|own| self.own(own.port)).into_iter().chain(peers).collect()
-    }
-
-    fn own(&self, port: u16) -> Upstream {
+    pub(super) fn own(&self, port: u16) -> Upstream {
         Upstream::Own { node: self.shared.spec.node.clone(), port }
     }
 
@@ -224,7 +220,7 @@ impl Edge {
 
     fn health(&self) -> Response<PeerBody> {
         let models = self.known_models();
-        let usable = models.iter().filter(|model| !self.upstreams(model, true).is_empty()).count();
+        let usable = models.iter().filter(|model| !self.candidates(model, true).is_empty()).count();
         let status = if usable > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let node = self.shared.spec.node.as_str();
         from_json(status, &json!({"node": node, "models_known": models.len(), "models_usable": usable}))
