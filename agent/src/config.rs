@@ -50,6 +50,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("surge", "in_flight_max", Kind::Integer),
         Key::optional("surge", "budget_usd_per_hour", Kind::Number),
         Key::optional("surge", "is_for_batch", Kind::Flag),
+        Key::optional("edge", "zone_first", Kind::Flag),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -141,6 +142,9 @@ pub struct Edge {
     pub queue_max: Option<u32>,
     /// Longest a request may ask to wait for a replica.
     pub wait_max_s: Option<u64>,
+    /// Replicas in the zone of `[node]` are asked first, as long as they carry no more than the others.
+    #[serde(default = "yes")]
+    pub zone_first: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]

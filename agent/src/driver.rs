@@ -151,9 +151,6 @@ impl Driver {
                 self.shells.record = None;
             }
         }
-        if let Event::EngineProbed { reading: Reading { after: Some(work), .. }, .. } = &event {
-            self.shells.edge.engine_queued(work.waiting);
-        }
         let has_samples = matches!(event, Event::Gpu(GpuEvent::Sampled { .. } | GpuEvent::Ready(_)));
         self.agent.step(now, event, &mut self.out);
         if has_samples {
@@ -254,6 +251,7 @@ impl Driver {
     fn probe(&self, pid: u32, model: String, depth: Depth) {
         let port = self.shells.keeper.running().borrow().as_ref().filter(|r| r.pid == pid).map(|r| r.port);
         let (events, timing) = (self.shells.events.clone(), self.shells.timing);
+        let edge = self.shells.edge.clone();
         self.spawn("engine probe", async move {
             let (reading, result) = match port {
                 Some(port) => {
@@ -262,6 +260,9 @@ impl Driver {
                 }
                 None => (Reading::default(), Err(ProbeFault::Health("the engine is not running".to_owned()))),
             };
+            if let Some(work) = reading.after {
+                edge.engine_queues(u32::try_from(work.waiting).unwrap_or(u32::MAX));
+            }
             Ok(events.send(Event::EngineProbed { pid, reading, result }).await?)
         });
     }

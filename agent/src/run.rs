@@ -100,10 +100,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     };
     let routes = Routes::remembered(&state);
     let (edge_words, words_waiting) = mpsc::channel(EDGE_WORDS_WAITING_MAX);
-    let scarcity = ScarcitySpec { tell: Some(edge_words), ..config.scarcity()? };
-    let continuation = config.edge.continuation;
-    let edge_spec =
-        EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls, scarcity, continuation };
+    let edge_spec = EdgeSpec {
+        node: config.node.id.clone(),
+        role: config.node.role,
+        zone: config.node.zone.clone().filter(|_| config.edge.zone_first),
+        tls,
+        continuation: config.edge.continuation,
+        scarcity: ScarcitySpec { tell: Some(edge_words), ..config.scarcity()? },
+    };
     let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
     let (keeping, kept) = (routes.clone(), state.clone());
     tasks.spawn("routes", Kind::Vital, |token| keeping.keep(kept, token));

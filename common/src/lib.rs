@@ -5,7 +5,7 @@
 //! crate decides anything about a fleet.
 //!
 //! - [`id`], [`name`], [`time`], [`units`]: small types that keep one meaning each.
-//! - [`report`], [`notice`], [`assignment`], [`route`]: what nodes say of themselves and what they are told.
+//! - [`report`], [`notice`], [`assignment`], [`route`], [`routing`]: what nodes say of themselves and what they are told.
 //! - [`gpu`]: samples, faults and verdicts about GPUs.
 //! - [`wire`]: frames, versions and messages of the QUIC control stream and the heartbeat datagrams.
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
@@ -25,6 +25,7 @@ pub mod notice;
 pub mod process;
 pub mod report;
 pub mod route;
+pub mod routing;
 pub mod supervise;
 pub mod telemetry;
 pub mod time;

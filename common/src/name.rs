@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{IdError, NodeId, check_label};
 
+/// Stands in a name where nodes have no GPU.
+pub const GPU_NONE: &str = "none";
+
 /// Why a text is no cluster or node name, or why one cannot be built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
@@ -51,9 +54,7 @@ impl ClusterName {
         seq: u16,
     ) -> Result<Self, NameError> {
         for (part, text) in [("provider", provider), ("gpu", gpu), ("pricing", pricing)] {
-            if text.is_empty() || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
-                return Err(NameError::Part { part, text: text.to_owned() });
-            }
+            check_part(part, text)?;
         }
         check_label(region)?;
         check_date(date)?;
@@ -70,6 +71,12 @@ impl ClusterName {
         };
         check_label(&name.node_text(999))?;
         Ok(name)
+    }
+
+    /// The GPU of its nodes; `None` when they have none.
+    #[must_use]
+    pub fn gpu_model(&self) -> Option<&str> {
+        Some(self.gpu.as_str()).filter(|gpu| *gpu != GPU_NONE)
     }
 
     /// Id of the cluster's `n`th node, 1 to 999.
@@ -130,6 +137,17 @@ impl From<ClusterName> for String {
     fn from(name: ClusterName) -> String {
         name.to_string()
     }
+}
+
+/// Checks one of a name's parts that hold no dash; `part` says which, for the error.
+///
+/// # Errors
+/// Names the part and its text; the caller shows it to whoever wrote it.
+pub fn check_part(part: &'static str, text: &str) -> Result<(), NameError> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit()) {
+        return Err(NameError::Part { part, text: text.to_owned() });
+    }
+    Ok(())
 }
 
 fn three_digits(text: &str) -> Option<u16> {

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DeploymentName, NodeId, Term};
+use crate::routing::Routing;
 
 /// How a request is to be treated where not all can be treated alike. Later ones are shed first.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -42,6 +43,12 @@ pub struct Replica {
     pub node: NodeId,
     /// `host:port` of the node's mTLS port. The name to verify there is the node id, never this address.
     pub address: String,
+    /// Where it is, as far as the controller knows.
+    #[serde(default)]
+    pub zone: Option<String>,
+    /// The GPU in its cluster's name (`h100`); `None` also for a node without one.
+    #[serde(default)]
+    pub gpu: Option<String>,
 }
 
 /// The replicas of one deployment.
@@ -51,9 +58,8 @@ pub struct Route {
     /// Name clients ask for.
     pub model: String,
     pub replicas: Vec<Replica>,
-    /// Requests may go to an API outside the fleet when no replica takes them.
     #[serde(default)]
-    pub surge_allowed: bool,
+    pub routing: Routing,
 }
 
 /// All routes. Ordered by (term, version): an older table never replaces a newer one.

@@ -1,12 +1,13 @@
 //! What a fleet of real processes does when its parts are broken, on the stand-in engine.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use cic_common::time::unix_ms;
 use fleet_tests::process::{DevFleet, Fault, Load, NOTICE_WITHIN, Options, Streams, View, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -201,5 +202,50 @@ fn an_agent_killed_again_and_again_breaks_no_stream_of_a_peers_edge_and_keeps_it
     assert!(seen.whole > 100 && seen.refused.is_empty(), "{seen:?}");
     assert!(seen.broken.is_empty(), "{:?}", seen.broken);
     assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
+    fleet.stop().expect("nothing is left");
+}
+
+/// The node that answers a completion of `prompt`.
+fn answering(edge: &str, model: &str, prompt: &str) -> String {
+    let body = json!({ "model": model, "prompt": prompt, "max_tokens": 1 }).to_string();
+    let answer = request(edge, "POST", "/v1/completions", Some(&body), SOON).expect("an answer");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.header("x-cic-load"), None, "that is between nodes");
+    answer.header("x-cic-node").expect("a node").to_owned()
+}
+
+#[test]
+fn long_prompts_that_begin_alike_meet_at_one_replica_until_their_deployment_says_otherwise() {
+    let (mut fleet, serving) = fleet(&[]);
+    let (model, replica_edge) = (model(&fleet), fleet.edge_of(&serving[0]).expect("an edge"));
+    let beginning = |number: u32| format!("Talk {number}: {}", "careful words ".repeat(80));
+    let nodes = |fleet: &DevFleet, number: u32| -> BTreeSet<String> {
+        let edges = [&fleet.edge, &replica_edge];
+        let ask = |turn: usize| answering(edges[turn % 2], &model, &format!("{}{turn}", beginning(number)));
+        (0..6).map(ask).collect()
+    };
+    let by_talk: Vec<BTreeSet<String>> = (0..8).map(|number| nodes(&fleet, number)).collect();
+    assert!(
+        by_talk.iter().all(|nodes| nodes.len() == 1),
+        "each talk at one node, from both edges: {by_talk:?}"
+    );
+    let all: BTreeSet<&String> = by_talk.iter().flatten().collect();
+    assert_eq!(all.len(), 2, "eight talks use both: {by_talk:?}");
+
+    let get =
+        |path: &str| request(&fleet.api, "GET", path, None, SOON).expect("answers").json().expect("JSON");
+    let known = get("/v1/deployments")["deployments"][0]["deployment"].clone();
+    assert_eq!(known["routing"]["prefix_affinity"], true);
+    let wanted = json!({
+        "model": known["model"], "engine": known["engine"], "replicas": known["replicas"],
+        "replicas_min": known["replicas_min"], "zone": known["zone"], "routing": { "prefix_affinity": false },
+    });
+    let path = format!("/v1/deployments/{}", known["name"].as_str().expect("a name"));
+    let answer = request(&fleet.api, "PUT", &path, Some(&wanted.to_string()), SOON).expect("answers");
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let spread = |fleet: &mut DevFleet| (nodes(fleet, 0).len() == 2).then_some(());
+    fleet.wait_for("a table without affinity", SOON, spread).expect("both replicas answer one talk");
+    let now = view(&fleet).serving().into_iter().collect::<BTreeSet<_>>();
+    assert_eq!(now, serving.into_iter().collect(), "no node was touched");
     fleet.stop().expect("nothing is left");
 }

@@ -12,10 +12,17 @@ use anyhow::{Context as _, bail};
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
+    /// Status line and headers, in lower case.
+    pub head: String,
     pub body: String,
 }
 
 impl Answer {
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        header(&self.head, name)
+    }
+
     /// # Errors
     /// When the body is no JSON.
     pub fn json(&self) -> anyhow::Result<serde_json::Value> {
@@ -55,21 +62,22 @@ fn parse(raw: &[u8]) -> anyhow::Result<Answer> {
     let split = raw.windows(4).position(|w| w == b"\r\n\r\n").context("the answer has no head")?;
     let head = std::str::from_utf8(&raw[..split])?.to_ascii_lowercase();
     let status = head.split_whitespace().nth(1).context("no status")?.parse()?;
-    let header = |name: &str| {
-        head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|v| v.trim().to_owned()))
-    };
     let rest = &raw[split + 4..];
-    let body = if header("transfer-encoding").is_some_and(|v| v.contains("chunked")) {
+    let body = if header(&head, "transfer-encoding").is_some_and(|v| v.contains("chunked")) {
         unchunk(rest)?
     } else {
-        if let Some(length) = header("content-length")
+        if let Some(length) = header(&head, "content-length")
             && length.parse::<usize>()? != rest.len()
         {
             bail!("the body has {} of {length} bytes", rest.len());
         }
         rest.to_vec()
     };
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+    Ok(Answer { status, head, body: String::from_utf8_lossy(&body).into_owned() })
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(str::trim))
 }
 
 fn unchunk(mut rest: &[u8]) -> anyhow::Result<Vec<u8>> {

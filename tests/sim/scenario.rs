@@ -102,6 +102,7 @@ fn deployments(rng: &mut Rng) -> Vec<Deployment> {
                 zone: format!("zone-{zone}"),
                 cluster: cluster.expect("the parts are lower-case labels"),
                 node_next: 1,
+                routing: cic_common::routing::Routing::default(),
             }
         })
         .collect()

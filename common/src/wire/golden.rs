@@ -22,6 +22,7 @@ use crate::report::{
     StateDigest,
 };
 use crate::route::{Replica, Route, RoutingTable};
+use crate::routing::{Policy, Routing};
 use crate::units::Bytes;
 
 const FILE: &str = include_str!("golden/v1.txt");
@@ -229,7 +230,21 @@ fn assignment() -> Assignment {
 }
 
 fn routes() -> RoutingTable {
-    let replica = Replica { node: node(), address: "10.0.0.7:7444".to_owned() };
+    let replica = Replica {
+        node: node(),
+        address: "10.0.0.7:7444".to_owned(),
+        zone: Some("us-east-1a".to_owned()),
+        gpu: Some("h200".to_owned()),
+    };
+    let routing = Routing {
+        policy: Policy::LeastLoad,
+        prefix_affinity: true,
+        tier: 1,
+        parameters_b: Some(405),
+        gpu_needed: Some("h200".to_owned()),
+        surge_allowed: true,
+        weight: 10,
+    };
     RoutingTable {
         term: Term(2),
         version: 41,
@@ -237,7 +252,7 @@ fn routes() -> RoutingTable {
             deployment: DeploymentName::new("chat").unwrap(),
             model: "tiny".to_owned(),
             replicas: vec![replica],
-            surge_allowed: true,
+            routing,
         }],
     }
 }

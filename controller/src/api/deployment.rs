@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 
 use cic_common::assignment::{EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, check_label};
-use cic_common::name::ClusterName;
+use cic_common::name::{ClusterName, GPU_NONE};
 use cic_common::time::utc_date;
 use serde::{Deserialize, Serialize};
 
+use super::routing::WantedRouting;
 use crate::core::{Deployment, View};
 use crate::provision::local;
 
@@ -21,8 +22,7 @@ const MODEL_NAME_BYTES_MAX: usize = 255;
 /// Where nodes of provider `local` are.
 const ZONE_DEFAULT: &str = "here";
 
-/// GPU and pricing in the cluster names of provider `local`.
-const LOCAL_GPU: &str = "none";
+/// Pricing in the cluster names of provider `local`.
 const LOCAL_PRICING: &str = "dev";
 
 /// The body of `PUT /v1/deployments/NAME`.
@@ -41,6 +41,9 @@ pub struct Wanted {
     /// `here` when left out.
     #[serde(default)]
     pub zone: Option<String>,
+    /// The defaults when left out; unlike the rest it can change under running nodes.
+    #[serde(default)]
+    pub routing: WantedRouting,
 }
 
 /// What a wish is checked against.
@@ -78,6 +81,7 @@ impl Wanted {
         if replicas_min > self.replicas {
             mistakes.push(format!("replicas_min: {replicas_min} is more than replicas, {}", self.replicas));
         }
+        let routing = self.routing.check(&mut mistakes);
         let known = by.view.deployments.iter().map(|view| &view.deployment);
         if let Some(known) = known.clone().find(|known| known.name.as_str() == by.name) {
             check_fixed("model", &known.model, &self.model, &mut mistakes);
@@ -97,6 +101,7 @@ impl Wanted {
             zone,
             cluster,
             node_next,
+            routing,
         })
     }
 }
@@ -115,7 +120,7 @@ fn place(
     let date = utc_date(by.now_unix_ms);
     let used = |known: &Deployment| known.cluster.provider == provider && known.cluster.date == date;
     let last = known().filter(|known| used(known)).map(|known| known.cluster.seq).max().unwrap_or(0);
-    ClusterName::new(provider, zone, LOCAL_GPU, LOCAL_PRICING, &date, last + 1)
+    ClusterName::new(provider, zone, GPU_NONE, LOCAL_PRICING, &date, last + 1)
         .map(|cluster| (cluster, 1))
         .map_err(|error| format!("zone: {error}"))
 }
@@ -184,6 +189,7 @@ mod tests {
             replicas_min: None,
             provider: None,
             zone: None,
+            routing: WantedRouting::default(),
         }
     }
 
@@ -210,10 +216,27 @@ mod tests {
             replicas_min: Some(2),
             provider: None,
             zone: Some("Here".to_owned()),
+            routing: WantedRouting { tier: Some(4), ..WantedRouting::default() },
         };
         let mistakes = wrong.check(&by("Chat", &View::default())).expect_err("wrong");
         let subjects: Vec<_> = mistakes.iter().filter_map(|text| text.split(':').next()).collect();
-        assert_eq!(subjects, ["name", "zone", "model.name", "model.path", "engine.program", "replicas_min"]);
+        assert_eq!(
+            subjects,
+            ["name", "zone", "model.name", "model.path", "engine.program", "replicas_min", "routing.tier"]
+        );
+    }
+
+    #[test]
+    fn routing_changes_under_a_known_deployment_and_nothing_else_of_it_does() {
+        let model = model();
+        let mut view = View::default();
+        let deployment = wanted(model.path()).check(&by("a", &view)).expect("right");
+        view.deployments.push(DeploymentView { deployment, serving: 2, stalled: 0, coming: 0, leaving: 0 });
+        let routing = WantedRouting { weight: Some(10), tier: Some(1), ..WantedRouting::default() };
+        let changed = Wanted { routing, ..wanted(model.path()) }.check(&by("a", &view)).expect("right");
+        assert_eq!((changed.routing.weight, changed.routing.tier), (10, 1));
+        let moved = Wanted { zone: Some("there".to_owned()), ..wanted(model.path()) };
+        assert_eq!(moved.check(&by("a", &view)).expect_err("wrong").len(), 1);
     }
 
     #[test]

@@ -15,6 +15,7 @@ mod error;
 mod metrics;
 mod port;
 mod reads;
+mod routing;
 mod server;
 
 #[cfg(test)]
@@ -22,4 +23,5 @@ mod tests;
 
 pub use deployment::{Wanted, WantedBy};
 pub use error::{ErrorBody, ErrorText};
+pub use routing::WantedRouting;
 pub use server::{Api, serve};

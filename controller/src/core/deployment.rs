@@ -3,6 +3,7 @@
 use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, NodeId};
 use cic_common::name::{ClusterName, NameError};
+use cic_common::routing::Routing;
 use serde::{Deserialize, Serialize};
 
 /// A named model with wanted replicas, and the cluster its nodes are launched in.
@@ -21,6 +22,9 @@ pub struct Deployment {
     pub cluster: ClusterName,
     /// Number of the next node in `cluster`, 1 to 999.
     pub node_next: u16,
+    /// What the edges are told about choosing among its replicas. A change needs no other node.
+    #[serde(default)]
+    pub routing: Routing,
 }
 
 impl Deployment {
@@ -55,6 +59,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_that_was_stored_before_there_was_a_routing_section_loads_with_its_defaults() {
+        let stored = r#"{"name":"a","model":{"name":"m","path":"/m"},"engine":{"program":"vllm","args":[],"env":{}},
+            "replicas":1,"replicas_min":0,"provider":"local","zone":"here",
+            "cluster":"cic-local-here-none-dev-20261124-001","node_next":1}"#;
+        let loaded: Deployment = serde_json::from_str(stored).unwrap();
+        assert_eq!(loaded.routing, Routing::default());
+        let mut newer = serde_json::to_value(&loaded).unwrap();
+        newer["routing"] = serde_json::json!({ "weight": 7, "of_a_later_version": 1 });
+        let loaded: Deployment = serde_json::from_value(newer).unwrap();
+        assert_eq!(loaded.routing, Routing { weight: 7, ..Routing::default() });
+    }
+
+    #[test]
     fn after_999_nodes_no_other_deployments_names_are_handed_out() {
         let mut deployment = Deployment {
             name: DeploymentName::new("a").unwrap(),
@@ -66,6 +83,7 @@ mod tests {
             zone: "here".to_owned(),
             cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).unwrap(),
             node_next: 999,
+            routing: Routing::default(),
         };
         let name = |node: Result<NodeId, NameError>| node.unwrap().to_string();
         assert_eq!(name(deployment.next_node(4)), "cic-local-here-none-dev-20261124-001-node999");

@@ -4,6 +4,7 @@
 //! moves, and no fault short of an end empties a route.
 
 use cic_common::id::NodeId;
+use cic_common::name::ClusterName;
 use cic_common::report::Phase;
 use cic_common::route::{Replica, Route};
 use cic_common::time::Mono;
@@ -34,14 +35,11 @@ impl Fleet {
             || self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name));
         let best = members().filter_map(|(_, node)| fitness(node)).min();
         let chosen = members().filter(|(_, node)| best.is_some() && fitness(node) == best);
-        let replica = |(id, node): (&NodeId, &Node)| {
-            Some(Replica { node: id.clone(), address: node.record.address.clone()? })
-        };
         Route {
             deployment: name.clone(),
             model: wanted.deployment.model.name.clone(),
-            replicas: chosen.filter_map(replica).collect(),
-            surge_allowed: false,
+            replicas: chosen.filter_map(|(id, node)| replica(id, node)).collect(),
+            routing: wanted.deployment.routing.clone(),
         }
     }
 
@@ -65,6 +63,14 @@ impl Fleet {
             self.tell(now, &id, Severity::Info, kind, text, out);
         }
     }
+}
+
+/// `None` before its agent said where it can be reached.
+fn replica(id: &NodeId, node: &Node) -> Option<Replica> {
+    let zone = Some(node.record.zone.clone()).filter(|zone| !zone.is_empty());
+    let gpu =
+        ClusterName::parse_node(id).ok().and_then(|(cluster, _)| cluster.gpu_model().map(str::to_owned));
+    Some(Replica { node: id.clone(), address: node.record.address.clone()?, zone, gpu })
 }
 
 /// What a replica would do with a request, the better first.

@@ -6,6 +6,7 @@ mod bench;
 mod gpu;
 mod heal;
 mod need;
+mod routing;
 mod stall;
 
 use std::time::Duration;

@@ -59,6 +59,7 @@ fn deployment() -> Deployment {
         zone: "here".to_owned(),
         cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("valid"),
         node_next: 3,
+        routing: cic_common::routing::Routing::default(),
     }
 }
 

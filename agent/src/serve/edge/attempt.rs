@@ -48,6 +48,8 @@ impl Held {
 /// Why an attempt failed, with what that means for the next.
 #[derive(Debug)]
 pub(super) enum Failure {
+    /// The node takes no requests now, as when it drains.
+    Refused(String),
     /// The engine never had the request: it costs nothing to try elsewhere, or here again later.
     NotTaken(String),
     /// The same, since the engine has all it may have; it expects room after `retry_after`.
@@ -76,7 +78,7 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
         let why = format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()));
         let is_full = status == StatusCode::TOO_MANY_REQUESTS;
         let retry_after = retry_after_of(&head.headers);
-        return Err(if is_full { Failure::Full { why, retry_after } } else { Failure::NotTaken(why) });
+        return Err(if is_full { Failure::Full { why, retry_after } } else { Failure::Refused(why) });
     }
     match status {
         // What vLLM says when its own queue is full (`--max-num-queued-reqs`).

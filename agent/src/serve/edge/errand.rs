@@ -11,7 +11,7 @@ use tracing::{debug, warn};
 
 use super::answer::Refusal;
 use super::attempt::{Failure, Held, attempt, is_event_stream};
-use super::choice::Turn;
+use super::choice::{Load, Turn, Wish};
 use super::counts::{Flow, InFlight};
 use super::front::Edge;
 use super::pool::Upstream;
@@ -157,16 +157,26 @@ impl Edge {
         loop {
             routes.mark_unchanged();
             own.mark_unchanged();
-            let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
-            let mut untried: Vec<NodeId> =
-                upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
-            let node = &self.shared.spec.node;
+            let candidates = self.candidates(&errand.model, errand.request.is_last_resort);
+            let mut excluded = tried.clone();
+            let own_node = &self.shared.spec.node;
             // Who was let in goes there; a place at an engine that takes nothing any more is given back.
             match errand.slot {
-                Some(_) if untried.contains(node) => untried.retain(|other| other == node),
+                Some(_)
+                    if candidates.iter().any(|one| one.node() == own_node) && !tried.contains(own_node) =>
+                {
+                    excluded.extend(candidates.iter().map(|one| one.node().clone()));
+                    excluded.remove(own_node);
+                }
                 Some(_) | None => errand.slot = None,
             }
-            let Some(turn) = self.shared.choice.pick(&untried) else {
+            let wish = Wish {
+                candidates: &candidates,
+                class: errand.request.class,
+                prefix: errand.request.prompt().prefix,
+                excluded: &excluded,
+            };
+            let Some(turn) = self.shared.choice.pick(&wish) else {
                 // A stalled engine is for requests that nobody takes, not for those that somebody has no room for yet.
                 if errand.full.is_none() && !std::mem::replace(&mut errand.request.is_last_resort, true) {
                     tried.clear();
@@ -179,9 +189,7 @@ impl Edge {
                 }
                 continue;
             };
-            let Some(upstream) = upstreams.into_iter().find(|upstream| upstream.node() == turn.node()) else {
-                continue;
-            };
+            let upstream = turn.upstream().clone();
             tried.insert(turn.node().clone());
             match self.attempt(errand, &upstream, turn).await {
                 Ok(found) => return Ok(found),
@@ -227,8 +235,14 @@ impl Edge {
             }
         };
         let failure = match result {
-            Ok(held) => {
+            Ok(mut held) => {
                 shared.choice.answered(upstream.node());
+                if let Some(load) = Load::take(&mut held.head.headers) {
+                    shared.choice.loaded(upstream.node(), load);
+                }
+                if is_event_stream(&held.head.headers) {
+                    shared.choice.first_token(upstream.node(), shared.clock.now().since(sent_at));
+                }
                 let guards = Guards { flights: own_flight.into_iter().collect(), turn: Some(turn) };
                 return Ok(Found { held, node: upstream.node().clone(), cut, guards, sent_at });
             }
@@ -239,10 +253,18 @@ impl Edge {
             }
             Err(failure) => failure,
         };
-        shared.choice.failed(upstream.node());
         let (why, is_broken) = match failure {
-            Failure::NotTaken(why) | Failure::Full { why, .. } => (why, false),
+            Failure::Refused(why) => {
+                shared.choice.refused(upstream.node());
+                (why, false)
+            }
+            Failure::NotTaken(why) => {
+                shared.choice.failed(upstream.node());
+                (why, false)
+            }
+            Failure::Full { why, .. } => (why, false),
             Failure::Broken { why, answer } => {
+                shared.choice.erred(upstream.node());
                 errand.last_answer = answer;
                 errand.is_spent = !shared.scarcity.budget.withdraw(upstream.node(), sent_at);
                 (why, true)

@@ -26,6 +26,7 @@ use super::errand::response_of;
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Cut, Guards, Relay};
+use super::replicas::Queue;
 use super::request::{Buffered, class_of};
 use super::resume::{MOVED, Plan, Rooms, plan};
 use super::routes::Routes;
@@ -38,6 +39,8 @@ use crate::serve::peer::PeerBody;
 pub struct EdgeSpec {
     pub node: NodeId,
     pub role: Role,
+    /// Replicas there are asked first; `None` where all are alike.
+    pub zone: Option<String>,
     /// Shows this node's certificate to peers; `None` until there is one, and then only the own engine is used.
     pub tls: Option<Arc<ClientConfig>>,
     /// Whether streams go on elsewhere when their replica is lost.
@@ -47,10 +50,11 @@ pub struct EdgeSpec {
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, tls, continuation, scarcity } = self;
+        let Self { node, role, zone, tls, continuation, scarcity } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
+            .field("zone", zone)
             .field("tls", &tls.is_some())
             .field("continuation", continuation)
             .field("scarcity", scarcity)
@@ -67,7 +71,7 @@ pub struct OwnEngine {
 }
 
 impl OwnEngine {
-    fn takes(&self, is_last_resort: bool) -> bool {
+    pub(super) fn takes(&self, is_last_resort: bool) -> bool {
         match self.mode {
             EdgeMode::Admit => true,
             EdgeMode::Reluctant { .. } => is_last_resort,
@@ -89,6 +93,7 @@ pub(super) struct Shared {
     pub(super) own: watch::Sender<Option<OwnEngine>>,
     pub(super) routes: Routes,
     pub(super) choice: Choice,
+    pub(super) queue: Queue,
     pub(super) counts: Counts,
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
@@ -109,10 +114,22 @@ impl Edge {
         let emptied = pool.clone();
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
-        let (choice, counts) = (Choice::new(clock), Counts::default());
-        let (rooms, hand_overs) = (Rooms::default(), watch::Sender::new(0));
-        let shared =
-            Shared { spec, clock, own, routes, choice, counts, pool, lifeline, rooms, hand_overs, scarcity };
+        let (choice, counts) = (Choice::new(clock, spec.zone.clone()), Counts::default());
+        let (queue, rooms, hand_overs) = (Queue::default(), Rooms::default(), watch::Sender::new(0));
+        let shared = Shared {
+            spec,
+            clock,
+            own,
+            routes,
+            choice,
+            queue,
+            counts,
+            pool,
+            lifeline,
+            rooms,
+            hand_overs,
+            scarcity,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -150,11 +167,6 @@ impl Edge {
             shed_count: self.shared.scarcity.figures.shed_count(),
             waiting: self.shared.scarcity.waiting(),
         }
-    }
-
-    /// Requests that the own engine said wait in its queue, when it was last probed.
-    pub fn engine_queued(&self, count: u64) {
-        self.shared.scarcity.admission.probed(count);
     }
 
     /// What scarcity did, in Prometheus's text format.
@@ -230,6 +242,7 @@ impl Edge {
                 let body = if is_resumable { body.with_last_words(Bytes::from_static(MOVED)) } else { body };
                 let mut response = response_of(head.status, head.headers, body);
                 self.mark(&mut response, upstream.node());
+                self.own_load().put(response.headers_mut());
                 response.headers_mut().insert(REQUEST_ID_HEADER, request_id);
                 response
             }
@@ -242,17 +255,6 @@ impl Edge {
                 response
             }
         }
-    }
-
-    /// Who may be asked. A reluctant engine of this node only when all others were.
-    pub(super) fn upstreams(&self, model: &str, is_last_resort: bool) -> Vec<Upstream> {
-        let node = &self.shared.spec.node;
-        let own = self.shared.own.borrow();
-        let own = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model);
-        let peers = self.shared.routes.replicas(model).unwrap_or_default();
-        let peers = peers.into_iter().filter(|replica| replica.node != *node);
-        let peers = peers.map(|replica| Upstream::Peer { node: replica.node, address: replica.address });
-        own.map(|own| self.own(own.port)).into_iter().chain(peers).collect()
     }
 
     /// What is asked of replicas for `request`, and what becomes of its stream when one is lost.
@@ -319,7 +321,7 @@ impl Edge {
         self.shared.counts.failure();
     }
 
-    fn own(&self, port: u16) -> Upstream {
+    pub(super) fn own(&self, port: u16) -> Upstream {
         Upstream::Own { node: self.shared.spec.node.clone(), port }
     }
 
@@ -348,7 +350,7 @@ impl Edge {
 
     fn health(&self) -> Response<PeerBody> {
         let models = self.known_models();
-        let usable = models.iter().filter(|model| !self.upstreams(model, true).is_empty()).count();
+        let usable = models.iter().filter(|model| !self.candidates(model, true).is_empty()).count();
         let status = if usable > 0 { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let node = self.shared.spec.node.as_str();
         from_json(status, &json!({"node": node, "models_known": models.len(), "models_usable": usable}))

@@ -19,6 +19,7 @@ mod front;
 mod lifeline;
 mod pool;
 mod relay;
+mod replicas;
 mod request;
 mod resume;
 mod routes;

@@ -1,5 +1,6 @@
 //! A user's request, read whole so that it can be sent more than once.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,11 +10,11 @@ use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
-use serde::Deserialize;
 
 use super::answer::{
     CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, WAIT_HEADER,
 };
+use super::choice::Prompt;
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
@@ -55,11 +56,8 @@ pub(super) struct Buffered {
     pub(super) wait: Option<Duration>,
     /// Every willing replica was tried without success.
     pub(super) is_last_resort: bool,
-}
-
-#[derive(Deserialize)]
-struct Named {
-    model: Option<String>,
+    /// Read once, where it is asked for.
+    prompt: OnceLock<Prompt>,
 }
 
 impl Buffered {
@@ -97,13 +95,28 @@ impl Buffered {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        let asked = body.clone();
-        Self { method, target, headers, asked, body, request_id, class, wait, is_last_resort: false }
+        Self {
+            method,
+            target,
+            headers,
+            asked: body.clone(),
+            body,
+            request_id,
+            class,
+            wait,
+            is_last_resort: false,
+            prompt: OnceLock::new(),
+        }
     }
 
     /// The model named in a JSON body.
     pub(super) fn model(&self) -> Option<String> {
-        serde_json::from_slice::<Named>(&self.body).ok()?.model
+        self.prompt().model.clone()
+    }
+
+    /// What its body tells the choice of a replica.
+    pub(super) fn prompt(&self) -> &Prompt {
+        self.prompt.get_or_init(|| Prompt::read(&self.asked))
     }
 
     /// Another request on behalf of the same user: a POST of JSON, or a GET where there is no body.

@@ -1,20 +1,42 @@
 //! The newest routing table, kept in memory for the edge and on disk for a start without any controller.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cic_common::id::Term;
-use cic_common::route::{Replica, RoutingTable};
+use cic_common::id::{NodeId, Term};
+use cic_common::route::RoutingTable;
+use cic_common::routing::Routing;
 use cic_common::supervise::TaskResult;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::choice::Candidate;
 use crate::state::{StateDir, name};
 
 /// The newest table. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Routes {
-    table: Arc<watch::Sender<RoutingTable>>,
+    newest: Arc<watch::Sender<Newest>>,
+}
+
+/// A table, and what is drawn from it once instead of with each request.
+#[derive(Debug)]
+pub(super) struct Newest {
+    table: RoutingTable,
+    candidates: BTreeMap<String, Vec<Arc<Candidate>>>,
+}
+
+impl From<RoutingTable> for Newest {
+    fn from(table: RoutingTable) -> Self {
+        let mut candidates: BTreeMap<String, Vec<Arc<Candidate>>> = BTreeMap::new();
+        for route in &table.routes {
+            let replicas =
+                route.replicas.iter().map(|replica| Arc::new(Candidate::peer(replica, &route.routing)));
+            candidates.entry(route.model.clone()).or_default().extend(replicas);
+        }
+        Self { table, candidates }
+    }
 }
 
 impl Routes {
@@ -27,16 +49,16 @@ impl Routes {
             info!(term = %table.term, version = table.version, "use the remembered routing table for now");
         }
         (table.term, table.version) = (Term(0), 0);
-        Self { table: Arc::new(watch::Sender::new(table)) }
+        Self { newest: Arc::new(watch::Sender::new(table.into())) }
     }
 
     /// Takes `table` if it is newer; tells whether it was.
     pub fn offer(&self, table: RoutingTable) -> bool {
         let (term, version) = (table.term, table.version);
-        let taken = self.table.send_if_modified(|current| {
-            let is_newer = table.supersedes(current);
+        let taken = self.newest.send_if_modified(|current| {
+            let is_newer = table.supersedes(&current.table);
             if is_newer {
-                *current = table;
+                *current = table.into();
             }
             is_newer
         });
@@ -45,9 +67,8 @@ impl Routes {
     }
 
     /// The table as it changes.
-    #[must_use]
-    pub fn subscribe(&self) -> watch::Receiver<RoutingTable> {
-        self.table.subscribe()
+    pub(super) fn subscribe(&self) -> watch::Receiver<Newest> {
+        self.newest.subscribe()
     }
 
     /// Writes each new table to disk until cancelled. A disk that fails costs the memory, not the traffic.
@@ -55,14 +76,14 @@ impl Routes {
     /// # Errors
     /// Never; the type is that of a supervised task.
     pub async fn keep(self, state: StateDir, token: CancellationToken) -> TaskResult {
-        let mut changes = self.table.subscribe();
+        let mut changes = self.newest.subscribe();
         loop {
             // Cancel safe: a change not yet seen is seen by the next call. The sender lives in `self`.
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 changed = changes.changed() => changed?,
             }
-            let table = changes.borrow_and_update().clone();
+            let table = changes.borrow_and_update().table.clone();
             if let Err(error) = state.write(name::ROUTES, &table).await {
                 warn!(%error, "routing table is not remembered");
             }
@@ -70,24 +91,27 @@ impl Routes {
     }
 
     /// Replicas of `model`; `None` when no route names it.
-    pub(super) fn replicas(&self, model: &str) -> Option<Vec<Replica>> {
-        let table = self.table.borrow();
-        let mut routes = table.routes.iter().filter(|route| route.model == model).peekable();
-        routes.peek()?;
-        Some(routes.flat_map(|route| route.replicas.iter().cloned()).collect())
+    pub(super) fn candidates(&self, model: &str) -> Option<Vec<Arc<Candidate>>> {
+        self.newest.borrow().candidates.get(model).cloned()
+    }
+
+    /// What the deployment of `model` that `node` serves wishes; without one, what any deployment of the model does.
+    pub(super) fn routing(&self, model: &str, node: &NodeId) -> Routing {
+        let newest = self.newest.borrow();
+        let routes = || newest.table.routes.iter().filter(|route| route.model == model);
+        let its = routes().find(|route| route.replicas.iter().any(|replica| replica.node == *node));
+        its.or_else(|| routes().next()).map(|route| route.routing.clone()).unwrap_or_default()
     }
 
     /// Whether requests for `model` may go outside the fleet when no replica takes them.
     pub(super) fn allows_surge(&self, model: &str) -> bool {
-        self.table.borrow().routes.iter().any(|route| route.model == model && route.surge_allowed)
+        let newest = self.newest.borrow();
+        newest.table.routes.iter().any(|route| route.model == model && route.routing.surge_allowed)
     }
 
     /// Every model that is routed, sorted.
     pub(super) fn models(&self) -> Vec<String> {
-        let mut models: Vec<_> = self.table.borrow().routes.iter().map(|route| route.model.clone()).collect();
-        models.sort();
-        models.dedup();
-        models
+        self.newest.borrow().candidates.keys().cloned().collect()
     }
 }
 
@@ -103,7 +127,7 @@ mod tests {
             deployment: DeploymentName::new("d").unwrap(),
             model: model.to_owned(),
             replicas: Vec::new(),
-            surge_allowed: false,
+            routing: Routing::default(),
         };
         RoutingTable { term: Term(term), version, routes: vec![route] }
     }
@@ -127,7 +151,7 @@ mod tests {
         assert_eq!(routes.models(), ["remembered"]);
         assert!(routes.offer(table(1, 1, "spoken")));
         assert_eq!(routes.models(), ["spoken"]);
-        assert_eq!(routes.replicas("remembered"), None);
-        assert_eq!(routes.replicas("spoken"), Some(Vec::new()));
+        assert_eq!(routes.candidates("remembered"), None);
+        assert_eq!(routes.candidates("spoken"), Some(Vec::new()));
     }
 }

@@ -272,5 +272,6 @@ pub(super) fn deployment(replicas: u16) -> Deployment {
         zone: "here".to_owned(),
         cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("name"),
         node_next: 1,
+        routing: cic_common::routing::Routing::default(),
     }
 }

@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use hyper::Response;
 use tokio::sync::watch;
 
 use super::super::errand::Errand;
 use super::super::front::{Edge, OwnEngine};
-use super::super::pool::Upstream;
+use super::super::routes::Newest;
 use super::admission::InLine;
 use super::seats::Seat;
 use crate::serve::peer::PeerBody;
@@ -65,7 +64,7 @@ impl Edge {
         &self,
         errand: &mut Errand,
         patience: &mut Patience,
-        routes: &mut watch::Receiver<RoutingTable>,
+        routes: &mut watch::Receiver<Newest>,
         own: &mut watch::Receiver<Option<OwnEngine>>,
     ) -> Waited {
         let scarcity = &self.shared.scarcity;
@@ -112,7 +111,8 @@ impl Edge {
     }
 
     fn has_own(&self, model: &str) -> bool {
-        self.upstreams(model, true).iter().any(|upstream| matches!(upstream, Upstream::Own { .. }))
+        let own = self.shared.own.borrow();
+        own.as_ref().is_some_and(|own| own.takes(true) && own.model == model)
     }
 }
 

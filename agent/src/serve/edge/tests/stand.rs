@@ -10,6 +10,7 @@ use bytes::Bytes;
 use cic_common::id::{DeploymentName, NodeId, Term};
 use cic_common::report::Role;
 use cic_common::route::{Replica, Route, RoutingTable};
+use cic_common::routing::Routing;
 use cic_common::supervise::{Kind, Supervisor, TaskHandle};
 use cic_common::time::{Clock, unix_ms};
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -99,7 +100,7 @@ impl Stand {
         let supervisor = Supervisor::new();
         let identity = identity(&directory, &authority, "n0");
         let tls = Some(tcp_client(&identity, &trust).unwrap());
-        let spec = EdgeSpec { node: node("n0"), role, tls, scarcity, continuation: true };
+        let spec = EdgeSpec { node: node("n0"), role, zone: None, tls, scarcity, continuation: true };
         let edge = Edge::new(spec, routes.clone(), Clock::start(), &supervisor);
         let listener = listen().await;
         let user_port = listener.local_addr().unwrap().port();
@@ -148,7 +149,7 @@ impl Stand {
     pub(super) fn admit(&self, fake: &Fake) {
         match fake.side {
             Side::Own => self.own(fake.port, EdgeMode::Admit),
-            Side::Peer => self.route(vec![Replica { node: node("n1"), address: address(fake.port) }]),
+            Side::Peer => self.route(vec![replica("n1", fake.port)]),
         }
     }
 
@@ -159,7 +160,8 @@ impl Stand {
     pub(super) fn route(&self, replicas: Vec<Replica>) {
         let version = self.table_version.fetch_add(1, Ordering::Relaxed) + 1;
         let deployment = DeploymentName::new("d").unwrap();
-        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas, surge_allowed: false }];
+        let routes =
+            vec![Route { deployment, model: MODEL.to_owned(), replicas, routing: Routing::default() }];
         assert!(self.routes.offer(RoutingTable { term: Term(1), version, routes }));
     }
 
@@ -260,6 +262,10 @@ pub(super) fn identity(directory: &TempDir, authority: &CertificateAuthority, na
 
 pub(super) fn node(name: &str) -> NodeId {
     NodeId::new(name).unwrap()
+}
+
+pub(super) fn replica(name: &str, port: u16) -> Replica {
+    Replica { node: node(name), address: address(port), zone: None, gpu: None }
 }
 
 pub(super) fn address(port: u16) -> String {

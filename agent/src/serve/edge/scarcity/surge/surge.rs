@@ -217,7 +217,7 @@ impl Edge {
                 return Some(self.from_outside(flight, held, &asking, bill, upstream));
             }
             Ok(Ok(held)) => format!("answered {}", held.head.status),
-            Ok(Err(Failure::NotTaken(why) | Failure::Full { why, .. })) => {
+            Ok(Err(Failure::NotTaken(why) | Failure::Refused(why) | Failure::Full { why, .. })) => {
                 bill.is_sent = false;
                 why
             }

@@ -1,0 +1,62 @@
+//! Who can answer a request now: the peers of the routing table, and this node's own engine with what it carries.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cic_common::name::ClusterName;
+use cic_common::time::Mono;
+
+use super::choice::{Candidate, Load};
+use super::counts::Flow;
+use super::front::Edge;
+
+/// An older probe says nothing of the queue: three probes of 2 s.
+const QUEUE_FRESH_FOR: Duration = Duration::from_secs(6);
+
+/// Requests that wait in this node's own engine, as last probed.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    probed: Mutex<Option<(Mono, u32)>>,
+}
+
+impl Queue {
+    fn set(&self, now: Mono, waiting: u32) {
+        *self.probed.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, waiting));
+    }
+
+    fn waiting(&self, now: Mono) -> Option<u32> {
+        let probed = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
+        probed.filter(|(at, _)| now.since(*at) <= QUEUE_FRESH_FOR).map(|(_, waiting)| waiting)
+    }
+}
+
+impl Edge {
+    /// Says how many requests the own engine had not begun when it was probed.
+    pub fn engine_queues(&self, waiting: u32) {
+        self.shared.queue.set(self.shared.clock.now(), waiting);
+        self.shared.scarcity.admission.probed(waiting.into());
+    }
+
+    /// What this node's engine carries, for its own edge and for peers.
+    pub(super) fn own_load(&self) -> Load {
+        let waiting = self.shared.queue.waiting(self.shared.clock.now());
+        Load { in_flight: self.shared.counts.in_flight(Flow::OwnEngine), waiting }
+    }
+
+    /// Who may be asked. A reluctant engine of this node only when all others were.
+    pub(super) fn candidates(&self, model: &str, is_last_resort: bool) -> Vec<Arc<Candidate>> {
+        let node = &self.shared.spec.node;
+        let mut candidates = self.shared.routes.candidates(model).unwrap_or_default();
+        candidates.retain(|candidate| candidate.node() != node);
+        let own = self.shared.own.borrow();
+        if let Some(own) = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model) {
+            let routing = self.shared.routes.routing(model, node);
+            let cluster = ClusterName::parse_node(node).ok();
+            let gpu = cluster.as_ref().and_then(|(cluster, _)| cluster.gpu_model());
+            let zone = self.shared.spec.zone.clone();
+            candidates.push(Arc::new(Candidate::new(self.own(own.port), zone, gpu, &routing)));
+            self.shared.choice.loaded(node, self.own_load());
+        }
+        candidates
+    }
+}
