@@ -12,10 +12,19 @@ use anyhow::{Context as _, bail};
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: u16,
+    /// In lower case, a line each.
+    pub head: String,
     pub body: String,
 }
 
 impl Answer {
+    /// The value of a header, named in lower case.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<String> {
+        let value = |line: &str| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim().to_owned());
+        self.head.lines().find_map(value)
+    }
+
     /// # Errors
     /// When the body is no JSON.
     pub fn json(&self) -> anyhow::Result<serde_json::Value> {
@@ -34,13 +43,29 @@ pub fn request(
     body: Option<&str>,
     within: Duration,
 ) -> anyhow::Result<Answer> {
+    request_as(address, method, path, &[], body, within)
+}
+
+/// The same with headers of its own.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_as(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+    within: Duration,
+) -> anyhow::Result<Answer> {
     let address: SocketAddr = address.parse().with_context(|| format!("address {address:?}"))?;
     let mut stream = TcpStream::connect_timeout(&address, within).context("connect")?;
     stream.set_read_timeout(Some(within))?;
     stream.set_write_timeout(Some(within))?;
     let body = body.unwrap_or_default();
+    let own: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{own}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );
@@ -55,21 +80,19 @@ fn parse(raw: &[u8]) -> anyhow::Result<Answer> {
     let split = raw.windows(4).position(|w| w == b"\r\n\r\n").context("the answer has no head")?;
     let head = std::str::from_utf8(&raw[..split])?.to_ascii_lowercase();
     let status = head.split_whitespace().nth(1).context("no status")?.parse()?;
-    let header = |name: &str| {
-        head.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':').map(|v| v.trim().to_owned()))
-    };
+    let answer = Answer { status, head, body: String::new() };
     let rest = &raw[split + 4..];
-    let body = if header("transfer-encoding").is_some_and(|v| v.contains("chunked")) {
+    let body = if answer.header("transfer-encoding").is_some_and(|v| v.contains("chunked")) {
         unchunk(rest)?
     } else {
-        if let Some(length) = header("content-length")
+        if let Some(length) = answer.header("content-length")
             && length.parse::<usize>()? != rest.len()
         {
             bail!("the body has {} of {length} bytes", rest.len());
         }
         rest.to_vec()
     };
-    Ok(Answer { status, body: String::from_utf8_lossy(&body).into_owned() })
+    Ok(Answer { body: String::from_utf8_lossy(&body).into_owned(), ..answer })
 }
 
 fn unchunk(mut rest: &[u8]) -> anyhow::Result<Vec<u8>> {

@@ -157,9 +157,13 @@ impl Stand {
     }
 
     pub(super) fn route(&self, replicas: Vec<Replica>) {
+        self.route_as(replicas, false);
+    }
+
+    pub(super) fn route_as(&self, replicas: Vec<Replica>, surge_allowed: bool) {
         let version = self.table_version.fetch_add(1, Ordering::Relaxed) + 1;
         let deployment = DeploymentName::new("d").unwrap();
-        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas, surge_allowed: false }];
+        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas, surge_allowed }];
         assert!(self.routes.offer(RoutingTable { term: Term(1), version, routes }));
     }
 
