@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 const SOON: Duration = Duration::from_secs(60);
 
 fn completion(tokens: u32) -> String {
-    json!({ "model": "tiny", "prompt": "one two three", "max_tokens": tokens, "ignore_eos": true }).to_string()
+    json!({ "model": "tiny", "prompt": "one two three", "max_tokens": tokens, "ignore_eos": true })
+        .to_string()
 }
 
 fn ask(edge: &str, class: &str, wait_s: &str, tokens: u32) -> anyhow::Result<Answer> {
@@ -164,7 +165,12 @@ fn what_no_replica_takes_is_answered_outside_counted_and_costed() {
     let edge = solo.address("edge").expect("an edge");
 
     let answer = ask(&edge, "standard", "30", 8).expect("an answer");
-    assert_eq!((answer.status, answer.header("x-cic-node").as_deref()), (200, Some("surge")), "{}", answer.body);
+    assert_eq!(
+        (answer.status, answer.header("x-cic-node").as_deref()),
+        (200, Some("surge")),
+        "{}",
+        answer.body
+    );
     let usage = answer.json().expect("JSON")["usage"].clone();
     let (input, output) = (usage["prompt_tokens"].as_u64().expect("a count"), 8);
     assert_eq!(usage["completion_tokens"], output);
@@ -176,9 +182,8 @@ fn what_no_replica_takes_is_answered_outside_counted_and_costed() {
     let stream = stream.expect("an answer");
     let events: Vec<&str> = stream.body.lines().filter_map(|line| line.strip_prefix("data: ")).collect();
     assert_eq!(events.last(), Some(&"[DONE]"));
-    let no_choice = |event: &&&str| {
-        serde_json::from_str::<Value>(event).is_ok_and(|event| event["choices"] == json!([]))
-    };
+    let no_choice =
+        |event: &&&str| serde_json::from_str::<Value>(event).is_ok_and(|event| event["choices"] == json!([]));
     assert_eq!(events.iter().find(no_choice), None, "the usage was not asked for");
 
     let cost = 2 * (input + 2 * output);

@@ -42,7 +42,11 @@ impl Surge {
     pub(super) fn judge(&self, mistakes: &mut ConfigMistakes) {
         let Some(url) = &self.url else {
             if self.key_file.is_some() || !self.models.is_empty() {
-                mistakes.push("surge", "url", "missing: the other keys of the section mean nothing without it");
+                mistakes.push(
+                    "surge",
+                    "url",
+                    "missing: the other keys of the section mean nothing without it",
+                );
             }
             return;
         };

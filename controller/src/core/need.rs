@@ -77,9 +77,8 @@ impl Fleet {
             return None;
         }
         let is_open = |id: &NodeId| !self.is_taken(id);
-        let unheard = |(id, node): &(&NodeId, &Node)| {
-            node.leaving.is_none() && is_unheard(node) && is_open(id)
-        };
+        let unheard =
+            |(id, node): &(&NodeId, &Node)| node.leaving.is_none() && is_unheard(node) && is_open(id);
         self.members(name).find(unheard).map(|(id, _)| id.clone())
     }
 

@@ -40,17 +40,38 @@ pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 /// Why the edge answers instead of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
-    BodyTooLong { bytes_max: usize },
+    BodyTooLong {
+        bytes_max: usize,
+    },
     BodyLate,
     BodyBroken,
-    NoModelNamed { known: Vec<String> },
-    UnknownModel { model: String, known: Vec<String> },
-    UnknownPath { path: String },
-    NoReplica { model: String, why: String },
+    NoModelNamed {
+        known: Vec<String>,
+    },
+    UnknownModel {
+        model: String,
+        known: Vec<String>,
+    },
+    UnknownPath {
+        path: String,
+    },
+    NoReplica {
+        model: String,
+        why: String,
+    },
     /// Every replica there is has all it may have.
-    Full { model: String, why: String, retry_after: Duration },
-    Broken { model: String, why: String },
-    Late { model: String },
+    Full {
+        model: String,
+        why: String,
+        retry_after: Duration,
+    },
+    Broken {
+        model: String,
+        why: String,
+    },
+    Late {
+        model: String,
+    },
 }
 
 impl Refusal {

@@ -14,7 +14,9 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::{LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_full, refuse_peer};
+use super::answer::{
+    LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, Refusal, from_json, refuse_full, refuse_peer,
+};
 use super::choice::Choice;
 use super::counts::{Counts, Flow};
 use super::errand::{Errand, response_of};
@@ -98,7 +100,9 @@ impl Edge {
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock), Counts::default());
-        Self { shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline, scarcity }) }
+        Self {
+            shared: Arc::new(Shared { spec, clock, own, routes, choice, counts, pool, lifeline, scarcity }),
+        }
     }
 
     /// Says what may be done with this node's own engine from now on.

@@ -65,7 +65,8 @@ impl Figures {
             let (name, shed, refused) =
                 (class.as_str(), of(&self.shared.shed, class), of(&self.shared.refused, class));
             let _ = writeln!(text, "cic_agent_edge_shed_requests_total{{class=\"{name}\"}} {shed}");
-            let _ = writeln!(text, "cic_agent_edge_refused_peer_requests_total{{class=\"{name}\"}} {refused}");
+            let _ =
+                writeln!(text, "cic_agent_edge_refused_peer_requests_total{{class=\"{name}\"}} {refused}");
         }
         for (name, count) in [
             ("cic_agent_edge_waited_requests_total", &self.shared.waited),

@@ -53,6 +53,15 @@ fn metric(stand: &Stand, name: &str) -> u64 {
     line.unwrap_or_else(|| panic!("no {name} in\n{text}")).parse().unwrap()
 }
 
+async fn until_metric(stand: &Stand, name: &str, value: u64) {
+    within(name, async {
+        while metric(stand, name) != value {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn batch_is_shed_before_standard_and_standard_before_those_who_wait_for_each_token() {
     let stand = Stand::scarce(Role::Replica, limits(5)).await;
@@ -91,12 +100,7 @@ async fn a_request_without_room_stands_in_line_and_is_let_in_when_a_place_is_fre
     let mut client = stand.client().await;
     let second = client.sender.send_request(asking("standard", 20));
     let second = tokio::spawn(within("second answer", second));
-    within("line", async {
-        while metric(&stand, "cic_agent_edge_in_line_requests") != 1 {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    })
-    .await;
+    until_metric(&stand, "cic_agent_edge_in_line_requests", 1).await;
     assert_eq!(stand.edge.report().waiting, 1);
     assert_eq!(*own.asked.borrow(), 1);
     leaving.task.cancel();
@@ -198,7 +202,10 @@ async fn what_no_replica_takes_goes_outside_where_the_route_allows_and_is_marked
     let body = r#"{"choices":[{}],"usage":{"prompt_tokens":5,"completion_tokens":3}}"#;
     let (outside, stand) = with_outside(said(body), 1_000_000, true).await;
     let answer = ask(&stand, asking("standard", 20)).await;
-    assert_eq!((answer.status(), &answer.headers()[NODE_HEADER]), (StatusCode::OK, &"surge".parse().unwrap()));
+    assert_eq!(
+        (answer.status(), &answer.headers()[NODE_HEADER]),
+        (StatusCode::OK, &"surge".parse().unwrap())
+    );
     assert!(answer.headers().get("set-cookie").is_none());
     assert_eq!(text(answer).await, body);
     for (name, value) in [

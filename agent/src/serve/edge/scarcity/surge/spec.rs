@@ -103,7 +103,8 @@ mod tests {
             ("", Err(SurgeUrlError::Shape)),
         ] {
             let parsed: Result<SurgeUrl, _> = text.parse();
-            let parts = parsed.as_ref().map(|url| (url.host.as_str(), url.port, url.is_tls, url.path.as_str()));
+            let parts =
+                parsed.as_ref().map(|url| (url.host.as_str(), url.port, url.is_tls, url.path.as_str()));
             assert_eq!(parts, expected.as_ref().map(|parts| *parts), "{text:?}");
         }
     }
