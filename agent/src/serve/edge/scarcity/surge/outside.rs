@@ -209,7 +209,7 @@ impl Edge {
         let result = timeout(left, attempt(pool, upstream, &asking.request)).await;
         let why = match result {
             Ok(Ok(held)) if is_for_user(held.head.status) => {
-                return Some(self.from_outside(errand, held, &asking, bill, upstream));
+                return Some(self.answer_of(errand, held, &asking, bill, upstream));
             }
             Ok(Ok(held)) => format!("answered {}", held.head.status),
             Ok(Err(Failure::NotTaken(why) | Failure::Full { why, .. })) => {
@@ -224,7 +224,7 @@ impl Edge {
         None
     }
 
-    fn from_outside(
+    fn answer_of(
         &self,
         errand: &Errand,
         held: Held,
