@@ -41,13 +41,29 @@ pub fn request(
     body: Option<&str>,
     within: Duration,
 ) -> anyhow::Result<Answer> {
+    request_as(address, method, path, &[], body, within)
+}
+
+/// The same with headers of its own.
+///
+/// # Errors
+/// As [`request`].
+pub fn request_as(
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Option<&str>,
+    within: Duration,
+) -> anyhow::Result<Answer> {
     let address: SocketAddr = address.parse().with_context(|| format!("address {address:?}"))?;
     let mut stream = TcpStream::connect_timeout(&address, within).context("connect")?;
     stream.set_read_timeout(Some(within))?;
     stream.set_write_timeout(Some(within))?;
     let body = body.unwrap_or_default();
+    let own: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
     let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n{own}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n",
         body.len()
     );

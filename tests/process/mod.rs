@@ -10,7 +10,7 @@ mod view;
 
 pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, Options, binary, repository};
 pub use gpus::StandInGpus;
-pub use http::{Answer, request};
+pub use http::{Answer, request, request_as};
 pub use load::{Load, Outcome};
 pub use solo::{Solo, SoloOptions};
 pub use streams::{Streams, StreamsSeen};

@@ -4,7 +4,7 @@
 //! path: while its word lasts and nobody is believed to serve, what is silent no longer counts as there, so that the
 //! plan launches in its place at once. An edge may be wrong, or lie. Its word therefore changes nothing beside a node
 //! that serves, launches no more than is wanted, passes the brake's limit of launches like any other, and takes no part in
-//! any removal (docs/decisions/0017-what-an-edges-word-buys.md).
+//! any removal (docs/decisions/0018-what-an-edges-word-buys.md).
 
 use std::time::Duration;
 
@@ -20,6 +20,10 @@ use super::trail::Severity;
 
 /// How long an edge's word counts. An edge repeats it each 5 s while requests go unserved, so that two may be lost.
 const WORD_LASTS: Duration = Duration::from_secs(15);
+
+/// How long everything must be silent before an edge's word hastens a launch: an agent that is killed or upgraded is
+/// refused at once, and speaks again within 3 s. The edge's next word looks again.
+const SILENT_FOR: Duration = Duration::from_secs(5);
 
 impl Fleet {
     /// Takes in an edge's word. It is logged when it begins, not each time it is repeated.
@@ -51,11 +55,13 @@ impl Fleet {
         }
     }
 
-    /// Whether an edge lately said that the deployment's replicas are missing, and none is believed to serve.
+    /// Whether an edge lately said that the deployment's replicas are missing, and none serves, or did a moment ago, by
+    /// what is believed.
     pub(super) fn is_in_need(&self, now: Mono, name: &DeploymentName) -> bool {
         let said_at = self.deployments.get(name).and_then(|wanted| wanted.missing_at);
         let is_said = said_at.is_some_and(|at| now.since(at) < WORD_LASTS);
-        is_said && !self.members(name).any(|(_, node)| node.is_serving())
+        let serves = |node: &Node| node.is_serving() || is_fresh_silence(now, node);
+        is_said && !self.members(name).any(|(_, node)| serves(node))
     }
 
     /// Nodes of the deployment that are there or coming, as far as launches go by them.
@@ -71,9 +77,8 @@ impl Fleet {
             return None;
         }
         let is_open = |id: &NodeId| !self.is_taken(id);
-        let unheard = |(id, node): &(&NodeId, &Node)| {
-            node.leaving.is_none() && is_unheard(node) && is_open(id)
-        };
+        let unheard =
+            |(id, node): &(&NodeId, &Node)| node.leaving.is_none() && is_unheard(node) && is_open(id);
         self.members(name).find(unheard).map(|(id, _)| id.clone())
     }
 
@@ -93,6 +98,10 @@ impl Fleet {
         }
         self.brake.may_launch(now, &provider, zone, pending)
     }
+}
+
+fn is_fresh_silence(now: Mono, node: &Node) -> bool {
+    node.belief == Belief::Silent && node.may_serve() && now.since(node.belief_since) < SILENT_FOR
 }
 
 /// Neither heard nor on its first way: one that was just launched is coming, however quiet it is.

@@ -310,7 +310,9 @@ impl Fleet {
         self.open(now, &node, kind, reason, out);
         self.touch(&node);
         if let Some(old) = at_once {
-            let text = format!("{node} is launched in its place: it is silent, nobody serves {name}, an edge says so");
+            let text = format!(
+                "{node} is launched in its place: it is silent, nobody serves {name}, an edge says so"
+            );
             self.tell(now, &old, Severity::Warning, "replaced-at-once", text, out);
         }
     }

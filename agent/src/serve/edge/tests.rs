@@ -1,5 +1,6 @@
 //! The whole edge between a real client and fake engines: plain HTTP for the own one, mutual TLS for peers'.
 
+mod scarcity;
 mod stand;
 
 use std::sync::Arc;

@@ -44,7 +44,7 @@ fn all_fall_silent(bench: &mut Bench, count: usize) {
     for i in 0..count {
         bench.silence(&bench.node(i), PollFault::Timeout);
     }
-    bench.run(Duration::from_secs(8));
+    bench.run(Duration::from_secs(10));
     assert_eq!(bench.belief(&bench.node(0)), Some(Belief::Silent));
 }
 
@@ -83,6 +83,22 @@ fn an_edges_word_changes_nothing_while_a_node_is_believed_to_serve() {
     assert_eq!((bench.launched.len(), bench.terminated.len()), (3, 0));
     let noted = bench.notes.iter().find(|note| note.kind == "replicas-missing").expect("it is logged");
     assert!(noted.text.contains("2 are believed to serve: nothing is done"), "{}", noted.text);
+}
+
+#[test]
+fn an_agent_that_is_started_anew_is_not_replaced_for_an_edges_word() {
+    let mut bench = Bench::serving(1);
+    connect_gateway(&mut bench);
+    let node = bench.node(0);
+    cry(&mut bench, &deployment(1).model.name);
+    bench.silence(&node, PollFault::Refused);
+    bench.give(Event::PollChannelLost { node: node.clone() });
+    bench.run(Duration::from_secs(3));
+    assert_eq!(bench.belief(&node), Some(Belief::Silent));
+    cry(&mut bench, &deployment(1).model.name);
+    bench.serve(&node, 2);
+    bench.run(Duration::from_secs(20));
+    assert_eq!(bench.launched.len(), 1);
 }
 
 #[test]

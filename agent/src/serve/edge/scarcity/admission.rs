@@ -96,14 +96,17 @@ impl Ledger {
 
     /// Takes a place in line; `None` when the line is full for that class.
     fn stand(&mut self, class: Class) -> Option<Place> {
+        let place = Place { class, number: self.places + 1 };
+        self.rejoin(place).then(|| {
+            self.places += 1;
+            place
+        })
+    }
+
+    /// Takes the same place in line again, if that is not full by now.
+    fn rejoin(&mut self, place: Place) -> bool {
         let length = u32::try_from(self.line.len()).unwrap_or(u32::MAX);
-        if length >= share(LINE_MAX, class) {
-            return None;
-        }
-        self.places += 1;
-        let place = Place { class, number: self.places };
-        self.line.insert(place);
-        Some(place)
+        length < share(LINE_MAX, place.class) && self.line.insert(place)
     }
 
     fn release(&mut self, now: Mono) -> Vec<Place> {
@@ -202,6 +205,14 @@ impl Admission {
         self.call(gate, &admitted);
     }
 
+    fn rejoin(&self, place: Place) -> bool {
+        let mut gate = self.lock();
+        let is_back = gate.ledger.rejoin(place);
+        let admitted = gate.ledger.let_in();
+        self.call(gate, &admitted);
+        is_back
+    }
+
     /// When one who is turned away may come again.
     pub(in super::super) fn retry_after(&self) -> Duration {
         self.lock().ledger.retry_after(self.clock.now())
@@ -239,6 +250,18 @@ impl Admission {
 }
 
 impl InLine {
+    /// Leaves the line while another replica is tried: a place at the engine must not lie idle meanwhile. One that was
+    /// given already is returned.
+    pub(in super::super) fn step_aside(&mut self) -> Option<Slot> {
+        self.admission.lock().ledger.line.remove(&self.place);
+        self.called.try_recv().ok()
+    }
+
+    /// Goes back to its place in line; false when there is no room for it any more.
+    pub(in super::super) fn rejoin(&self) -> bool {
+        self.admission.rejoin(self.place)
+    }
+
     /// Resolves with the place at the engine. Cancel safe: a place that was given is kept until it is taken.
     pub(in super::super) async fn called(&mut self) -> Slot {
         match (&mut self.called).await {
@@ -359,6 +382,10 @@ mod tests {
         assert!(admission.enter(LatencyCritical).is_none());
         let (leaves, mut stays) = (admission.stand(Standard).unwrap(), admission.stand(Standard).unwrap());
         assert_eq!(admission.occupancy(), (1, 2));
+        // One who looks elsewhere is not called, and finds its place again.
+        assert!(stays.step_aside().is_none());
+        assert_eq!(admission.occupancy(), (1, 1));
+        assert!(stays.rejoin());
         // Called while it leaves: the place must not be lost.
         drop(slot);
         drop(leaves);

@@ -2,7 +2,7 @@
 //!
 //! A controller that lost sight of a node waits out a partition grace, since it may be the one cut off. An edge that
 //! cannot reach it either is the second witness: with its word the controller replaces what it has not heard itself
-//! at once (docs/decisions/0017-what-an-edges-word-buys.md). Told again as long as requests go unserved, since a
+//! at once (docs/decisions/0018-what-an-edges-word-buys.md). Told again as long as requests go unserved, since a
 //! controller forgets it after a while; never oftener than the bounds here.
 
 use std::collections::BTreeMap;

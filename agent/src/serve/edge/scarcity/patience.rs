@@ -92,18 +92,21 @@ impl Edge {
             scarcity.figures.waited();
             patience.seat = Some(seat);
         }
-        if errand.full.is_some() && patience.in_line.is_none() && self.has_own(&errand.model) {
-            patience.in_line = scarcity.admission.stand(errand.request.class);
+        if errand.full.is_some() && self.has_own(&errand.model) {
+            let before = patience.in_line.take().filter(InLine::rejoin);
+            patience.in_line = before.or_else(|| scarcity.admission.stand(errand.request.class));
         }
         // Cancel safe: all four only wait; a place at the engine that was given is kept until it is taken.
         tokio::select! {
             _ = routes.changed() => {}
             _ = own.changed() => {}
-            slot = called(&mut patience.in_line) => {
-                patience.in_line = None;
-                errand.slot = Some(slot);
-            }
+            slot = called(&mut patience.in_line) => errand.slot = Some(slot),
             () = tokio::time::sleep(patience.pause.min(left)) => {}
+        }
+        match (&errand.slot, &mut patience.in_line) {
+            (Some(_), _) => patience.in_line = None,
+            (None, Some(in_line)) => errand.slot = in_line.step_aside(),
+            (None, None) => {}
         }
         patience.pause = (patience.pause * 2).min(PAUSE_MAX);
         errand.full = None;

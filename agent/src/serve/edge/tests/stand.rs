@@ -158,10 +158,14 @@ impl Stand {
     }
 
     pub(super) fn route(&self, replicas: Vec<Replica>) {
+        self.route_as(replicas, false);
+    }
+
+    pub(super) fn route_as(&self, replicas: Vec<Replica>, surge_allowed: bool) {
         let version = self.table_version.fetch_add(1, Ordering::Relaxed) + 1;
         let deployment = DeploymentName::new("d").unwrap();
-        let routes =
-            vec![Route { deployment, model: MODEL.to_owned(), replicas, routing: Routing::default() }];
+        let routing = Routing { surge_allowed, ..Routing::default() };
+        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas, routing }];
         assert!(self.routes.offer(RoutingTable { term: Term(1), version, routes }));
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame};
 
 use super::super::super::relay::Relay;
-use super::surge::Bill;
+use super::outside::Bill;
 use super::usage::Reading;
 use crate::serve::peer::BodyError;
 

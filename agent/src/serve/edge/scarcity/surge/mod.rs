@@ -9,10 +9,10 @@
 
 mod asking;
 mod metered;
+mod outside;
 mod purse;
 mod spec;
-mod surge;
 mod usage;
 
+pub(super) use outside::Surge;
 pub use spec::{Price, SurgeSpec, SurgeUrl, SurgeUrlError};
-pub(super) use surge::Surge;

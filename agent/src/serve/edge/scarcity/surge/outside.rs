@@ -214,7 +214,7 @@ impl Edge {
         let why = match result {
             Ok(Ok(held)) if is_for_user(held.head.status) => {
                 let flight = errand.flight.take();
-                return Some(self.from_outside(flight, held, &asking, bill, upstream));
+                return Some(self.answer_of(flight, held, &asking, bill, upstream));
             }
             Ok(Ok(held)) => format!("answered {}", held.head.status),
             Ok(Err(Failure::NotTaken(why) | Failure::Refused(why) | Failure::Full { why, .. })) => {
@@ -229,7 +229,7 @@ impl Edge {
         None
     }
 
-    fn from_outside(
+    fn answer_of(
         &self,
         flight: Option<InFlight>,
         held: Held,
