@@ -11,6 +11,7 @@ use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::Timing;
+use crate::serve::edge::{Certificate, KeyRing, Limits, UserPortSpec};
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
@@ -30,6 +31,15 @@ const SCHEMA: Schema = Schema {
         Key::optional("peer", "listen", Kind::Text),
         Key::optional("peer", "advertise", Kind::Text),
         Key::optional("edge", "listen", Kind::Text),
+        Key::optional("edge", "tls_cert_file", Kind::Text),
+        Key::optional("edge", "tls_key_file", Kind::Text),
+        Key::optional("edge", "keys_file", Kind::Text),
+        Key::optional("edge", "access_log", Kind::Flag),
+        Key::optional("edge", "connections_max", Kind::Integer),
+        Key::optional("edge", "connections_per_client_max", Kind::Integer),
+        Key::optional("edge", "head_within_ms", Kind::Integer),
+        Key::optional("edge", "body_within_ms", Kind::Integer),
+        Key::optional("edge", "stall_cut_ms", Kind::Integer),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -111,6 +121,64 @@ pub struct Peer {
 pub struct Edge {
     #[serde(default = "edge_listen")]
     pub listen: SocketAddr,
+    /// With the key file: the port speaks TLS only. Both are read again when they change.
+    pub tls_cert_file: Option<PathBuf>,
+    pub tls_key_file: Option<PathBuf>,
+    /// API keys; none is needed without. Read again when it changes.
+    pub keys_file: Option<PathBuf>,
+    #[serde(default = "yes")]
+    pub access_log: bool,
+    pub connections_max: Option<usize>,
+    pub connections_per_client_max: Option<usize>,
+    pub head_within_ms: Option<u64>,
+    pub body_within_ms: Option<u64>,
+    pub stall_cut_ms: Option<u64>,
+}
+
+impl Edge {
+    /// How users reach the edge, with what is not set as the port has it.
+    #[must_use]
+    pub fn user_port(&self) -> UserPortSpec {
+        let default = Limits::default();
+        let ms = |changed: Option<u64>, default| changed.map_or(default, Duration::from_millis);
+        let limits = Limits {
+            connections_max: self.connections_max.unwrap_or(default.connections_max),
+            connections_per_client_max: self
+                .connections_per_client_max
+                .unwrap_or(default.connections_per_client_max),
+            head_within: ms(self.head_within_ms, default.head_within),
+            body_within: ms(self.body_within_ms, default.body_within),
+            stall_max: ms(self.stall_cut_ms, default.stall_max),
+        };
+        let certificate = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
+        UserPortSpec { limits, certificate, keys: self.keys_file.clone(), has_access_log: self.access_log }
+    }
+
+    fn judge(&self, mistakes: &mut ConfigMistakes) {
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(certificate), Some(key)) => {
+                if let Err(error) = Certificate::read(certificate, key) {
+                    mistakes.push("edge", "tls_cert_file", with_cause(&error));
+                }
+            }
+            (Some(_), None) => mistakes.push("edge", "tls_key_file", "missing: tls_cert_file is set"),
+            (None, Some(_)) => mistakes.push("edge", "tls_cert_file", "missing: tls_key_file is set"),
+            (None, None) => {}
+        }
+        if let Some(path) = &self.keys_file
+            && let Err(error) = KeyRing::read(path)
+        {
+            mistakes.push("edge", "keys_file", format_args!("{}: {}", path.display(), with_cause(&error)));
+        }
+        for (key, count) in [
+            ("connections_max", self.connections_max),
+            ("connections_per_client_max", self.connections_per_client_max),
+        ] {
+            if count == Some(0) {
+                mistakes.push("edge", key, "must be at least 1");
+            }
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -282,6 +350,7 @@ impl Config {
         if !self.node.state_dir.is_absolute() {
             mistakes.push("node", "state_dir", "must be an absolute path");
         }
+        self.edge.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
                 mistakes.push(section, key, "must be more than 0 and at most a day");
@@ -300,6 +369,9 @@ impl Config {
             ("engine", "stall_suspect_ms", self.engine.stall_suspect_ms.map(ms)),
             ("engine", "stall_kill_ms", self.engine.stall_kill_ms.map(ms)),
             ("engine", "stop_grace_ms", self.engine.stop_grace_ms.map(ms)),
+            ("edge", "head_within_ms", self.edge.head_within_ms.map(ms)),
+            ("edge", "body_within_ms", self.edge.body_within_ms.map(ms)),
+            ("edge", "stall_cut_ms", self.edge.stall_cut_ms.map(ms)),
             ("timing", "heartbeat_ms", self.pace.heartbeat_ms.map(ms)),
             ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),
             ("timing", "probe_serving_ms", self.pace.probe_serving_ms.map(ms)),
@@ -309,6 +381,11 @@ impl Config {
         .into_iter()
         .filter_map(|(section, key, span)| Some((section, key, span?)))
     }
+}
+
+/// With its source, which a line about a configuration has room for.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
 
 fn check_host_port(text: &str, may_be_zero: bool) -> Result<(), String> {
@@ -331,6 +408,10 @@ fn peer_listen() -> SocketAddr {
 
 fn edge_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 8000))
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn metrics_listen() -> SocketAddr {

@@ -6,6 +6,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::user_port::Denial;
 use crate::serve::peer::PeerBody;
 
 /// Which node's engine answered.
@@ -39,6 +40,7 @@ pub(super) enum Refusal {
     NoReplica { model: String, why: String },
     Broken { model: String, why: String },
     Late { model: String },
+    Denied(Denial),
 }
 
 impl Refusal {
@@ -48,6 +50,7 @@ impl Refusal {
             models => format!("models served here: {}", models.join(", ")),
         };
         let (status, kind, param, code, message) = match self {
+            Self::Denied(denial) => return denial.into_response(),
             Self::BodyTooLong { bytes_max } => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "invalid_request_error",

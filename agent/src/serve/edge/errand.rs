@@ -120,6 +120,7 @@ impl Edge {
             shared.counts.retry();
         }
         errand.attempt_count += 1;
+        errand.request.visit.tries(upstream.node());
         let own_flight = match upstream {
             Upstream::Own { .. } => Some(shared.counts.enter(Flow::OwnEngine)),
             Upstream::Peer { .. } => None,

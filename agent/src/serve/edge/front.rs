@@ -212,14 +212,16 @@ impl Edge {
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
         let known = self.known_models();
-        match (request.model(), known.as_slice()) {
+        let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
             (Some(model), []) => Ok(model),
             (Some(model), _) if known.contains(&model) => Ok(model),
             (Some(model), _) => Err(Refusal::UnknownModel { model, known }),
             (None, [only]) => Ok(only.clone()),
             (None, _) => Err(Refusal::NoModelNamed { known }),
-        }
+        }?;
+        request.visit.asks_for(&model).map_err(Refusal::Denied)?;
+        Ok(model)
     }
 
     fn health(&self) -> Response<PeerBody> {

@@ -1,7 +1,7 @@
 //! The OpenAI-compatible front of the fleet, on every node.
 //!
 //! ```text
-//! user -> UserPort -> Edge::from_user -> Choice -> Pool -> peer's port or own engine
+//! user -> user_port -> Edge::from_user -> Choice -> Pool -> peer's port or own engine
 //!                         |   ^ nothing sent yet? another replica  |
 //!                         '---+---- attempt (held head) <----------'
 //! peer -> PeerPort -> Edge::from_peer -> own engine, or 503 with `x-cic-refused`: never on to a third node
@@ -26,7 +26,10 @@ mod user_port;
 pub use answer::{CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER};
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
-pub use user_port::UserPort;
+pub use user_port::{
+    Certificate, CertificateError, Files, FilesError, KeyRing, KeyRingError, Limits, OVERHEAD_HEADER, UserPort,
+    UserPortSpec, new_key,
+};
 
 #[cfg(test)]
 mod tests;

@@ -1,10 +1,8 @@
 //! A user's request, read whole so that it can be sent more than once.
 
-use std::time::Duration;
-
 use bytes::Bytes;
 use cic_common::route::Class;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -12,12 +10,10 @@ use hyper::{Method, Request, Uri};
 use serde::Deserialize;
 
 use super::answer::{CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, Refusal};
+use super::user_port::{Upload, Visit};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
-
-/// A client that takes longer to send its body is cut off. 8 MiB at 2 Mbit/s take 33 s.
-const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest request id taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -42,7 +38,8 @@ pub(super) struct Buffered {
     method: Method,
     target: Uri,
     headers: HeaderMap,
-    body: Bytes,
+    body: Upload,
+    pub(super) visit: Visit,
     pub(super) request_id: HeaderValue,
     /// As its header says; a class that nobody knows counts as the standard one.
     pub(super) class: Class,
@@ -59,25 +56,14 @@ impl Buffered {
     /// Reads `request` to its end.
     pub(super) async fn read(request: Request<Incoming>) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let collected = Limited::new(body, EDGE_BODY_BYTES_MAX).collect();
-        let body = match tokio::time::timeout(BODY_DEADLINE, collected).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(Refusal::BodyTooLong { bytes_max: EDGE_BODY_BYTES_MAX });
-            }
-            Ok(Err(_)) => return Err(Refusal::BodyBroken),
-            Err(_) => return Err(Refusal::BodyLate),
-        };
-        Ok(Self::new(parts, body))
+        let visit = Visit::of(&parts.extensions);
+        let body = Upload::read(body, EDGE_BODY_BYTES_MAX, &visit).await?;
+        Ok(Self::new(parts, body, visit))
     }
 
-    fn new(parts: Parts, body: Bytes) -> Self {
+    fn new(parts: Parts, body: Upload, visit: Visit) -> Self {
         let Parts { method, uri, mut headers, .. } = parts;
-        let request_id = headers
-            .get(REQUEST_ID_HEADER)
-            .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
-            .cloned()
-            .unwrap_or_else(fresh_id);
+        let request_id = request_id_of(&headers);
         let class = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
         let class = class.unwrap_or_default();
         strip(&mut headers);
@@ -88,17 +74,17 @@ impl Buffered {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        Self { method, target, headers, body, request_id, class, is_last_resort: false }
+        Self { method, target, headers, body, visit, request_id, class, is_last_resort: false }
     }
 
     /// The model named in a JSON body.
     pub(super) fn model(&self) -> Option<String> {
-        serde_json::from_slice::<Named>(&self.body).ok()?.model
+        serde_json::from_slice::<Named>(&self.body.bytes).ok()?.model
     }
 
     /// One copy to send; `host` is what the receiver is called.
     pub(super) fn copy(&self, host: &HeaderValue) -> Request<Full<Bytes>> {
-        let mut request = Request::new(Full::new(self.body.clone()));
+        let mut request = Request::new(Full::new(self.body.bytes.clone()));
         *request.method_mut() = self.method.clone();
         *request.uri_mut() = self.target.clone();
         *request.headers_mut() = self.headers.clone();
@@ -122,6 +108,12 @@ pub(super) fn strip(headers: &mut HeaderMap) {
     for name in NOT_FORWARDED.into_iter().chain(named) {
         headers.remove(name);
     }
+}
+
+/// The client's own id of a request, or a new one.
+pub(super) fn request_id_of(headers: &HeaderMap) -> HeaderValue {
+    let own = headers.get(REQUEST_ID_HEADER).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
+    own.cloned().unwrap_or_else(fresh_id)
 }
 
 fn fresh_id() -> HeaderValue {
