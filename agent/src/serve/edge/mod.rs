@@ -27,8 +27,8 @@ pub use answer::{CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, 
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
 pub use user_port::{
-    Certificate, CertificateError, Files, FilesError, KeyRing, KeyRingError, Limits, OVERHEAD_HEADER, UserPort,
-    UserPortSpec, new_key,
+    Certificate, CertificateError, Files, FilesError, KeyRing, KeyRingError, Limits, OVERHEAD_HEADER,
+    UserPort, UserPortSpec, new_key,
 };
 
 #[cfg(test)]

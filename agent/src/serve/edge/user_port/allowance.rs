@@ -115,7 +115,8 @@ mod tests {
     #[test]
     fn without_bounds_nothing_is_refused() {
         let allowance = Allowance::default();
-        let held: Vec<_> = (0..1000).map(|_| allowance.take(Bounds::default(), Mono::ZERO).unwrap()).collect();
+        let held: Vec<_> =
+            (0..1000).map(|_| allowance.take(Bounds::default(), Mono::ZERO).unwrap()).collect();
         assert_eq!(allowance.used.lock().unwrap().in_flight, 1000);
         drop(held);
         assert_eq!(allowance.used.lock().unwrap().in_flight, 0);

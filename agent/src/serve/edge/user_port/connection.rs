@@ -82,6 +82,11 @@ where
             _ = looks.tick() => {
                 line.flows.free_stalled(stall_max);
                 match line.wire.look() {
+                    Some(Sentence::Stalled) => {
+                        debug!(client = %line.client, "connection cut: it takes nothing");
+                        line.flows.free_stalled(Duration::ZERO);
+                        return Ok(());
+                    }
                     Some(Sentence::Cut(why)) => {
                         debug!(client = %line.client, why, "connection cut");
                         return Ok(());

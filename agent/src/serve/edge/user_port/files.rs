@@ -126,7 +126,11 @@ impl Files {
 
 impl<T> Watched<T> {
     fn new<const N: usize>(paths: [&Path; N], seen: [Vec<u8>; N], first: T) -> Self {
-        Self { paths: paths.map(Path::to_owned).into(), seen: seen.into(), current: watch::Sender::new(first) }
+        Self {
+            paths: paths.map(Path::to_owned).into(),
+            seen: seen.into(),
+            current: watch::Sender::new(first),
+        }
     }
 
     /// What the files hold, when that is not what they held at the last look. A file that cannot be read now says

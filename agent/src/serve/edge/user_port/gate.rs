@@ -66,13 +66,17 @@ impl Gate {
         let (mut response, overhead) = timed(self.clock, self.answer(request, &mut entry)).await;
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID_HEADER, request_id);
-        headers.insert(OVERHEAD_HEADER, HeaderValue::from(u64::try_from(overhead.as_micros()).unwrap_or(u64::MAX)));
+        headers.insert(
+            OVERHEAD_HEADER,
+            HeaderValue::from(u64::try_from(overhead.as_micros()).unwrap_or(u64::MAX)),
+        );
         entry.answers(response.status(), overhead);
         response.map(|body| line.flows.begin(body, entry))
     }
 
     async fn answer(&self, mut request: Request<Incoming>, entry: &mut Entry) -> Response<PeerBody> {
-        match self.admit(&mut request, entry) {
+        let path = request.uri().path().to_owned();
+        match self.admit(&path, request.headers_mut(), entry) {
             Ok(visit) => {
                 request.extensions_mut().insert(visit);
                 self.edge.from_user(request).await
@@ -81,14 +85,12 @@ impl Gate {
         }
     }
 
-    fn admit(&self, request: &mut Request<Incoming>, entry: &mut Entry) -> Result<Visit, Denial> {
-        let is_open = request.uri().path() == OPEN_PATH;
-        let headers = request.headers_mut();
+    fn admit(&self, path: &str, headers: &mut HeaderMap, entry: &mut Entry) -> Result<Visit, Denial> {
         if headers.len() > HEADERS_MAX {
             return Err(Denial::HeadersTooMany);
         }
         let asked = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
-        let ring = self.keys.as_ref().filter(|_| !is_open);
+        let ring = self.keys.as_ref().filter(|_| path != OPEN_PATH);
         let Some(ring) = ring else {
             let visit = Visit::new(None, asked.unwrap_or_default(), &self.limits, self.room.clone());
             entry.admits(visit.clone(), None, None);
@@ -114,5 +116,67 @@ fn denied(headers: &HeaderMap) -> Denial {
     match headers.contains_key(AUTHORIZATION) || headers.contains_key(API_KEY_HEADER) {
         true => Denial::UnknownKey,
         false => Denial::NoKey,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cic_common::report::Role;
+    use cic_common::supervise::Supervisor;
+    use tokio::net::TcpStream;
+
+    use super::super::new_key;
+    use super::*;
+    use crate::serve::edge::{EdgeSpec, Routes};
+    use crate::state::StateDir;
+
+    #[tokio::test]
+    async fn a_key_opens_the_gate_goes_no_further_and_decides_the_class() {
+        let directory = tempfile::tempdir().unwrap();
+        let (clock, supervisor) = (Clock::start(), Supervisor::new());
+        let routes = Routes::remembered(&StateDir::open(directory.path()).unwrap());
+        let node = cic_common::id::NodeId::new("n0").unwrap();
+        let edge = Edge::new(EdgeSpec { node, role: Role::Gateway, tls: None }, routes, clock, &supervisor);
+        let (key, file) = new_key("a").unwrap();
+        let ring = KeyRing::parse(
+            format!("{file}class_max = 'batch'\nclass = 'batch'\nin_flight_max = 1").as_bytes(),
+        );
+        let keys = watch::Sender::new(ring.unwrap());
+        let (limits, room) = (Limits::default(), Room::default());
+        let gate = Gate { edge, clock, limits, keys: Some(keys.subscribe()), is_logged: false, room };
+
+        let listener = tokio::net::TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let wire = Wire::new(stream, &gate.limits, clock).unwrap();
+        let entry = || {
+            let asked = Asked {
+                request_id: String::new(),
+                client: std::net::Ipv4Addr::LOCALHOST.into(),
+                method: hyper::Method::POST,
+                path: String::new(),
+                version: Version::HTTP_11,
+            };
+            Entry::new(false, clock, asked, wire.request(false))
+        };
+        let headers = |key: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, HeaderValue::from_str(&format!("Bearer {key}")).unwrap());
+            headers.insert(API_KEY_HEADER, HeaderValue::from_str(key).unwrap());
+            headers.insert(CLASS_HEADER, HeaderValue::from_static("latency_critical"));
+            headers
+        };
+        let path = "/v1/completions";
+        assert_eq!(gate.admit(path, &mut HeaderMap::new(), &mut entry()).unwrap_err(), Denial::NoKey);
+        assert_eq!(gate.admit(path, &mut headers("sk-cic-"), &mut entry()).unwrap_err(), Denial::UnknownKey);
+        assert!(gate.admit(OPEN_PATH, &mut HeaderMap::new(), &mut entry()).is_ok());
+
+        let (mut first, mut shown) = (entry(), headers(&key));
+        gate.admit(path, &mut shown, &mut first).unwrap();
+        assert_eq!(shown.keys().collect::<Vec<_>>(), [CLASS_HEADER]);
+        assert_eq!(shown[CLASS_HEADER], "batch");
+        let second = gate.admit(path, &mut headers(&key), &mut entry()).unwrap_err();
+        assert!(matches!(second, Denial::InFlight { .. }), "{second:?}");
+        drop(first);
+        gate.admit(path, &mut headers(&key), &mut entry()).unwrap();
     }
 }

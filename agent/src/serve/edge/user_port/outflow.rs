@@ -64,9 +64,8 @@ impl Flows {
     /// Frees what stands still for `stall_max` because its client takes nothing.
     pub(super) fn free_stalled(&self, stall_max: Duration) {
         let now = self.clock.now();
-        let is_stalled = |flow: &&Arc<Mutex<Flow>>| {
-            lock(flow).given_at.is_some_and(|at| now.since(at) >= stall_max)
-        };
+        let is_stalled =
+            |flow: &&Arc<Mutex<Flow>>| lock(flow).given_at.is_some_and(|at| now.since(at) >= stall_max);
         let stalled: Vec<_> = self.lock().flows.values().filter(is_stalled).cloned().collect();
         for flow in stalled {
             let rest = lock(&flow).rest.take();

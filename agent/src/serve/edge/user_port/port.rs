@@ -48,7 +48,8 @@ impl UserPort {
     /// When a file is of no use.
     pub fn open(edge: Edge, spec: &UserPortSpec, clock: Clock) -> Result<(Self, Files), FilesError> {
         let UserPortSpec { limits, certificate, keys, has_access_log } = spec;
-        let certificate = certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+        let certificate =
+            certificate.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
         let files = Files::open(keys.as_deref(), certificate)?;
         let (limits, keys, is_logged) = (limits.clone(), files.keys(), *has_access_log);
         let gate = Arc::new(Gate { edge, clock, limits, keys, is_logged, room: Room::default() });

@@ -69,7 +69,8 @@ mod tests {
     fn only_a_certificate_with_its_own_key_makes_a_server() {
         let make = || rcgen::generate_simple_self_signed(["edge.test".to_owned()]).unwrap();
         let (one, other) = (make(), make());
-        let pem = |made: &rcgen::CertifiedKey<rcgen::KeyPair>| (made.cert.pem(), made.signing_key.serialize_pem());
+        let pem =
+            |made: &rcgen::CertifiedKey<rcgen::KeyPair>| (made.cert.pem(), made.signing_key.serialize_pem());
         let ((certificate, key), (_, other_key)) = (pem(&one), pem(&other));
         for (certificate, key, is_good) in [
             (certificate.as_str(), key.as_str(), true),

@@ -8,9 +8,9 @@ use hyper::body::{Body as _, Incoming};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::Denial;
 use super::limits::{BODY_GAP_MAX, HELD_BODIES_BYTES_MAX};
 use super::visit::Visit;
-use super::Denial;
 use crate::serve::edge::answer::Refusal;
 
 /// Room is counted in blocks of this, so that a body of usual size takes one.

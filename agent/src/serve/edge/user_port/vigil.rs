@@ -25,13 +25,23 @@ pub(super) struct Vigil {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// No request yet.
-    Fresh { since: Mono },
+    Fresh {
+        since: Mono,
+    },
     /// Some bytes of a head.
-    Head { since: Mono },
-    Busy { count: u32 },
-    Idle { since: Mono },
+    Head {
+        since: Mono,
+    },
+    Busy {
+        count: u32,
+    },
+    Idle {
+        since: Mono,
+    },
     /// Our last byte is sent.
-    Closing { since: Mono },
+    Closing {
+        since: Mono,
+    },
 }
 
 /// Why a connection is to end.

@@ -87,7 +87,8 @@ impl Visit {
     }
 
     pub(super) fn told(&self) -> Told {
-        let told = self.0.as_ref().map(|inner| inner.told.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        let told =
+            self.0.as_ref().map(|inner| inner.told.lock().unwrap_or_else(PoisonError::into_inner).clone());
         told.unwrap_or_default()
     }
 

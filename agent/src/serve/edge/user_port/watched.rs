@@ -39,6 +39,8 @@ struct Shared {
 pub(super) enum Sentence {
     /// It may finish what it is answering.
     Close,
+    /// It takes nothing of what it is sent.
+    Stalled,
     Cut(&'static str),
 }
 
@@ -71,12 +73,14 @@ impl Wire {
         let shared = self.lock();
         match shared.vigil.verdict(self.clock.now()) {
             Some(Verdict::HeadLate) => Some(Sentence::Cut("head did not come in time")),
-            Some(Verdict::Stalled) => Some(Sentence::Cut("client takes nothing")),
+            Some(Verdict::Stalled) => Some(Sentence::Stalled),
             Some(Verdict::Lingered) => Some(Sentence::Cut("closed")),
             Some(Verdict::Idle) => Some(Sentence::Close),
             // hyper sees the end by itself, but not when the client has sent something before it that is not its
             // turn to be read.
-            None if shared.vigil.is_busy() && has_left(&shared.stream) => Some(Sentence::Cut("client has left")),
+            None if shared.vigil.is_busy() && has_left(&shared.stream) => {
+                Some(Sentence::Cut("client has left"))
+            }
             None => None,
         }
     }
