@@ -47,7 +47,8 @@ fn a_gigabyte_is_refused_without_being_kept() {
     let (answer, sent, rss_max) =
         flood(&stand, &head("transfer-encoding: chunked\r\n"), &b"1\r\n \r\n".repeat(10_000));
     println!(
-        "in chunks of a byte: 413 after {} MiB; the agent had {} MiB at most",
+        "in chunks of a byte: {:?} after {} MiB; the agent had {} MiB at most",
+        statuses(&answer),
         sent >> 20,
         rss_max >> 20
     );

@@ -121,14 +121,15 @@ impl Edge {
 
     /// Answers a user, from whichever replica can.
     pub async fn from_user(&self, request: Request<Incoming>) -> Response<PeerBody> {
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let path = request.uri().path().to_owned();
         match path.as_str() {
             "/healthz" => return self.health(),
-            "/v1/models" if method == Method::GET => return self.models(),
+            "/v1/models" if is_read => return self.models(),
             _ if !path.starts_with("/v1/") => return Refusal::UnknownPath { path }.into_response(),
             _ => {}
         }
-        if let (Some(model), &Method::GET) = (path.strip_prefix("/v1/models/"), &method) {
+        if let Some(model) = path.strip_prefix("/v1/models/").filter(|_| is_read) {
             return self.model(model);
         }
         let flight = self.shared.counts.enter(Flow::Users);

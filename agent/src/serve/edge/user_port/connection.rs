@@ -46,7 +46,11 @@ pub(super) async fn serve(
         None => exchange(gate, line.wire.watched(), line, supervisor, token).await,
         Some(certificate) => {
             let handshake = TlsAcceptor::from(certificate.server).accept(line.wire.watched());
-            let stream = timeout(HANDSHAKE_WITHIN, handshake).await??;
+            // Cancel safe: a handshake that is dropped closes its connection.
+            let stream = tokio::select! {
+                result = timeout(HANDSHAKE_WITHIN, handshake) => result??,
+                () = token.cancelled() => return Ok(()),
+            };
             exchange(gate, stream, line, supervisor, token).await
         }
     }

@@ -140,7 +140,8 @@ mod tests {
     #[test]
     fn every_stage_but_an_answer_under_way_has_its_time() {
         use Event::*;
-        let cases: [(&[(u64, Event)], u64, Option<Verdict>); 17] = [
+        type Case<'a> = (&'a [(u64, Event)], u64, Option<Verdict>);
+        let cases: [Case<'_>; 17] = [
             (&[], 9, None),
             (&[], 10, Some(Verdict::HeadLate)),
             // Byte by byte does not buy time.
