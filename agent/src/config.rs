@@ -459,6 +459,28 @@ mod tests {
     }
 
     #[test]
+    fn a_user_port_without_its_files_does_not_start() {
+        let edge = |lines: &str| {
+            reading(&format!("[node]\nid = 'n1'\nstate_dir = '/var/lib/cic'\n[edge]\n{lines}"))
+                .map_err(|mistakes| mistakes.to_string())
+        };
+        for (lines, part) in [
+            ("tls_cert_file = '/no/cert'", "[edge] tls_key_file: missing"),
+            ("tls_key_file = '/no/key'", "[edge] tls_cert_file: missing"),
+            ("tls_cert_file = '/no/cert'\ntls_key_file = '/no/key'", "/no/cert cannot be read"),
+            ("keys_file = '/no/keys'", "[edge] keys_file: /no/keys: cannot be read"),
+            ("connections_max = 0", "[edge] connections_max: must be at least 1"),
+            ("stall_cut_ms = 0", "[edge] stall_cut_ms: must be more than 0"),
+        ] {
+            let mistakes = edge(lines).unwrap_err();
+            assert!(mistakes.contains(part), "{part} in {mistakes}");
+        }
+        let spec = edge("access_log = false\nhead_within_ms = 5").unwrap().edge.user_port();
+        assert_eq!((spec.has_access_log, spec.limits.head_within), (false, Duration::from_millis(5)));
+        assert_eq!(spec.limits.stall_max, Limits::default().stall_max);
+    }
+
+    #[test]
     fn every_mistake_is_named_at_once() {
         let error = reading(
             "[node]\nid = 'n1'\nstate_dir = 'here'\n[controller]\naddresses = ['nowhere']\n\

@@ -150,6 +150,9 @@ fn old_and_careful_clients_are_understood() {
     assert_eq!(statuses(&answer), [200]);
     assert!(answer.ends_with("\r\n\r\n") && answer.contains("content-length: "), "{answer}");
 
+    let answer = stand.say(b"GET /healthz HTTP/1.1\nhost: edge\nconnection: close\n\n");
+    assert_eq!(statuses(&answer), [200], "a bare newline ends a line of a head");
+
     // It waits for the word to go on, and gets it; and where its body would be refused, it is not asked for it.
     let mut stream = stand.connect();
     let expecting = |length: usize| {
