@@ -1,5 +1,7 @@
 //! `/etc/cic/agent.toml`, and `CIC_<SECTION>_<KEY>` over it.
 
+mod edge;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,8 +12,8 @@ use cic_common::report::Role;
 use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
+pub use self::edge::Edge;
 use crate::core::Timing;
-use crate::serve::edge::{Certificate, KeyRing, Limits, UserPortSpec};
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
@@ -115,70 +117,6 @@ pub struct Peer {
     pub listen: SocketAddr,
     /// `host:port` others reach the peer port by; the port may be 0 for the one that was bound.
     pub advertise: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Edge {
-    #[serde(default = "edge_listen")]
-    pub listen: SocketAddr,
-    /// With the key file: the port speaks TLS only. Both are read again when they change.
-    pub tls_cert_file: Option<PathBuf>,
-    pub tls_key_file: Option<PathBuf>,
-    /// API keys; none is needed without. Read again when it changes.
-    pub keys_file: Option<PathBuf>,
-    #[serde(default = "yes")]
-    pub access_log: bool,
-    pub connections_max: Option<usize>,
-    pub connections_per_client_max: Option<usize>,
-    pub head_within_ms: Option<u64>,
-    pub body_within_ms: Option<u64>,
-    pub stall_cut_ms: Option<u64>,
-}
-
-impl Edge {
-    /// How users reach the edge, with what is not set as the port has it.
-    #[must_use]
-    pub fn user_port(&self) -> UserPortSpec {
-        let default = Limits::default();
-        let ms = |changed: Option<u64>, default| changed.map_or(default, Duration::from_millis);
-        let limits = Limits {
-            connections_max: self.connections_max.unwrap_or(default.connections_max),
-            connections_per_client_max: self
-                .connections_per_client_max
-                .unwrap_or(default.connections_per_client_max),
-            head_within: ms(self.head_within_ms, default.head_within),
-            body_within: ms(self.body_within_ms, default.body_within),
-            stall_max: ms(self.stall_cut_ms, default.stall_max),
-        };
-        let certificate = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
-        UserPortSpec { limits, certificate, keys: self.keys_file.clone(), has_access_log: self.access_log }
-    }
-
-    fn judge(&self, mistakes: &mut ConfigMistakes) {
-        match (&self.tls_cert_file, &self.tls_key_file) {
-            (Some(certificate), Some(key)) => {
-                if let Err(error) = Certificate::read(certificate, key) {
-                    mistakes.push("edge", "tls_cert_file", with_cause(&error));
-                }
-            }
-            (Some(_), None) => mistakes.push("edge", "tls_key_file", "missing: tls_cert_file is set"),
-            (None, Some(_)) => mistakes.push("edge", "tls_cert_file", "missing: tls_key_file is set"),
-            (None, None) => {}
-        }
-        if let Some(path) = &self.keys_file
-            && let Err(error) = KeyRing::read(path)
-        {
-            mistakes.push("edge", "keys_file", format_args!("{}: {}", path.display(), with_cause(&error)));
-        }
-        for (key, count) in [
-            ("connections_max", self.connections_max),
-            ("connections_per_client_max", self.connections_per_client_max),
-        ] {
-            if count == Some(0) {
-                mistakes.push("edge", key, "must be at least 1");
-            }
-        }
-    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -383,11 +321,6 @@ impl Config {
     }
 }
 
-/// With its source, which a line about a configuration has room for.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
-}
-
 fn check_host_port(text: &str, may_be_zero: bool) -> Result<(), String> {
     let port =
         text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port.parse::<u16>());
@@ -404,14 +337,6 @@ fn replica() -> Role {
 
 fn peer_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 7444))
-}
-
-fn edge_listen() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], 8000))
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn metrics_listen() -> SocketAddr {
@@ -456,28 +381,6 @@ mod tests {
         assert_eq!(config.edge.listen.port(), 8000);
         assert_eq!(config.engine.host_port, 8100);
         assert_eq!(config.timing(), Timing::default());
-    }
-
-    #[test]
-    fn a_user_port_without_its_files_does_not_start() {
-        let edge = |lines: &str| {
-            reading(&format!("[node]\nid = 'n1'\nstate_dir = '/var/lib/cic'\n[edge]\n{lines}"))
-                .map_err(|mistakes| mistakes.to_string())
-        };
-        for (lines, part) in [
-            ("tls_cert_file = '/no/cert'", "[edge] tls_key_file: missing"),
-            ("tls_key_file = '/no/key'", "[edge] tls_cert_file: missing"),
-            ("tls_cert_file = '/no/cert'\ntls_key_file = '/no/key'", "/no/cert cannot be read"),
-            ("keys_file = '/no/keys'", "[edge] keys_file: /no/keys: cannot be read"),
-            ("connections_max = 0", "[edge] connections_max: must be at least 1"),
-            ("stall_cut_ms = 0", "[edge] stall_cut_ms: must be more than 0"),
-        ] {
-            let mistakes = edge(lines).unwrap_err();
-            assert!(mistakes.contains(part), "{part} in {mistakes}");
-        }
-        let spec = edge("access_log = false\nhead_within_ms = 5").unwrap().edge.user_port();
-        assert_eq!((spec.has_access_log, spec.limits.head_within), (false, Duration::from_millis(5)));
-        assert_eq!(spec.limits.stall_max, Limits::default().stall_max);
     }
 
     #[test]
