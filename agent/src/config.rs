@@ -1,5 +1,7 @@
 //! `/etc/cic/agent.toml`, and `CIC_<SECTION>_<KEY>` over it.
 
+mod edge;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +12,7 @@ use cic_common::report::Role;
 use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
+pub use self::edge::Edge;
 use crate::core::Timing;
 use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
 
@@ -22,9 +25,6 @@ pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
 
 /// Longest span a key in seconds or milliseconds may ask for: a day. More is a slip of the unit.
 const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// Longest wait of a request that may be allowed: its clients give up after 600 s (OpenAI's default).
-const WAIT_MAX_S: u64 = 600;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -51,6 +51,15 @@ const SCHEMA: Schema = Schema {
         Key::optional("surge", "budget_usd_per_hour", Kind::Number),
         Key::optional("surge", "is_for_batch", Kind::Flag),
         Key::optional("edge", "zone_first", Kind::Flag),
+        Key::optional("edge", "tls_cert_file", Kind::Text),
+        Key::optional("edge", "tls_key_file", Kind::Text),
+        Key::optional("edge", "keys_file", Kind::Text),
+        Key::optional("edge", "access_log", Kind::Flag),
+        Key::optional("edge", "connections_max", Kind::Integer),
+        Key::optional("edge", "connections_per_client_max", Kind::Integer),
+        Key::optional("edge", "head_within_ms", Kind::Integer),
+        Key::optional("edge", "body_within_ms", Kind::Integer),
+        Key::optional("edge", "stall_cut_ms", Kind::Integer),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -127,24 +136,6 @@ pub struct Peer {
     pub listen: SocketAddr,
     /// `host:port` others reach the peer port by; the port may be 0 for the one that was bound.
     pub advertise: Option<String>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Edge {
-    #[serde(default = "edge_listen")]
-    pub listen: SocketAddr,
-    /// A stream whose replica is lost goes on at another.
-    #[serde(default = "yes")]
-    pub continuation: bool,
-    /// Requests at the own engine at once.
-    pub in_flight_max: Option<u32>,
-    /// Of them, those that the engine itself says wait.
-    pub queue_max: Option<u32>,
-    /// Longest a request may ask to wait for a replica.
-    pub wait_max_s: Option<u64>,
-    /// Replicas in the zone of `[node]` are asked first, as long as they carry no more than the others.
-    #[serde(default = "yes")]
-    pub zone_first: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -331,14 +322,7 @@ impl Config {
         if !self.node.state_dir.is_absolute() {
             mistakes.push("node", "state_dir", "must be an absolute path");
         }
-        for (key, most) in [("in_flight_max", self.edge.in_flight_max), ("queue_max", self.edge.queue_max)] {
-            if most == Some(0) {
-                mistakes.push("edge", key, "must be more than 0");
-            }
-        }
-        if self.edge.wait_max_s.is_some_and(|most| most > WAIT_MAX_S) {
-            mistakes.push("edge", "wait_max_s", format_args!("must be at most {WAIT_MAX_S}"));
-        }
+        self.edge.judge(mistakes);
         self.surge.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
@@ -358,6 +342,9 @@ impl Config {
             ("engine", "stall_suspect_ms", self.engine.stall_suspect_ms.map(ms)),
             ("engine", "stall_kill_ms", self.engine.stall_kill_ms.map(ms)),
             ("engine", "stop_grace_ms", self.engine.stop_grace_ms.map(ms)),
+            ("edge", "head_within_ms", self.edge.head_within_ms.map(ms)),
+            ("edge", "body_within_ms", self.edge.body_within_ms.map(ms)),
+            ("edge", "stall_cut_ms", self.edge.stall_cut_ms.map(ms)),
             ("timing", "heartbeat_ms", self.pace.heartbeat_ms.map(ms)),
             ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),
             ("timing", "probe_serving_ms", self.pace.probe_serving_ms.map(ms)),
@@ -385,14 +372,6 @@ fn replica() -> Role {
 
 fn peer_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 7444))
-}
-
-fn edge_listen() -> SocketAddr {
-    SocketAddr::from(([0, 0, 0, 0], 8000))
-}
-
-fn yes() -> bool {
-    true
 }
 
 fn metrics_listen() -> SocketAddr {

@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
 use cic_agent::preflight::EngineArgs;
+use cic_agent::serve::edge::new_key;
 use cic_agent::source::gpu::write_clear;
 use cic_agent::{preflight, run, status};
 use cic_common::config::EXIT_CONFIG;
@@ -46,6 +47,11 @@ enum Act {
         #[arg(long, value_name = "UUID")]
         gpu: Option<String>,
     },
+    /// API keys for users of the edge
+    Key {
+        #[command(subcommand)]
+        act: KeyAct,
+    },
     /// Print what the running agent says of itself
     Status {
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -54,6 +60,12 @@ enum Act {
     /// Becomes the engine in a session of its own. Used by the agent itself.
     #[command(name = "engine-exec", hide = true)]
     EngineExec(ExecArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyAct {
+    /// Print a new key, which is kept nowhere, and the entry for `[edge] keys_file` that takes it
+    New { name: String },
 }
 
 fn main() -> ExitCode {
@@ -67,6 +79,7 @@ fn main() -> ExitCode {
             with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))
         }
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
+        Act::Key { act: KeyAct::New { name } } => finish(print_key(&name)),
         Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
     }
 }
@@ -90,7 +103,17 @@ fn with(path: &Path, act: impl FnOnce(Config) -> anyhow::Result<u8>) -> ExitCode
             return ExitCode::from(EXIT_CONFIG);
         }
     };
-    match act(config) {
+    finish(act(config))
+}
+
+fn print_key(name: &str) -> anyhow::Result<u8> {
+    let (key, entry) = new_key(name)?;
+    println!("# give this key to {name}; it is shown only now:\n# {key}\n{entry}");
+    Ok(0)
+}
+
+fn finish(result: anyhow::Result<u8>) -> ExitCode {
+    match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("cic-agent: {error:#}");

@@ -133,8 +133,10 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         };
         links = Some(Links::start(&tasks, spec, identity, trust, &pulse, &link_events)?);
     }
-    let (user_port, inner) = (UserPort { edge: edge.clone() }, tasks.clone());
+    let (user_port, files) = UserPort::open(edge.clone(), &config.edge.user_port(), clock)?;
+    let inner = tasks.clone();
     tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
+    tasks.spawn("edge files", Kind::Vital, |token| files.watch(token));
     let board = GpuBoard::default();
     let (metrics, inner) =
         (MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone() }, tasks.clone());

@@ -8,6 +8,7 @@ use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde_json::{Value, json};
 
+use super::user_port::Denial;
 use crate::serve::peer::PeerBody;
 
 /// Which node's engine answered.
@@ -75,6 +76,7 @@ pub(super) enum Refusal {
     Late {
         model: String,
     },
+    Denied(Denial),
 }
 
 impl Refusal {
@@ -86,7 +88,8 @@ impl Refusal {
         let retry_after = match &self {
             Self::NoReplica { .. } => Some(RETRY_AFTER_UNSAID),
             Self::Full { retry_after, .. } => Some(*retry_after),
-            Self::BodyTooLong { .. }
+            Self::Denied(_)
+            | Self::BodyTooLong { .. }
             | Self::BodyLate
             | Self::BodyBroken
             | Self::NoModelNamed { .. }
@@ -96,6 +99,7 @@ impl Refusal {
             | Self::Late { .. } => None,
         };
         let (status, kind, param, code, message) = match self {
+            Self::Denied(denial) => return denial.into_response(),
             Self::BodyTooLong { bytes_max } => (
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "invalid_request_error",

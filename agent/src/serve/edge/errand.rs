@@ -216,6 +216,7 @@ impl Edge {
             shared.counts.retry();
         }
         errand.attempt_count += 1;
+        errand.request.visit.tries(upstream.node());
         if shared.lifeline.is_dead(upstream) {
             shared.choice.failed(upstream.node());
             errand.last_why = format!("{}: presumed dead", upstream.node());

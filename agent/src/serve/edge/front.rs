@@ -183,14 +183,15 @@ impl Edge {
 
     /// Answers a user, from whichever replica can.
     pub async fn from_user(&self, request: Request<Incoming>) -> Response<PeerBody> {
-        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let path = request.uri().path().to_owned();
         match path.as_str() {
             "/healthz" => return self.health(),
-            "/v1/models" if method == Method::GET => return self.models(),
+            "/v1/models" if is_read => return self.models(),
             _ if !path.starts_with("/v1/") => return Refusal::UnknownPath { path }.into_response(),
             _ => {}
         }
-        if let (Some(model), &Method::GET) = (path.strip_prefix("/v1/models/"), &method) {
+        if let Some(model) = path.strip_prefix("/v1/models/").filter(|_| is_read) {
             return self.model(model);
         }
         let flight = self.shared.counts.enter(Flow::Users);
@@ -338,14 +339,16 @@ impl Edge {
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
         let known = self.known_models();
-        match (request.model(), known.as_slice()) {
+        let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
             (Some(model), []) => Ok(model),
             (Some(model), _) if known.contains(&model) => Ok(model),
             (Some(model), _) => Err(Refusal::UnknownModel { model, known }),
             (None, [only]) => Ok(only.clone()),
             (None, _) => Err(Refusal::NoModelNamed { known }),
-        }
+        }?;
+        request.visit.asks_for(&model).map_err(Refusal::Denied)?;
+        Ok(model)
     }
 
     fn health(&self) -> Response<PeerBody> {

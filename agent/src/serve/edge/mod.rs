@@ -1,7 +1,7 @@
 //! The OpenAI-compatible front of the fleet, on every node.
 //!
 //! ```text
-//! user -> UserPort -> Edge::from_user -> Choice -> Pool -> peer's port or own engine
+//! user -> user_port -> Edge::from_user -> Choice -> Pool -> peer's port or own engine
 //!                         |   ^ nothing sent yet? another replica  |
 //!                         '---+---- attempt (held head) <----------'
 //! peer -> PeerPort -> Edge::from_peer -> own engine, or 503 with `x-cic-refused`: never on to a third node
@@ -34,7 +34,10 @@ pub use counts::CutStreams;
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
 pub use scarcity::{AdmissionLimits, Price, ScarcitySpec, SurgeSpec, SurgeUrl, SurgeUrlError};
-pub use user_port::UserPort;
+pub use user_port::{
+    Certificate, CertificateError, Files, FilesError, KeyRing, KeyRingError, Limits, OVERHEAD_HEADER,
+    UserPort, UserPortSpec, new_key,
+};
 
 #[cfg(test)]
 mod tests;

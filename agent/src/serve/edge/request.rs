@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cic_common::route::Class;
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
@@ -15,12 +15,10 @@ use super::answer::{
     CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, WAIT_HEADER,
 };
 use super::choice::Prompt;
+use super::user_port::{Upload, Visit};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
-
-/// A client that takes longer to send its body is cut off. 8 MiB at 2 Mbit/s take 33 s.
-const BODY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Longest request id taken over from a client.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -46,9 +44,10 @@ pub(super) struct Buffered {
     target: Uri,
     headers: HeaderMap,
     /// What the user sent.
-    asked: Bytes,
+    asked: Upload,
     /// What a replica is sent.
     body: Bytes,
+    pub(super) visit: Visit,
     pub(super) request_id: HeaderValue,
     /// As its header says; a class that nobody knows counts as the standard one.
     pub(super) class: Class,
@@ -64,25 +63,14 @@ impl Buffered {
     /// Reads `request` to its end.
     pub(super) async fn read(request: Request<Incoming>) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let collected = Limited::new(body, EDGE_BODY_BYTES_MAX).collect();
-        let body = match tokio::time::timeout(BODY_DEADLINE, collected).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => {
-                return Err(Refusal::BodyTooLong { bytes_max: EDGE_BODY_BYTES_MAX });
-            }
-            Ok(Err(_)) => return Err(Refusal::BodyBroken),
-            Err(_) => return Err(Refusal::BodyLate),
-        };
-        Ok(Self::new(parts, body))
+        let visit = Visit::of(&parts.extensions);
+        let body = Upload::read(body, EDGE_BODY_BYTES_MAX, &visit).await?;
+        Ok(Self::new(parts, body, visit))
     }
 
-    pub(super) fn new(parts: Parts, body: Bytes) -> Self {
+    pub(super) fn new(parts: Parts, asked: Upload, visit: Visit) -> Self {
         let Parts { method, uri, mut headers, .. } = parts;
-        let request_id = headers
-            .get(REQUEST_ID_HEADER)
-            .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
-            .cloned()
-            .unwrap_or_else(fresh_id);
+        let request_id = request_id_of(&headers);
         let class = class_of(&headers);
         let wait = headers.remove(WAIT_HEADER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
         let wait = wait.map(Duration::from_secs);
@@ -99,8 +87,9 @@ impl Buffered {
             method,
             target,
             headers,
-            asked: body.clone(),
-            body,
+            body: asked.bytes.clone(),
+            asked,
+            visit,
             request_id,
             class,
             wait,
@@ -116,7 +105,7 @@ impl Buffered {
 
     /// What its body tells the choice of a replica.
     pub(super) fn prompt(&self) -> &Prompt {
-        self.prompt.get_or_init(|| Prompt::read(&self.asked))
+        self.prompt.get_or_init(|| Prompt::read(&self.asked.bytes))
     }
 
     /// Another request on behalf of the same user: a POST of JSON, or a GET where there is no body.
@@ -142,7 +131,8 @@ impl Buffered {
 
     /// The same request as another API is to see it: `body` at `target`, and no header but these.
     pub(super) fn rewritten(&self, target: Uri, headers: HeaderMap, body: Bytes) -> Self {
-        Self { target, headers, asked: body.clone(), body, is_last_resort: false, ..self.clone() }
+        let asked = Upload::of(body.clone());
+        Self { target, headers, asked, body, is_last_resort: false, ..self.clone() }
     }
 
     pub(super) fn path(&self) -> &str {
@@ -151,7 +141,7 @@ impl Buffered {
 
     /// What the user sent.
     pub(super) fn body(&self) -> &Bytes {
-        &self.asked
+        &self.asked.bytes
     }
 
     /// One copy to send; `host` is what the receiver is called.
@@ -186,6 +176,12 @@ pub(super) fn strip(headers: &mut HeaderMap) {
     for name in NOT_FORWARDED.into_iter().chain(named) {
         headers.remove(name);
     }
+}
+
+/// The client's own id of a request, or a new one.
+pub(super) fn request_id_of(headers: &HeaderMap) -> HeaderValue {
+    let own = headers.get(REQUEST_ID_HEADER).filter(|id| id.len() <= REQUEST_ID_BYTES_MAX);
+    own.cloned().unwrap_or_else(fresh_id)
 }
 
 fn fresh_id() -> HeaderValue {

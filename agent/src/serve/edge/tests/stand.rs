@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::super::{Edge, EdgeSpec, OwnEngine, Routes, ScarcitySpec, UserPort};
+use super::super::{Edge, EdgeSpec, OwnEngine, Routes, ScarcitySpec, UserPort, UserPortSpec};
 use crate::core::EdgeMode;
 use crate::state::StateDir;
 
@@ -104,7 +104,8 @@ impl Stand {
         let edge = Edge::new(spec, routes.clone(), Clock::start(), &supervisor);
         let listener = listen().await;
         let user_port = listener.local_addr().unwrap().port();
-        let (users, inner) = (UserPort { edge: edge.clone() }, supervisor.clone());
+        let (users, _) = UserPort::open(edge.clone(), &UserPortSpec::default(), Clock::start()).unwrap();
+        let inner = supervisor.clone();
         supervisor.spawn("user port", Kind::Vital, |token| users.run(listener, inner, token));
         let table_version = AtomicU64::new(0);
         Self { directory, authority, trust, supervisor, routes, table_version, edge, user_port }

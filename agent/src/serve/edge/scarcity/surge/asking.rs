@@ -72,6 +72,7 @@ mod tests {
 
     use super::super::spec::Price;
     use super::*;
+    use crate::serve::edge::user_port::{Upload, Visit};
 
     fn spec() -> SurgeSpec {
         SurgeSpec {
@@ -91,7 +92,7 @@ mod tests {
             .header("cookie", "a=b")
             .header("x-cic-class", "standard");
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        Buffered::new(parts, body.to_string().into())
+        Buffered::new(parts, Upload::of(body.to_string().into()), Visit::default())
     }
 
     #[test]

@@ -1,0 +1,178 @@
+//! HTTP/2 connections that cost the client little and the server much.
+
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::Instant;
+
+use super::frames::*;
+use super::stand::{RSS_BYTES_MAX, SOON, Stand};
+
+const STREAM_FOREVER: &str =
+    r#"{"model":"tiny","prompt":"one","max_tokens":4000,"stream":true,"ignore_eos":true}"#;
+
+fn open(stand: &Stand, settings: &[(u16, u32)]) -> TcpStream {
+    let mut stream = stand.connect();
+    stream.write_all(&opening(settings)).unwrap();
+    stream
+}
+
+/// Writes `piece` again and again while the other side lets us, reading what it says. Returns what ended it (the code
+/// of a GOAWAY, if one came), how many pieces were sent, and the most memory that the agent had.
+fn flood(
+    stand: &Stand,
+    mut stream: TcpStream,
+    count: u32,
+    piece: impl Fn(u32) -> Vec<u8>,
+) -> (Option<u32>, u32, u64) {
+    let mut answers = stream.try_clone().unwrap();
+    let reader = std::thread::spawn(move || read_until(&mut answers, |frame| frame.kind == GOAWAY));
+    let (mut sent, mut rss_max) = (0, stand.rss());
+    let began = Instant::now();
+    while sent < count
+        && !reader.is_finished()
+        && began.elapsed() < SOON
+        && stream.write_all(&piece(sent)).is_ok()
+    {
+        sent += 1;
+        if sent % 64 == 0 {
+            rss_max = stand.rss().max(rss_max);
+        }
+    }
+    let _ = stream.shutdown(std::net::Shutdown::Write);
+    (reader.join().unwrap().as_ref().map(goaway_code), sent, rss_max.max(stand.rss()))
+}
+
+#[test]
+fn floods_end_their_connection_and_hold_up_nobody() {
+    let stand = Stand::start(|options| options.with("CIC_EDGE_STALL_CUT_MS", "2000"));
+    let id = |n: u32| 2 * n + 1;
+    let request = post_block();
+    let empty_data = frame(DATA, 0, 1, &[]);
+    let begun = frame(HEADERS, END_HEADERS, 1, &request);
+    let unended = frame(HEADERS, 0, 1, &request);
+    let more = frame(CONTINUATION, 0, 1, &block(&[("x-a", &"a".repeat(1000))]));
+    // An entry of the peer's table, put there once and named a thousand times: 4 MB of headers for 1 kB.
+    let mut bomb =
+        [block(&[(":method", "GET"), (":scheme", "http"), (":path", "/healthz")]), vec![0x40, 1, b'x']]
+            .concat();
+    bomb.extend([127, 0xa1, 0x1e]);
+    bomb.extend([b'a'; 4000]);
+    bomb.extend([0x80 | 62; 1000]);
+    let first_then =
+        |first: Vec<u8>, then: Vec<u8>| move |n: u32| if n == 0 { first.clone() } else { then.clone() };
+    // What must end by an error of the connection, and what may be borne as long as it is cheap.
+    type Piece = Box<dyn Fn(u32) -> Vec<u8>>;
+    let floods: Vec<(&str, u32, bool, Piece)> = vec![
+        ("resets as fast as they go", 20_000, false, {
+            let request = request.clone();
+            Box::new(move |n| {
+                [
+                    frame(HEADERS, END_HEADERS, id(n), &request),
+                    frame(RST_STREAM, 0, id(n), &8_u32.to_be_bytes()),
+                ]
+                .concat()
+            })
+        }),
+        ("resets in one packet", 200, true, {
+            let request = request.clone();
+            Box::new(move |n| {
+                let one = |k: u32| {
+                    let id = id(n * 100 + k);
+                    [
+                        frame(HEADERS, END_HEADERS, id, &request),
+                        frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()),
+                    ]
+                    .concat()
+                };
+                (0..100).flat_map(one).collect()
+            })
+        }),
+        ("errors that make the server reset", 20_000, true, {
+            let request = request.clone();
+            Box::new(move |n| {
+                [frame(HEADERS, END_HEADERS, id(n), &request), frame(WINDOW_UPDATE, 0, id(n), &[0; 4])]
+                    .concat()
+            })
+        }),
+        ("pings", 50_000, false, Box::new(|_| frame(PING, 0, 0, b"12345678").repeat(10))),
+        (
+            "settings",
+            50_000,
+            false,
+            Box::new(|_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(10)),
+        ),
+        ("continuations", 50_000, true, Box::new(first_then(unended, more))),
+        ("empty data", 50_000, false, Box::new(first_then(begun, empty_data.repeat(10)))),
+        (
+            "a header table bomb",
+            1,
+            false,
+            Box::new(move |_| frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)),
+        ),
+        (
+            "an unknown frame of 16 MB",
+            1,
+            true,
+            Box::new(|_| [&[0xff, 0xff, 0xff, 0xfa, 0, 0, 0, 0, 0][..], &vec![0; 1 << 20]].concat()),
+        ),
+        ("a stream with an even number", 1, true, {
+            let request = request.clone();
+            Box::new(move |_| frame(HEADERS, END_HEADERS, 2, &request))
+        }),
+    ];
+    for (what, count, must_end, piece) in floods {
+        let (code, sent, rss_max) = flood(&stand, open(&stand, &[]), count, piece);
+        println!("{what}: {sent} sent, GOAWAY {code:?}, the agent had {} MiB at most", rss_max >> 20);
+        if must_end {
+            assert!(code.is_some_and(|code| code != 0) || sent < count, "{what} went on");
+        }
+        assert!(rss_max < RSS_BYTES_MAX, "{what}: {rss_max}");
+        stand.assert_serves_others();
+    }
+    stand.wait_quiet();
+}
+
+#[test]
+fn streams_that_open_no_window_free_their_engine_and_pings_keep_nothing() {
+    let stand = Stand::start(|options| {
+        options.with("CIC_EDGE_STALL_CUT_MS", "2000").with_engine("CIC_STANDIN_TOKEN_MS", "20")
+    });
+    const INITIAL_WINDOW_SIZE: u16 = 4;
+    let mut stream = open(&stand, &[(INITIAL_WINDOW_SIZE, 0)]);
+    for number in 0..50 {
+        stream.write_all(&post(2 * number + 1, STREAM_FOREVER)).unwrap();
+    }
+    stand.wait_running(50);
+    let after = stand.wait_for("a free engine", || {
+        stream.write_all(&frame(PING, 0, 0, b"12345678")).unwrap();
+        stand.engine_figure("vllm:num_requests_running") == 0.0
+    });
+    println!("50 streams without a window: the engine is free after {after:?}");
+    stand.wait_quiet();
+    // It is told so when it opens one.
+    stream.write_all(&frame(WINDOW_UPDATE, 0, 1, &1000_u32.to_be_bytes())).unwrap();
+    let reset = read_until(&mut stream, |frame| frame.kind == RST_STREAM && frame.stream == 1);
+    assert!(reset.is_some());
+    stand.assert_serves_others();
+}
+
+#[test]
+fn one_connection_has_so_many_streams_and_a_reset_frees_the_engine() {
+    let stand = Stand::start(|options| options.with_engine("CIC_STANDIN_TOKEN_MS", "50"));
+    let mut stream = open(&stand, &[]);
+    for number in 0..101 {
+        stream.write_all(&post(2 * number + 1, STREAM_FOREVER)).unwrap();
+    }
+    let refused = read_until(&mut stream, |frame| frame.kind == RST_STREAM).unwrap();
+    assert_eq!(
+        (refused.stream, refused.payload.as_slice()),
+        (201, &7_u32.to_be_bytes()[..]),
+        "REFUSED_STREAM"
+    );
+    stand.wait_running(100);
+    for number in 0..100 {
+        stream.write_all(&frame(RST_STREAM, 0, 2 * number + 1, &8_u32.to_be_bytes())).unwrap();
+    }
+    println!("100 streams reset: the engine is free after {:?}", stand.wait_running(0));
+    stand.wait_quiet();
+}
