@@ -1,0 +1,170 @@
+//! Many clients that listen to streams at once, while a test knows who sings on which node.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use super::heard::{Ask, Heard};
+
+/// A stream that runs now.
+#[derive(Debug, Default, Clone)]
+struct Running {
+    node: String,
+    event_count: usize,
+    was_cut: bool,
+}
+
+/// Which streams run, and where each of them began.
+#[derive(Debug, Default)]
+pub struct Board {
+    running: Mutex<BTreeMap<usize, Running>>,
+    cut_count: AtomicUsize,
+}
+
+impl Board {
+    /// Streams that have begun on `node` and not been cut since: those that its end would cut.
+    #[must_use]
+    pub fn on(&self, node: &str) -> usize {
+        self.lock().values().filter(|one| is_there(one, node)).count()
+    }
+
+    /// Notes that every stream on `node` was cut just now; returns how many there were.
+    pub fn cut(&self, node: &str) -> usize {
+        let mut running = self.lock();
+        let mut count = 0;
+        for one in running.values_mut().filter(|one| is_there(one, node)) {
+            one.was_cut = true;
+            count += 1;
+        }
+        self.cut_count.fetch_add(count, Ordering::Relaxed);
+        count
+    }
+
+    /// Streams cut so far, each counted once.
+    #[must_use]
+    pub fn cuts(&self) -> usize {
+        self.cut_count.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, number: usize, node: &str, event_count: usize) {
+        let mut running = self.lock();
+        let one = running.entry(number).or_default();
+        if one.node.is_empty() {
+            node.clone_into(&mut one.node);
+        }
+        one.event_count = event_count;
+    }
+
+    fn end(&self, number: usize) {
+        self.lock().remove(&number);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Running>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_there(one: &Running, node: &str) -> bool {
+    one.node == node && one.event_count > 0 && !one.was_cut
+}
+
+/// Clients at work. They take one request after the other, from the first again after the last.
+#[derive(Debug)]
+pub struct Choir {
+    pub board: Arc<Board>,
+    shared: Arc<Shared>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    edge: String,
+    asks: Vec<Ask>,
+    next: AtomicUsize,
+    end: usize,
+    stop: AtomicBool,
+    heard: Mutex<Vec<(usize, Heard)>>,
+}
+
+impl Choir {
+    /// Starts `clients` clients, for `end` requests at most.
+    #[must_use]
+    pub fn start(edge: &str, asks: &[Ask], clients: usize, end: usize) -> Self {
+        let board = Arc::new(Board::default());
+        let shared = Arc::new(Shared {
+            edge: edge.to_owned(),
+            asks: asks.to_vec(),
+            next: AtomicUsize::new(0),
+            end,
+            stop: AtomicBool::new(false),
+            heard: Mutex::default(),
+        });
+        let client = |_| {
+            let (board, shared) = (Arc::clone(&board), Arc::clone(&shared));
+            std::thread::spawn(move || shared.sing(&board))
+        };
+        let clients = (0..clients).map(client).collect();
+        Self { board, shared, clients }
+    }
+
+    /// Streams that ended, however they did.
+    #[must_use]
+    pub fn ended(&self) -> usize {
+        self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether every request was made and has ended.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.clients.iter().all(JoinHandle::is_finished)
+    }
+
+    /// Lets each client end the stream that it is in; returns what all heard, each with the number of its request.
+    ///
+    /// # Panics
+    /// When a client did.
+    #[must_use]
+    pub fn stop(mut self) -> Vec<(usize, Heard)> {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
+    /// As [`Self::stop`], but every request up to the end is made first.
+    ///
+    /// # Panics
+    /// When a client did.
+    #[must_use]
+    pub fn finish(mut self) -> Vec<(usize, Heard)> {
+        self.join()
+    }
+
+    fn join(&mut self) -> Vec<(usize, Heard)> {
+        for client in self.clients.drain(..) {
+            client.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        }
+        std::mem::take(&mut *self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl Drop for Choir {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Shared {
+    fn sing(&self, board: &Board) {
+        while !self.stop.load(Ordering::Relaxed) {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            if number >= self.end {
+                return;
+            }
+            let of_set = number % self.asks.len();
+            let mut tell = |node: &str, event_count| board.tell(number, node, event_count);
+            let heard = Heard::listen(&self.edge, &self.asks[of_set], &mut tell);
+            board.end(number);
+            self.heard.lock().unwrap_or_else(PoisonError::into_inner).push((of_set, heard));
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Breaks the node that serves streams, again and again, each time at a random token.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use cic_common::process::Process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::choir::Board;
+use super::dev_fleet::{DevFleet, Fault};
+
+/// Between two looks at a condition that is waited for.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// How a node is broken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strike {
+    /// SIGKILL to the engine's API server: its connections close.
+    Engine,
+    /// SIGKILL to the engine's core: streams end with an error event and `[DONE]`.
+    EngineCore,
+    /// SIGTERM to the engine: streams end with finish reason `abort`.
+    EngineStop,
+    /// SIGKILL to the agent, which carries the streams; its engine stays.
+    Agent,
+    /// SIGKILL to everything of the node at once.
+    Node,
+    /// `cic drain`.
+    Drain,
+}
+
+/// Which nodes are struck, when, and how.
+#[derive(Debug)]
+pub struct Striker {
+    strikes: Vec<Strike>,
+    turn: usize,
+    /// A node is struck only while so many serve, itself included.
+    serving_min: usize,
+    /// From streams on the victim to the strike: a random share of this, a quarter at least.
+    moment_max: Duration,
+    /// For a node to serve again.
+    heal_within: Duration,
+    dice: fastrand::Rng,
+    /// The nodes struck so far, each with how and with the count of streams it cut.
+    pub struck: Vec<(String, Strike, usize)>,
+}
+
+impl Striker {
+    #[must_use]
+    pub fn new(strikes: &[Strike], serving_min: usize, moment_max: Duration, heal_within: Duration) -> Self {
+        let dice = fastrand::Rng::with_seed(serving_min as u64);
+        Self {
+            strikes: strikes.to_vec(),
+            turn: 0,
+            serving_min,
+            moment_max,
+            heal_within,
+            dice,
+            struck: Vec::new(),
+        }
+    }
+
+    /// Waits for enough nodes to serve and for streams on one of them, then breaks it. False when `is_over` came first.
+    ///
+    /// # Errors
+    /// When too few nodes serve for too long, or a node cannot be broken.
+    pub fn strike(
+        &mut self,
+        fleet: &DevFleet,
+        board: &Board,
+        is_over: &dyn Fn() -> bool,
+    ) -> anyhow::Result<bool> {
+        let began = Instant::now();
+        let victim = loop {
+            if is_over() {
+                return Ok(false);
+            }
+            let serving = fleet.serving_by_their_word();
+            if serving.len() >= self.serving_min {
+                let (most, others): (Vec<_>, Vec<_>) =
+                    serving.into_iter().partition(|node| Some(node) != self.last_struck());
+                // Another than the last where there is one, and one on which streams run.
+                let candidates = most.into_iter().chain(others).filter(|node| board.on(node) > 0);
+                let candidates: Vec<String> = candidates.collect();
+                let count = candidates.len();
+                let fresh = candidates.iter().filter(|node| Some(*node) != self.last_struck()).count();
+                if count > 0 {
+                    break candidates[self.dice.usize(..fresh.max(1))].clone();
+                }
+            }
+            if began.elapsed() > self.heal_within {
+                bail!(
+                    "of {:?} only {:?} serve after {:?}",
+                    fleet.nodes(),
+                    fleet.serving_by_their_word(),
+                    self.heal_within
+                );
+            }
+            std::thread::sleep(LOOK); // bounded wait: by `heal_within`
+        };
+        // Never at once: a stream that is cut at each of its tokens is no case that any edge should survive.
+        let share = f64::midpoint(self.dice.f64(), 0.5);
+        std::thread::sleep(self.moment_max.mul_f64(share)); // bounded wait: a random moment is the point
+        let strike = self.strikes[self.turn % self.strikes.len()];
+        self.turn += 1;
+        // Noted before, since those that end in between are few and those that begin on it after are none.
+        let cut = if strike == Strike::Drain { 0 } else { board.cut(&victim) };
+        match perform(fleet, &victim, strike) {
+            Ok(()) => self.struck.push((victim, strike, cut)),
+            // A node that is one too many is given back at any moment.
+            Err(_) if fleet.view().is_ok_and(|view| !view.is_routed(&victim)) => {}
+            Err(error) => return Err(error.context(format!("{strike:?} of {victim}"))),
+        }
+        Ok(true)
+    }
+
+    fn last_struck(&self) -> Option<&String> {
+        self.struck.last().map(|(node, ..)| node)
+    }
+}
+
+fn perform(fleet: &DevFleet, node: &str, strike: Strike) -> anyhow::Result<()> {
+    let engine = || -> anyhow::Result<u32> {
+        let pid = fleet.report_of(node)?["engine"]["pid"].as_u64().context("no engine")?;
+        Ok(u32::try_from(pid)?)
+    };
+    let send = |pid: u32, signal| kill(Pid::from_raw(pid.cast_signed()), signal);
+    match strike {
+        Strike::Engine => send(engine()?, Signal::SIGKILL)?,
+        Strike::EngineCore => send(core_of(engine()?)?, Signal::SIGKILL)?,
+        Strike::EngineStop => send(engine()?, Signal::SIGTERM)?,
+        Strike::Agent => fleet.fault(node, Fault::KillAgent)?,
+        Strike::Node => fleet.fault(node, Fault::Kill)?,
+        Strike::Drain => fleet.drain(node)?,
+    }
+    Ok(())
+}
+
+/// The engine's core: the child of that title in a vLLM, which has others too, and the only one of the stand-in.
+fn core_of(engine: u32) -> anyhow::Result<u32> {
+    let children =
+        Process::all()?.into_iter().filter(|process| process.parent == engine).map(|child| child.pid);
+    let title = |pid: u32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let mut children: Vec<u32> = children.collect();
+    children.sort_by_key(|pid| !title(*pid).contains("EngineCor"));
+    children.first().copied().context("it has no child")
+}
