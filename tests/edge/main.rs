@@ -4,4 +4,5 @@
 //! clients listen that others wrote.
 
 mod continuity;
+mod eligibility;
 mod scenario;

@@ -68,7 +68,7 @@ impl Scenario {
                 break;
             }
         }
-        let cut_by_strikes = choir.board.cuts();
+        let cut_by_strikes = choir.board.cuts().len();
         let heard = choir.stop();
         let continued = fleet.gateway_metric(CONTINUATIONS)?.map(|now| now - continued_before);
         let summary =

@@ -1,6 +1,6 @@
 //! Many clients that listen to streams at once, while a test knows who sings on which node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -19,7 +19,7 @@ struct Running {
 #[derive(Debug, Default)]
 pub struct Board {
     running: Mutex<BTreeMap<usize, Running>>,
-    cut_count: AtomicUsize,
+    cut: Mutex<BTreeSet<usize>>,
 }
 
 impl Board {
@@ -29,22 +29,31 @@ impl Board {
         self.lock().values().filter(|one| is_there(one, node)).count()
     }
 
+    /// Streams that run and have at least `event_count` events.
+    #[must_use]
+    pub fn begun(&self, event_count: usize) -> usize {
+        self.lock().values().filter(|one| one.event_count >= event_count).count()
+    }
+
     /// Notes that every stream on `node` was cut just now; returns how many there were.
     pub fn cut(&self, node: &str) -> usize {
         let mut running = self.lock();
-        let mut count = 0;
-        for one in running.values_mut().filter(|one| is_there(one, node)) {
-            one.was_cut = true;
-            count += 1;
-        }
-        self.cut_count.fetch_add(count, Ordering::Relaxed);
+        let hit = running.iter_mut().filter(|(_, one)| is_there(one, node));
+        let numbers: Vec<usize> = hit
+            .map(|(number, one)| {
+                one.was_cut = true;
+                *number
+            })
+            .collect();
+        let count = numbers.len();
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner).extend(numbers);
         count
     }
 
-    /// Streams cut so far, each counted once.
+    /// Streams cut so far, by the number of the request.
     #[must_use]
-    pub fn cuts(&self) -> usize {
-        self.cut_count.load(Ordering::Relaxed)
+    pub fn cuts(&self) -> BTreeSet<usize> {
+        self.cut.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn tell(&self, number: usize, node: &str, event_count: usize) {

@@ -30,6 +30,29 @@ pub enum Strike {
     Drain,
 }
 
+impl Strike {
+    /// Breaks `node`.
+    ///
+    /// # Errors
+    /// When it has nothing of the kind to break.
+    pub fn perform(self, fleet: &DevFleet, node: &str) -> anyhow::Result<()> {
+        let engine = || -> anyhow::Result<u32> {
+            let pid = fleet.report_of(node)?["engine"]["pid"].as_u64().context("no engine")?;
+            Ok(u32::try_from(pid)?)
+        };
+        let send = |pid: u32, signal| kill(Pid::from_raw(pid.cast_signed()), signal);
+        match self {
+            Self::Engine => send(engine()?, Signal::SIGKILL)?,
+            Self::EngineCore => send(core_of(engine()?)?, Signal::SIGKILL)?,
+            Self::EngineStop => send(engine()?, Signal::SIGTERM)?,
+            Self::Agent => fleet.fault(node, Fault::KillAgent)?,
+            Self::Node => fleet.fault(node, Fault::Kill)?,
+            Self::Drain => fleet.drain(node)?,
+        }
+        Ok(())
+    }
+}
+
 /// Which nodes are struck, when, and how.
 #[derive(Debug)]
 pub struct Striker {
@@ -106,7 +129,7 @@ impl Striker {
         self.turn += 1;
         // Noted before, since those that end in between are few and those that begin on it after are none.
         let cut = if strike == Strike::Drain { 0 } else { board.cut(&victim) };
-        match perform(fleet, &victim, strike) {
+        match strike.perform(fleet, &victim) {
             Ok(()) => self.struck.push((victim, strike, cut)),
             // A node that is one too many is given back at any moment.
             Err(_) if fleet.view().is_ok_and(|view| !view.is_routed(&victim)) => {}
@@ -118,23 +141,6 @@ impl Striker {
     fn last_struck(&self) -> Option<&String> {
         self.struck.last().map(|(node, ..)| node)
     }
-}
-
-fn perform(fleet: &DevFleet, node: &str, strike: Strike) -> anyhow::Result<()> {
-    let engine = || -> anyhow::Result<u32> {
-        let pid = fleet.report_of(node)?["engine"]["pid"].as_u64().context("no engine")?;
-        Ok(u32::try_from(pid)?)
-    };
-    let send = |pid: u32, signal| kill(Pid::from_raw(pid.cast_signed()), signal);
-    match strike {
-        Strike::Engine => send(engine()?, Signal::SIGKILL)?,
-        Strike::EngineCore => send(core_of(engine()?)?, Signal::SIGKILL)?,
-        Strike::EngineStop => send(engine()?, Signal::SIGTERM)?,
-        Strike::Agent => fleet.fault(node, Fault::KillAgent)?,
-        Strike::Node => fleet.fault(node, Fault::Kill)?,
-        Strike::Drain => fleet.drain(node)?,
-    }
-    Ok(())
 }
 
 /// The engine's core: the child of that title in a vLLM, which has others too, and the only one of the stand-in.
