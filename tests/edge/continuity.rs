@@ -7,13 +7,9 @@ use fleet_tests::process::{DevFleet, Options, Strike};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::scenario::{Scenario, wait_until};
+use crate::scenario::{NO_BRAKE, Scenario, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// So that a run of kills is no reason for the controller to stop replacing what was killed.
-const NO_BRAKE: [(&str, &str); 2] =
-    [("CIC_BRAKE_TERMINATIONS_MAX", "1000"), ("CIC_BRAKE_LAUNCHES_MAX", "1000")];
 
 fn on_stand_ins(name: &'static str, strikes: &'static [Strike], env: &[(&str, &str)]) -> Scenario {
     let env =

@@ -5,4 +5,5 @@
 
 mod continuity;
 mod eligibility;
+mod foreign;
 mod scenario;

@@ -8,6 +8,10 @@ use fleet_tests::process::{Choir, DevFleet, Heard, Options, Strike, Striker, ask
 /// Counts streams that the edge continued on another replica.
 pub(crate) const CONTINUATIONS: &str = "cic_agent_edge_continuations_total";
 
+/// So that a run of kills is no reason for the controller to stop replacing what was killed.
+pub(crate) const NO_BRAKE: [(&str, &str); 2] =
+    [("CIC_BRAKE_TERMINATIONS_MAX", "1000"), ("CIC_BRAKE_LAUNCHES_MAX", "1000")];
+
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -64,7 +68,7 @@ impl Scenario {
             is_enough || began.elapsed() > self.run_within
         };
         while !is_over(&choir) {
-            if !striker.strike(&fleet, &choir.board, &|| is_over(&choir))? {
+            if !striker.strike(&fleet, Some(&choir.board), &|| is_over(&choir))? {
                 break;
             }
         }

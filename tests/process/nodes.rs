@@ -43,6 +43,13 @@ impl DevFleet {
         self.nodes().into_iter().filter(serves).collect()
     }
 
+    /// Requests that are with the engine of a replica now; 0 where it does not answer.
+    #[must_use]
+    pub fn in_flight_of(&self, node: &str) -> usize {
+        let count = self.report_of(node).ok().and_then(|report| report["edge"]["in_flight"].as_u64());
+        count.and_then(|count| usize::try_from(count).ok()).unwrap_or(0)
+    }
+
     /// The page of metrics of a replica, or of the gateway.
     ///
     /// # Errors

@@ -84,51 +84,30 @@ impl Striker {
         }
     }
 
-    /// Waits for enough nodes to serve and for streams on one of them, then breaks it. False when `is_over` came first.
+    /// Waits for enough nodes to serve and for requests on one of them, then breaks it. False when `is_over` came first.
+    ///
+    /// What it cut is counted on the `board`, or is what the victim's engine had in flight.
     ///
     /// # Errors
     /// When too few nodes serve for too long, or a node cannot be broken.
     pub fn strike(
         &mut self,
         fleet: &DevFleet,
-        board: &Board,
+        board: Option<&Board>,
         is_over: &dyn Fn() -> bool,
     ) -> anyhow::Result<bool> {
-        let began = Instant::now();
-        let victim = loop {
-            if is_over() {
-                return Ok(false);
-            }
-            let serving = fleet.serving_by_their_word();
-            if serving.len() >= self.serving_min {
-                let (most, others): (Vec<_>, Vec<_>) =
-                    serving.into_iter().partition(|node| Some(node) != self.last_struck());
-                // Another than the last where there is one, and one on which streams run.
-                let candidates = most.into_iter().chain(others).filter(|node| board.on(node) > 0);
-                let candidates: Vec<String> = candidates.collect();
-                let count = candidates.len();
-                let fresh = candidates.iter().filter(|node| Some(*node) != self.last_struck()).count();
-                if count > 0 {
-                    break candidates[self.dice.usize(..fresh.max(1))].clone();
-                }
-            }
-            if began.elapsed() > self.heal_within {
-                bail!(
-                    "of {:?} only {:?} serve after {:?}",
-                    fleet.nodes(),
-                    fleet.serving_by_their_word(),
-                    self.heal_within
-                );
-            }
-            std::thread::sleep(LOOK); // bounded wait: by `heal_within`
-        };
+        let Some(victim) = self.victim(fleet, is_over)? else { return Ok(false) };
         // Never at once: a stream that is cut at each of its tokens is no case that any edge should survive.
         let share = f64::midpoint(self.dice.f64(), 0.5);
         std::thread::sleep(self.moment_max.mul_f64(share)); // bounded wait: a random moment is the point
         let strike = self.strikes[self.turn % self.strikes.len()];
         self.turn += 1;
-        // Noted before, since those that end in between are few and those that begin on it after are none.
-        let cut = if strike == Strike::Drain { 0 } else { board.cut(&victim) };
+        let cut = match board {
+            // A drain lets streams go on for a while: how many it cuts is not known yet.
+            _ if strike == Strike::Drain => 0,
+            Some(board) => board.cut(&victim),
+            None => fleet.in_flight_of(&victim),
+        };
         match strike.perform(fleet, &victim) {
             Ok(()) => self.struck.push((victim, strike, cut)),
             // A node that is one too many is given back at any moment.
@@ -136,6 +115,28 @@ impl Striker {
             Err(error) => return Err(error.context(format!("{strike:?} of {victim}"))),
         }
         Ok(true)
+    }
+
+    /// One on which requests run, another than the last where there is one.
+    fn victim(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<Option<String>> {
+        let began = Instant::now();
+        while began.elapsed() < self.heal_within {
+            if is_over() {
+                return Ok(None);
+            }
+            let serving = fleet.serving_by_their_word();
+            let is_busy = |node: &&String| fleet.in_flight_of(node) > 0;
+            let busy: Vec<&String> = serving.iter().filter(is_busy).collect();
+            let others = busy.iter().filter(|node| Some(**node) != self.last_struck()).copied();
+            let others: Vec<&String> = others.collect();
+            let candidates = if others.is_empty() { busy } else { others };
+            if serving.len() >= self.serving_min && !candidates.is_empty() {
+                return Ok(Some(candidates[self.dice.usize(..candidates.len())].clone()));
+            }
+            std::thread::sleep(LOOK); // bounded wait: by `heal_within`
+        }
+        let serving = fleet.serving_by_their_word();
+        bail!("of {:?} only {serving:?} serve or none is asked, after {:?}", fleet.nodes(), self.heal_within)
     }
 
     fn last_struck(&self) -> Option<&String> {
