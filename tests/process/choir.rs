@@ -93,13 +93,32 @@ struct Shared {
     next: AtomicUsize,
     end: usize,
     stop: AtomicBool,
+    /// What each request should hear. Then events are not kept, nor is what was heard right.
+    reference: Option<Vec<Heard>>,
     heard: Mutex<Vec<(usize, Heard)>>,
+    wrong: Mutex<Vec<String>>,
 }
 
 impl Choir {
     /// Starts `clients` clients, for `end` requests at most.
     #[must_use]
     pub fn start(edge: &str, asks: &[Ask], clients: usize, end: usize) -> Self {
+        Self::start_with(edge, asks, clients, end, None)
+    }
+
+    /// As [`Self::start`], without an end: each stream is compared with its `reference` and forgotten.
+    #[must_use]
+    pub fn start_for_long(edge: &str, asks: &[Ask], clients: usize, reference: Vec<Heard>) -> Self {
+        Self::start_with(edge, asks, clients, usize::MAX, Some(reference))
+    }
+
+    fn start_with(
+        edge: &str,
+        asks: &[Ask],
+        clients: usize,
+        end: usize,
+        reference: Option<Vec<Heard>>,
+    ) -> Self {
         let board = Arc::new(Board::default());
         let shared = Arc::new(Shared {
             edge: edge.to_owned(),
@@ -107,7 +126,9 @@ impl Choir {
             next: AtomicUsize::new(0),
             end,
             stop: AtomicBool::new(false),
+            reference,
             heard: Mutex::default(),
+            wrong: Mutex::default(),
         });
         let client = |_| {
             let (board, shared) = (Arc::clone(&board), Arc::clone(&shared));
@@ -121,6 +142,12 @@ impl Choir {
     #[must_use]
     pub fn ended(&self) -> usize {
         self.shared.heard.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// In what streams differed from the reference, so far.
+    #[must_use]
+    pub fn wrong(&self) -> Vec<String> {
+        self.shared.wrong.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether every request was made and has ended.
@@ -171,8 +198,16 @@ impl Shared {
             }
             let of_set = number % self.asks.len();
             let mut tell = |node: &str, event_count| board.tell(number, node, event_count);
-            let heard = Heard::listen(&self.edge, &self.asks[of_set], &mut tell);
+            let mut heard = Heard::listen(&self.edge, &self.asks[of_set], &mut tell);
             board.end(number);
+            if let Some(reference) = &self.reference {
+                let found = heard.differences(&reference[of_set]);
+                if !found.is_empty() {
+                    let text = format!("request {of_set} on {}: {}", heard.node, found.join("; "));
+                    self.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+                }
+                heard.events = Vec::new();
+            }
             self.heard.lock().unwrap_or_else(PoisonError::into_inner).push((of_set, heard));
         }
     }
