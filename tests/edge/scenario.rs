@@ -1,5 +1,6 @@
 //! Two hundred streams through an edge that stays, while the replicas behind it are broken, and what became of them.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -14,9 +15,6 @@ pub(crate) const NO_BRAKE: [(&str, &str); 2] =
 
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
-
-/// Failures that are shown in full; the rest are only counted.
-const SHOWN_MAX: usize = 6;
 
 /// One way to break replicas under streams.
 #[derive(Debug)]
@@ -58,7 +56,7 @@ impl Scenario {
 
         let began = Instant::now();
         let continued_before = fleet.gateway_metric(CONTINUATIONS)?.unwrap_or(0.0);
-        let choir = Choir::start(&fleet.edge, &asks, self.clients, usize::MAX);
+        let choir = Choir::start_for_long(&fleet.edge, &asks, self.clients, reference);
         let mut striker = Striker::new(self.strikes, self.serving_min, self.moment_max, self.heal_within);
         let is_over = |choir: &Choir| {
             // An edge that does not count them continues none: the run has failed then, and need not be long.
@@ -72,11 +70,11 @@ impl Scenario {
                 break;
             }
         }
-        let cut_by_strikes = choir.board.cuts().len();
-        let heard = choir.stop();
+        let board = std::sync::Arc::clone(&choir.board);
+        let (heard, failures) = choir.judged();
         let continued = fleet.gateway_metric(CONTINUATIONS)?.map(|now| now - continued_before);
         let summary =
-            Summary::of(self, &reference, heard, cut_by_strikes, continued, &striker, began.elapsed());
+            Summary::of(self, &heard, failures, board.cuts().len(), continued, &striker, began.elapsed());
         println!("{}", summary.line);
         fleet.stop().context("after the run")?;
         Ok(summary)
@@ -113,22 +111,14 @@ pub(crate) struct Summary {
 impl Summary {
     fn of(
         scenario: &Scenario,
-        reference: &[Heard],
-        heard: Vec<(usize, Heard)>,
+        heard: &[(usize, Heard)],
+        failures: Vec<String>,
         cuts: usize,
         continued: Option<f64>,
         striker: &Striker,
         took: Duration,
     ) -> Self {
         let stall = heard.iter().map(|(_, heard)| heard.stall).max().unwrap_or_default();
-        let failures: Vec<String> = heard
-            .iter()
-            .filter_map(|(number, heard)| {
-                let found = heard.differences(&reference[*number]);
-                (!found.is_empty())
-                    .then(|| format!("request {number} on {}: {}", heard.node, found.join("; ")))
-            })
-            .collect();
         let counted = continued.map_or("not counted".to_owned(), |count| count.to_string());
         let line = format!(
             "{}: {} streams in {:.0} s, {} strikes, {cuts} seen cut, {counted} continued by the edge, {} not as the \
@@ -149,8 +139,8 @@ impl Summary {
 
     /// Every stream is what it would have been, and enough were cut for that to mean something.
     pub(crate) fn check(&self) {
-        for failure in self.failures.iter().take(SHOWN_MAX) {
-            eprintln!("  {failure}");
+        for (count, example) in tally(&self.failures).values() {
+            eprintln!("  {count:>4} as {example}");
         }
         assert!(self.failures.is_empty(), "{} streams differ: {}", self.failures.len(), self.line);
         let continued =
@@ -164,6 +154,18 @@ impl Summary {
             self.line
         );
     }
+}
+
+/// How often each kind of failure occurs, with one of it; what differs in digits only is one kind.
+fn tally(failures: &[String]) -> BTreeMap<String, (usize, &String)> {
+    const KIND_CHARS: usize = 160;
+    let mut tally = BTreeMap::new();
+    for failure in failures {
+        let what = failure.split_once(": ").map_or(failure.as_str(), |(_, what)| what);
+        let kind: String = what.chars().filter(|c| !c.is_ascii_digit()).take(KIND_CHARS).collect();
+        tally.entry(kind).or_insert((0, failure)).0 += 1;
+    }
+    tally
 }
 
 /// Waits until `is_so`.

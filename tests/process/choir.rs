@@ -7,6 +7,9 @@ use std::thread::JoinHandle;
 
 use super::heard::{Ask, Heard};
 
+/// Fields that tell one kind of request from another, for whoever reads of a failure.
+const KINDS: [&str; 4] = ["stream_options", "return_token_ids", "stop", "ignore_eos"];
+
 /// A stream that runs now.
 #[derive(Debug, Default, Clone)]
 struct Running {
@@ -166,6 +169,17 @@ impl Choir {
         self.join()
     }
 
+    /// As [`Self::stop`], with every difference from the reference.
+    ///
+    /// # Panics
+    /// When a client did.
+    #[must_use]
+    pub fn judged(mut self) -> (Vec<(usize, Heard)>, Vec<String>) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        let heard = self.join();
+        (heard, self.wrong())
+    }
+
     /// As [`Self::stop`], but every request up to the end is made first.
     ///
     /// # Panics
@@ -203,7 +217,15 @@ impl Shared {
             if let Some(reference) = &self.reference {
                 let found = heard.differences(&reference[of_set]);
                 if !found.is_empty() {
-                    let text = format!("request {of_set} on {}: {}", heard.node, found.join("; "));
+                    let ask = &self.asks[of_set];
+                    let kind = KINDS.iter().filter(|key| !ask.body[**key].is_null()).copied();
+                    let kind = kind.collect::<Vec<_>>().join(" ");
+                    let text = format!(
+                        "request {of_set} ({} {kind}) begun on {}: {}",
+                        ask.path,
+                        heard.node,
+                        found.join("; ")
+                    );
                     self.wrong.lock().unwrap_or_else(PoisonError::into_inner).push(text);
                 }
                 heard.events = Vec::new();

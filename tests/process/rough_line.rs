@@ -1,8 +1,8 @@
 //! A bad network between an edge and the replicas: now and then a connection is reset in the middle of a byte stream.
 //!
 //! A machine of provider `local` passes connections of its peers on to the port that its agent wrote down. Here a relay
-//! is put in between, by writing its port in that place. It sees only TLS, so a connection is reset after a random
-//! number of bytes, drawn with no memory: how many requests that hits depends on their length alone.
+//! is put in between, by writing its port in that place. It sees only TLS, so a connection is reset at a random byte, drawn
+//! with no memory of those before: how many requests that hits depends on their length alone.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -26,6 +26,8 @@ pub struct Passed {
     pub resets: AtomicU64,
     /// Towards the edges.
     pub bytes: AtomicU64,
+    /// Between two resets, on average; 0 for none.
+    bytes_mean: AtomicU64,
 }
 
 /// The relays of one fleet, until dropped.
@@ -36,16 +38,20 @@ pub struct RoughLine {
 }
 
 impl RoughLine {
-    /// Puts relays before all replicas of the fleet in `dir`, those that start later too. A connection is reset after
-    /// `bytes_mean` bytes towards the edge, on average.
+    /// Puts relays before all replicas of the fleet in `dir`, those that start later too. They are good ones at first.
     ///
     /// # Errors
     /// When the threads cannot be started.
-    pub fn lay(dir: &Path, bytes_mean: f64) -> anyhow::Result<Self> {
+    pub fn lay(dir: &Path) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let passed = Arc::new(Passed::default());
-        runtime.spawn(watch(dir.join("nodes"), bytes_mean, Arc::clone(&passed)));
+        runtime.spawn(watch(dir.join("nodes"), Arc::clone(&passed)));
         Ok(Self { passed, runtime: Some(runtime) })
+    }
+
+    /// From now on a connection is reset once in `bytes_mean` bytes towards an edge, on average.
+    pub fn roughen(&self, bytes_mean: u64) {
+        self.passed.bytes_mean.store(bytes_mean, Ordering::Relaxed);
     }
 }
 
@@ -58,7 +64,7 @@ impl Drop for RoughLine {
 }
 
 /// Puts a relay before each agent that has written its ports since the last look.
-async fn watch(nodes: PathBuf, bytes_mean: f64, passed: Arc<Passed>) {
+async fn watch(nodes: PathBuf, passed: Arc<Passed>) {
     let mut own: BTreeMap<PathBuf, u16> = BTreeMap::new();
     loop {
         for entry in std::fs::read_dir(&nodes).into_iter().flatten().flatten() {
@@ -74,7 +80,7 @@ async fn watch(nodes: PathBuf, bytes_mean: f64, passed: Arc<Passed>) {
                 continue;
             }
             own.insert(file, here.port());
-            tokio::spawn(relay(listener, peer, bytes_mean, Arc::clone(&passed)));
+            tokio::spawn(relay(listener, peer, Arc::clone(&passed)));
         }
         tokio::time::sleep(LOOK).await; // bounded wait: ends with its runtime
     }
@@ -84,17 +90,15 @@ fn ports_in(file: &Path) -> Option<Value> {
     serde_json::from_slice(&std::fs::read(file).ok()?).ok()
 }
 
-async fn relay(listener: TcpListener, peer: u16, bytes_mean: f64, passed: Arc<Passed>) {
+async fn relay(listener: TcpListener, peer: u16, passed: Arc<Passed>) {
     while let Ok((edge, _)) = listener.accept().await {
         passed.connections.fetch_add(1, Ordering::Relaxed);
-        // The inverse of the exponential distribution's own function; `1 - u` is never 0.
-        let bytes_left = -(1.0 - fastrand::f64()).ln() * bytes_mean;
-        tokio::spawn(pass(edge, peer, bytes_left as u64, Arc::clone(&passed)));
+        tokio::spawn(pass(edge, peer, Arc::clone(&passed)));
     }
 }
 
-/// Both ways until either end closes, or until `bytes_left` have gone to the edge: then both are reset.
-async fn pass(mut edge: TcpStream, peer: u16, mut bytes_left: u64, passed: Arc<Passed>) {
+/// Both ways until either end closes, or until the byte is drawn at which both are reset.
+async fn pass(mut edge: TcpStream, peer: u16, passed: Arc<Passed>) {
     let Ok(mut agent) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], peer))).await else {
         let _ = edge.set_zero_linger();
         return;
@@ -103,28 +107,54 @@ async fn pass(mut edge: TcpStream, peer: u16, mut bytes_left: u64, passed: Arc<P
     let (mut up, mut down) = (vec![0_u8; 16 << 10], vec![0_u8; 16 << 10]);
     loop {
         // Cancel safe: a read that is dropped has taken nothing.
-        let is_open = tokio::select! {
+        let sent = tokio::select! {
             read = edge.read(&mut up) => match read {
-                Ok(length) if length > 0 => agent.write_all(&up[..length]).await.is_ok(),
-                _ => false,
+                Ok(length) if length > 0 => agent.write_all(&up[..length]).await,
+                _ => return,
             },
             read = agent.read(&mut down) => match read {
                 Ok(length) if length > 0 => {
-                    let length = length.min(usize::try_from(bytes_left).unwrap_or(usize::MAX));
-                    bytes_left -= length as u64;
-                    passed.bytes.fetch_add(length as u64, Ordering::Relaxed);
-                    edge.write_all(&down[..length]).await.is_ok()
+                    let to = passed.reset_within(length);
+                    passed.bytes.fetch_add(to.unwrap_or(length) as u64, Ordering::Relaxed);
+                    let sent = edge.write_all(&down[..to.unwrap_or(length)]).await;
+                    if to.is_some() {
+                        passed.resets.fetch_add(1, Ordering::Relaxed);
+                        let _ = (edge.set_zero_linger(), agent.set_zero_linger());
+                        return;
+                    }
+                    sent
                 }
-                _ => false,
+                _ => return,
             },
         };
-        if !is_open {
+        if sent.is_err() {
             return;
         }
-        if bytes_left == 0 {
-            passed.resets.fetch_add(1, Ordering::Relaxed);
-            let _ = (edge.set_zero_linger(), agent.set_zero_linger());
-            return;
+    }
+}
+
+impl Passed {
+    /// The byte of the next `length` ones before which the connection is reset, if it is.
+    fn reset_within(&self, length: usize) -> Option<usize> {
+        let mean = self.bytes_mean.load(Ordering::Relaxed);
+        // The inverse of the exponential distribution's own function; `1 - u` is never 0.
+        let at = -(1.0 - fastrand::f64()).ln() * mean as f64;
+        (mean > 0 && at < length as f64).then_some(at as usize)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resets_come_once_in_the_mean_whatever_the_lengths_of_the_reads() {
+        let passed = Passed::default();
+        assert_eq!(passed.reset_within(usize::MAX), None, "a good line");
+        passed.bytes_mean.store(10_000, Ordering::Relaxed);
+        for length in [10_usize, 1000] {
+            let resets = (0..2_000_000 / length).filter(|_| passed.reset_within(length).is_some()).count();
+            assert!((120..=280).contains(&resets), "{resets} resets in 200 means of bytes");
         }
     }
 }

@@ -65,6 +65,8 @@ pub struct Striker {
     /// For a node to serve again.
     heal_within: Duration,
     dice: fastrand::Rng,
+    /// The node struck last, with its engine's pid, until it is seen that this engine is gone.
+    falling: Option<(String, u64)>,
     /// The nodes struck so far, each with how and with the count of streams it cut.
     pub struck: Vec<(String, Strike, usize)>,
 }
@@ -80,6 +82,7 @@ impl Striker {
             moment_max,
             heal_within,
             dice,
+            falling: None,
             struck: Vec::new(),
         }
     }
@@ -108,28 +111,34 @@ impl Striker {
             Some(board) => board.cut(&victim),
             None => fleet.in_flight_of(&victim),
         };
+        // An agent that is killed leaves its engine as it was.
+        let engine = engine_of(fleet, &victim).filter(|_| strike != Strike::Agent);
         match strike.perform(fleet, &victim) {
             Ok(()) => self.struck.push((victim, strike, cut)),
             // A node that is one too many is given back at any moment.
             Err(_) if fleet.view().is_ok_and(|view| !view.is_routed(&victim)) => {}
             Err(error) => return Err(error.context(format!("{strike:?} of {victim}"))),
         }
+        self.falling = self.struck.last().map(|(node, ..)| node.clone()).zip(engine);
         Ok(true)
     }
 
-    /// One on which requests run, another than the last where there is one.
+    /// One on which requests run, and another than the last.
     fn victim(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<Option<String>> {
         let began = Instant::now();
         while began.elapsed() < self.heal_within {
             if is_over() {
                 return Ok(None);
             }
+            // An engine whose core is gone says for seconds that it is well, and must not count as one that serves.
+            if self.falling.as_ref().is_some_and(|(node, pid)| engine_of(fleet, node) == Some(*pid)) {
+                std::thread::sleep(LOOK); // bounded wait: by `heal_within`
+                continue;
+            }
+            self.falling = None;
             let serving = fleet.serving_by_their_word();
-            let is_busy = |node: &&String| fleet.in_flight_of(node) > 0;
-            let busy: Vec<&String> = serving.iter().filter(is_busy).collect();
-            let others = busy.iter().filter(|node| Some(**node) != self.last_struck()).copied();
-            let others: Vec<&String> = others.collect();
-            let candidates = if others.is_empty() { busy } else { others };
+            let is_next = |node: &&String| Some(*node) != self.last_struck() && fleet.in_flight_of(node) > 0;
+            let candidates: Vec<&String> = serving.iter().filter(is_next).collect();
             if serving.len() >= self.serving_min && !candidates.is_empty() {
                 return Ok(Some(candidates[self.dice.usize(..candidates.len())].clone()));
             }
@@ -142,6 +151,12 @@ impl Striker {
     fn last_struck(&self) -> Option<&String> {
         self.struck.last().map(|(node, ..)| node)
     }
+}
+
+/// The pid of the engine that serves on `node`, by its agent's word.
+fn engine_of(fleet: &DevFleet, node: &str) -> Option<u64> {
+    let report = fleet.report_of(node).ok()?;
+    report["engine"]["pid"].as_u64().filter(|_| report["phase"] == "serving")
 }
 
 /// The engine's core: the child of that title in a vLLM, which has others too, and the only one of the stand-in.
