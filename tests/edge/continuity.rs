@@ -25,6 +25,7 @@ fn on_stand_ins(name: &'static str, strikes: &'static [Strike], env: &[(&str, &s
         clients: 30,
         tokens_max: 100,
         serving_min: 2,
+        rests_between: false,
         moment_max: Duration::from_millis(1500),
         start_within: SOON,
         heal_within: SOON,

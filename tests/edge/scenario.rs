@@ -28,6 +28,8 @@ pub(crate) struct Scenario {
     pub(crate) clients: usize,
     pub(crate) tokens_max: usize,
     pub(crate) serving_min: usize,
+    /// No stream begins until a struck replica serves again: engines that start need the processor for themselves.
+    pub(crate) rests_between: bool,
     /// From streams on a replica to the strike: a random share of this.
     pub(crate) moment_max: Duration,
     pub(crate) start_within: Duration,
@@ -66,7 +68,10 @@ impl Scenario {
             is_enough || began.elapsed() > self.run_within
         };
         while !is_over(&choir) {
-            if !striker.strike(&fleet, Some(&choir.board), &|| is_over(&choir))? {
+            choir.rest(self.rests_between);
+            let is_healed = striker.wait_healed(&fleet, &|| is_over(&choir))?;
+            choir.rest(false);
+            if !is_healed || !striker.strike(&fleet, Some(&choir.board), &|| is_over(&choir))? {
                 break;
             }
         }

@@ -4,8 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::heard::{Ask, Heard};
+
+/// Between two looks of a client that rests.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// Fields that tell one kind of request from another, for whoever reads of a failure.
 const KINDS: [&str; 4] = ["stream_options", "return_token_ids", "stop", "ignore_eos"];
@@ -96,6 +100,7 @@ struct Shared {
     next: AtomicUsize,
     end: usize,
     stop: AtomicBool,
+    rests: AtomicBool,
     /// What each request should hear. Then events are not kept, nor is what was heard right.
     reference: Option<Vec<Heard>>,
     heard: Mutex<Vec<(usize, Heard)>>,
@@ -129,6 +134,7 @@ impl Choir {
             next: AtomicUsize::new(0),
             end,
             stop: AtomicBool::new(false),
+            rests: AtomicBool::new(false),
             reference,
             heard: Mutex::default(),
             wrong: Mutex::default(),
@@ -139,6 +145,11 @@ impl Choir {
         };
         let clients = (0..clients).map(client).collect();
         Self { board, shared, clients }
+    }
+
+    /// Lets no client begin another stream, or lets them begin again. Those that run go on.
+    pub fn rest(&self, rests: bool) {
+        self.shared.rests.store(rests, Ordering::Relaxed);
     }
 
     /// Streams that ended, however they did.
@@ -206,6 +217,10 @@ impl Drop for Choir {
 impl Shared {
     fn sing(&self, board: &Board) {
         while !self.stop.load(Ordering::Relaxed) {
+            if self.rests.load(Ordering::Relaxed) {
+                std::thread::sleep(LOOK); // bounded wait: by whoever lets them rest
+                continue;
+            }
             let number = self.next.fetch_add(1, Ordering::Relaxed);
             if number >= self.end {
                 return;

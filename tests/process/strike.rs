@@ -123,29 +123,43 @@ impl Striker {
         Ok(true)
     }
 
-    /// One on which requests run, and another than the last.
-    fn victim(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<Option<String>> {
+    /// Waits until what was struck last is seen to be gone, and enough nodes serve. False when `is_over` came first.
+    ///
+    /// # Errors
+    /// When that takes too long.
+    pub fn wait_healed(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<bool> {
         let began = Instant::now();
         while began.elapsed() < self.heal_within {
             if is_over() {
-                return Ok(None);
+                return Ok(false);
             }
             // An engine whose core is gone says for seconds that it is well, and must not count as one that serves.
-            if self.falling.as_ref().is_some_and(|(node, pid)| engine_of(fleet, node) == Some(*pid)) {
-                std::thread::sleep(LOOK); // bounded wait: by `heal_within`
-                continue;
+            if self.falling.as_ref().is_some_and(|(node, pid)| engine_of(fleet, node) != Some(*pid)) {
+                self.falling = None;
             }
-            self.falling = None;
-            let serving = fleet.serving_by_their_word();
-            let is_next = |node: &&String| Some(*node) != self.last_struck() && fleet.in_flight_of(node) > 0;
-            let candidates: Vec<&String> = serving.iter().filter(is_next).collect();
-            if serving.len() >= self.serving_min && !candidates.is_empty() {
+            if self.falling.is_none() && fleet.serving_by_their_word().len() >= self.serving_min {
+                return Ok(true);
+            }
+            std::thread::sleep(LOOK); // bounded wait: by `heal_within`
+        }
+        bail!("of {:?} only {:?} serve", fleet.nodes(), fleet.serving_by_their_word())
+    }
+
+    /// One on which requests run, and another than the last, while enough serve.
+    fn victim(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<Option<String>> {
+        let began = Instant::now();
+        while began.elapsed() < self.heal_within {
+            if !self.wait_healed(fleet, is_over)? {
+                return Ok(None);
+            }
+            let is_next = |node: &String| Some(node) != self.last_struck() && fleet.in_flight_of(node) > 0;
+            let candidates: Vec<String> = fleet.serving_by_their_word().into_iter().filter(is_next).collect();
+            if !candidates.is_empty() {
                 return Ok(Some(candidates[self.dice.usize(..candidates.len())].clone()));
             }
             std::thread::sleep(LOOK); // bounded wait: by `heal_within`
         }
-        let serving = fleet.serving_by_their_word();
-        bail!("of {:?} only {serving:?} serve or none is asked, after {:?}", fleet.nodes(), self.heal_within)
+        bail!("nobody asks another of {:?} than the one struck last", fleet.nodes())
     }
 
     fn last_struck(&self) -> Option<&String> {
