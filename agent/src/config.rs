@@ -11,12 +11,20 @@ use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::Timing;
+use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
+
+mod surge;
+
+pub use surge::Surge;
 
 /// Where the configuration is unless told otherwise.
 pub const DEFAULT_PATH: &str = "/etc/cic/agent.toml";
 
 /// Longest span a key in seconds or milliseconds may ask for: a day. More is a slip of the unit.
 const SPAN_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Longest wait of a request that may be allowed: its clients give up after 600 s (OpenAI's default).
+const WAIT_MAX_S: u64 = 600;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -31,6 +39,17 @@ const SCHEMA: Schema = Schema {
         Key::optional("peer", "advertise", Kind::Text),
         Key::optional("edge", "listen", Kind::Text),
         Key::optional("edge", "continuation", Kind::Flag),
+        Key::optional("edge", "in_flight_max", Kind::Integer),
+        Key::optional("edge", "queue_max", Kind::Integer),
+        Key::optional("edge", "wait_max_s", Kind::Integer),
+        Key::optional("surge", "url", Kind::Text),
+        Key::optional("surge", "key_file", Kind::Text),
+        Key::optional("surge", "models", Kind::TextList),
+        Key::optional("surge", "input_microusd_per_million", Kind::Integer),
+        Key::optional("surge", "output_microusd_per_million", Kind::Integer),
+        Key::optional("surge", "in_flight_max", Kind::Integer),
+        Key::optional("surge", "budget_usd_per_hour", Kind::Number),
+        Key::optional("surge", "is_for_batch", Kind::Flag),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -66,12 +85,13 @@ pub fn is_setting(variable: &str) -> bool {
 }
 
 /// An agent's configuration.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Config {
     pub node: Node,
     pub controller: Controller,
     pub peer: Peer,
     pub edge: Edge,
+    pub surge: Surge,
     pub metrics: Metrics,
     pub engine: Engine,
     pub gpu: Gpu,
@@ -115,6 +135,12 @@ pub struct Edge {
     /// A stream whose replica is lost goes on at another.
     #[serde(default = "yes")]
     pub continuation: bool,
+    /// Requests at the own engine at once.
+    pub in_flight_max: Option<u32>,
+    /// Of them, those that the engine itself says wait.
+    pub queue_max: Option<u32>,
+    /// Longest a request may ask to wait for a replica.
+    pub wait_max_s: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -235,6 +261,21 @@ impl Config {
             .unwrap_or_else(|| self.node.state_dir.clone())
     }
 
+    /// How the edge deals with scarcity, without its way to the controllers.
+    ///
+    /// # Errors
+    /// When the key of the API outside cannot be read.
+    pub fn scarcity(&self) -> anyhow::Result<ScarcitySpec> {
+        let default = ScarcitySpec::default();
+        let Edge { in_flight_max, queue_max, wait_max_s, .. } = self.edge;
+        let limits = AdmissionLimits {
+            in_flight_max: in_flight_max.unwrap_or(default.limits.in_flight_max),
+            queue_max: queue_max.unwrap_or(default.limits.queue_max),
+        };
+        let wait_max = wait_max_s.map_or(default.wait_max, Duration::from_secs);
+        Ok(ScarcitySpec { limits, wait_max, surge: self.surge.spec()?, tell: None })
+    }
+
     /// `host:port` that others reach the peer port by, once it is bound to `port`.
     #[must_use]
     pub fn advertised(&self, port: u16) -> String {
@@ -286,6 +327,15 @@ impl Config {
         if !self.node.state_dir.is_absolute() {
             mistakes.push("node", "state_dir", "must be an absolute path");
         }
+        for (key, most) in [("in_flight_max", self.edge.in_flight_max), ("queue_max", self.edge.queue_max)] {
+            if most == Some(0) {
+                mistakes.push("edge", key, "must be more than 0");
+            }
+        }
+        if self.edge.wait_max_s.is_some_and(|most| most > WAIT_MAX_S) {
+            mistakes.push("edge", "wait_max_s", format_args!("must be at most {WAIT_MAX_S}"));
+        }
+        self.surge.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
                 mistakes.push(section, key, "must be more than 0 and at most a day");

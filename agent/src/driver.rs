@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
+use cic_common::wire::message::NodeEvent;
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +27,10 @@ use crate::state::{StateDir, name};
 
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
 pub const EVENTS_WAITING_MAX: usize = 1024;
+
+/// Words of the edge for the controllers that wait for the driver. It speaks of a model once in 5 s; one that finds no
+/// room is said again.
+pub const EDGE_WORDS_WAITING_MAX: usize = 16;
 
 /// A check asks the engine for its help, which may take two minutes, and looks at files.
 const CHECK_WITHIN: Duration = Duration::from_secs(180);
@@ -82,6 +87,7 @@ impl Driver {
         mut self,
         mut events: mpsc::Receiver<Event>,
         mut link_events: mpsc::Receiver<LinkEvent>,
+        mut edge_words: mpsc::Receiver<NodeEvent>,
         token: CancellationToken,
     ) -> u8 {
         let mut running = self.shells.keeper.running();
@@ -108,6 +114,10 @@ impl Driver {
                         continue;
                     }
                 },
+                Some(word) = edge_words.recv() => {
+                    self.tell(&word);
+                    continue;
+                }
                 Ok(()) = running.changed() => {
                     self.refresh_own();
                     continue;
@@ -141,6 +151,9 @@ impl Driver {
                 self.shells.record = None;
             }
         }
+        if let Event::EngineProbed { reading: Reading { after: Some(work), .. }, .. } = &event {
+            self.shells.edge.engine_queued(work.waiting);
+        }
         let has_samples = matches!(event, Event::Gpu(GpuEvent::Sampled { .. } | GpuEvent::Ready(_)));
         self.agent.step(now, event, &mut self.out);
         if has_samples {
@@ -160,12 +173,7 @@ impl Driver {
         for action in actions {
             match action {
                 Action::Heartbeat => {}
-                Action::Tell(event) => {
-                    info!(?event, "tell the controllers");
-                    if let Some(links) = &self.shells.links {
-                        links.tell(&event);
-                    }
-                }
+                Action::Tell(event) => self.tell(&event),
                 Action::Remember { term, assignment } => {
                     let state = self.shells.state.clone();
                     self.spawn("remember", async move {
@@ -234,6 +242,13 @@ impl Driver {
             }
         }
         exit
+    }
+
+    fn tell(&self, event: &NodeEvent) {
+        info!(?event, "tell the controllers");
+        if let Some(links) = &self.shells.links {
+            links.tell(event);
+        }
     }
 
     fn probe(&self, pid: u32, model: String, depth: Depth) {

@@ -22,11 +22,11 @@ use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
-use crate::driver::{Driver, EVENTS_WAITING_MAX, Shells};
+use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, Shells};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
-use crate::serve::edge::{Edge, EdgeSpec, Routes, UserPort};
+use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
 use crate::serve::peer::PeerPort;
@@ -99,8 +99,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         _ => None,
     };
     let routes = Routes::remembered(&state);
+    let (edge_words, words_waiting) = mpsc::channel(EDGE_WORDS_WAITING_MAX);
+    let scarcity = ScarcitySpec { tell: Some(edge_words), ..config.scarcity()? };
     let continuation = config.edge.continuation;
-    let edge_spec = EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls, continuation };
+    let edge_spec =
+        EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls, scarcity, continuation };
     let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
     let (keeping, kept) = (routes.clone(), state.clone());
     tasks.spawn("routes", Kind::Vital, |token| keeping.keep(kept, token));
@@ -160,7 +163,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         record,
     };
     let driver = Driver::new(Agent::new(spec), shells);
-    let code = driver.run(waiting, link_waiting, tasks.token()).await;
+    let code = driver.run(waiting, link_waiting, words_waiting, tasks.token()).await;
     tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
     Ok(code)
 }

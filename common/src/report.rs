@@ -212,6 +212,12 @@ pub struct EdgeReport {
     pub retry_count: u64,
     /// Requests the client saw fail for want of a working replica.
     pub failure_count: u64,
+    /// Requests of users that were told that every replica is full.
+    #[serde(default)]
+    pub shed_count: u64,
+    /// Requests of users that wait for a replica now.
+    #[serde(default)]
+    pub waiting: u32,
 }
 
 /// Everything a node says of itself, whole each time: a lost report is made good by the next.

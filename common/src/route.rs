@@ -51,6 +51,9 @@ pub struct Route {
     /// Name clients ask for.
     pub model: String,
     pub replicas: Vec<Replica>,
+    /// Requests may go to an API outside the fleet when no replica takes them.
+    #[serde(default)]
+    pub surge_allowed: bool,
 }
 
 /// All routes. Ordered by (term, version): an older table never replaces a newer one.

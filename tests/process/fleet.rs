@@ -174,7 +174,7 @@ fn a_node_given_notice_is_replaced_before_it_is_taken_and_no_request_fails() {
 /// An agent carries the streams of its engine to the peers' edges. One that is killed breaks those that it carries at that
 /// moment (going on with them elsewhere is the edge's work), and no other, and none once it is back.
 #[test]
-fn an_agent_killed_again_and_again_breaks_no_stream_but_those_it_carried_and_keeps_its_engine() {
+fn an_agent_killed_again_and_again_breaks_no_stream_of_a_peers_edge_and_keeps_its_engine() {
     const KILLS: u32 = 20;
     let (mut fleet, serving) = fleet(&[]);
     let (victim, peer) = (serving[0].clone(), serving[1].clone());
@@ -194,14 +194,12 @@ fn an_agent_killed_again_and_again_breaks_no_stream_but_those_it_carried_and_kee
     }
     let seen = streams.stop();
     println!(
-        "{KILLS} kills: {} streams whole through the peer's edge, {} broken, all of them carried by the killed agent",
+        "{KILLS} kills: {} streams whole through the peer's edge, {} broken",
         seen.whole,
         seen.broken.len()
     );
     assert!(seen.whole > 100 && seen.refused.is_empty(), "{seen:?}");
-    assert!(seen.broken.iter().all(|(node, _)| *node == victim), "{:?}", seen.broken);
-    // No more than its clients had open at each kill.
-    assert!(seen.broken.len() <= 4 * KILLS as usize, "{seen:?}");
+    assert!(seen.broken.is_empty(), "{:?}", seen.broken);
     assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
     fleet.stop().expect("nothing is left");
 }

@@ -25,6 +25,15 @@ const ROUTED_UNHEARD_MAX: Duration = Duration::from_secs(40);
 /// Nodes that may exist beyond twice the wanted ones while all of them are replaced.
 const SURGE_EXTRA: usize = 3;
 
+/// What the reason of a launch says that an edge's word hastened.
+const AT_ONCE: &str = "without waiting";
+
+/// An edge's word older than this launches nothing.
+const EDGES_WORD_LASTS: Duration = Duration::from_secs(15);
+
+/// A push this young keeps its path fresh, whatever was lost after it.
+const HEARD_LATELY: Duration = Duration::from_secs(2);
+
 /// Trail entries that a view may show of one node.
 const TRAIL_MAX: usize = 64;
 
@@ -68,7 +77,10 @@ impl Invariants {
 
     fn judge(&mut self, world: &World, fact: &Fact) -> Result<(), Violation> {
         match fact {
-            Fact::Intended(operation) => self.intended(operation),
+            Fact::Intended(operation) => {
+                self.intended(operation)?;
+                self.edges_word(world, operation)
+            }
             Fact::Launch { operation, node, deployment: _ } => {
                 self.recorded_first(*operation)?;
                 self.one_launch(*operation, node)?;
@@ -132,6 +144,7 @@ impl Invariants {
             | Fact::ControllerDied
             | Fact::ControllerThawed
             | Fact::Warned { .. }
+            | Fact::EdgeCried { .. }
             | Fact::Refused { .. }
             | Fact::Recorded { .. }
             | Fact::Closed { .. }
@@ -149,6 +162,38 @@ impl Invariants {
             Some((id, node)) => broken(
                 Rule::OneOperationPerNode,
                 format!("{} of {node} begins while {id} is open", operation.id),
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// A launch that waits out no grace needs an edge's word, and that nobody is heard serving.
+    fn edges_word(&mut self, world: &World, operation: &Operation) -> Result<(), Violation> {
+        let OperationKind::Launch { deployment, .. } = &operation.kind else { return Ok(()) };
+        if !operation.reason.contains(AT_ONCE) {
+            return Ok(());
+        }
+        self.count(Rule::EdgesWordIsChecked);
+        let now = world.now();
+        let model = world.wanted().get(deployment).map(|wanted| wanted.model.name.clone());
+        let cried_at = model.and_then(|model| self.ledger.cried.get(&model));
+        if cried_at.is_none_or(|at| now.since(*at) > EDGES_WORD_LASTS) {
+            return broken(
+                Rule::EdgesWordIsChecked,
+                format!("operation {} launches at once, and no edge asked for it", operation.id),
+            );
+        }
+        let machines = world.machines();
+        let serves = (0..machines.len()).find(|&node| {
+            let known = self.ledger.of(node);
+            let is_heard = known.heard_at.is_some_and(|at| now.since(at) < HEARD_LATELY);
+            let is_member = machines[node].deployment == *deployment && known.removed_at.is_none();
+            is_member && is_heard && known.phase == Some(Phase::Serving)
+        });
+        match serves {
+            Some(node) => broken(
+                Rule::EdgesWordIsChecked,
+                format!("operation {} launches at once, and {} serves", operation.id, machines[node].node),
             ),
             None => Ok(()),
         }

@@ -57,6 +57,8 @@ pub(super) struct Ledger {
     pub(super) terminations: VecDeque<Mono>,
     pub(super) launches: VecDeque<Mono>,
     pub(super) routes: Option<RoutingTable>,
+    /// When an edge last told this controller run that it reaches no replica of a model.
+    pub(super) cried: BTreeMap<String, Mono>,
     /// When the controller last started or was woken.
     pub(super) awake_since: Mono,
     orders: BTreeMap<DeploymentName, Vec<(Mono, u16)>>,
@@ -73,6 +75,7 @@ impl Ledger {
                 self.terminations.clear();
                 self.launches.clear();
                 self.routes = None;
+                self.cried.clear();
                 self.awake_since = now;
             }
             Fact::ControllerDied => self.open.clear(),
@@ -100,6 +103,9 @@ impl Ledger {
                 let known = self.node(*node);
                 known.had_notice |= *has_notice;
                 known.wanted_replacement |= *wants_replacement;
+            }
+            Fact::EdgeCried { model } => {
+                self.cried.insert(model.clone(), now);
             }
             Fact::Refused { operation } => {
                 self.refused.insert(*operation);

@@ -10,6 +10,7 @@ pub enum Rule {
     HealthyNodeStays,
     AddFirst,
     BoundedLaunch,
+    EdgesWordIsChecked,
     OneLaunchPerNode,
     OneOperationPerNode,
     RoutesHoldNoSilentNode,
@@ -22,7 +23,7 @@ pub enum Rule {
 }
 
 impl Rule {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::RecordedBeforePerformed,
         Self::TerminationsWithinBrake,
         Self::LaunchesWithinBrake,
@@ -30,6 +31,7 @@ impl Rule {
         Self::HealthyNodeStays,
         Self::AddFirst,
         Self::BoundedLaunch,
+        Self::EdgesWordIsChecked,
         Self::OneLaunchPerNode,
         Self::OneOperationPerNode,
         Self::RoutesHoldNoSilentNode,
@@ -51,6 +53,7 @@ impl Rule {
             Self::HealthyNodeStays => "a healthy node is never terminated without a cause",
             Self::AddFirst => "a serving node goes only when enough others serve",
             Self::BoundedLaunch => "no more is launched than is wanted or lost",
+            Self::EdgesWordIsChecked => "an edge's word launches nothing while a node is heard serving",
             Self::OneLaunchPerNode => "a node id is launched by one operation only",
             Self::OneOperationPerNode => "a node has one open operation at most",
             Self::RoutesHoldNoSilentNode => "routes hold no silent node while others answer",

@@ -52,7 +52,10 @@ impl Scenario {
             _ => rng.range(25, 60),
         };
         let faults_until = Mono::from_millis(minutes * 60_000);
-        let faults = if has_faults { faults(&mut rng, &deployments, minutes) } else { Vec::new() };
+        let mut faults = if has_faults { faults(&mut rng, &deployments, minutes) } else { Vec::new() };
+        if has_faults {
+            faults.extend(cries(seed, &deployments, minutes));
+        }
         let setup = Setup {
             seed,
             timing: timing(&mut rng),
@@ -187,6 +190,22 @@ fn faults(rng: &mut Rng, deployments: &[Deployment], minutes: u64) -> Vec<(Mono,
     faults
 }
 
+/// Words of edges, beside whatever else befalls the fleet. Drawn by themselves, so that they change no other fault of
+/// a seed.
+fn cries(seed: u64, deployments: &[Deployment], minutes: u64) -> Vec<(Mono, Fault)> {
+    let mut rng = Rng::new(seed ^ 0xc41e_5eed);
+    if rng.chance(0.6) {
+        return Vec::new();
+    }
+    let cry = |_| {
+        let at = Mono::from_millis(rng.range(60_000, minutes * 60_000));
+        let deployment = deployments[rng.index(deployments.len())].name.clone();
+        let (nth, span) = (rng.index(64), Duration::from_secs(rng.range(5, 300)));
+        (at, Fault::EdgeCries { deployment, nth, span })
+    };
+    (0..5).map(cry).collect()
+}
+
 fn fault(rng: &mut Rng, kind: u64, deployments: &[Deployment]) -> Fault {
     let s = |rng: &mut Rng, low: u64, high: u64| Duration::from_secs(rng.range(low, high));
     match kind {
@@ -282,6 +301,6 @@ mod tests {
             kinds.extend(scenario.setup.faults.iter().map(|(_, fault)| fault.kind()));
         }
         assert!(peaceful >= 100);
-        assert_eq!(kinds.len(), 25, "{kinds:?}");
+        assert_eq!(kinds.len(), 26, "{kinds:?}");
     }
 }

@@ -202,6 +202,10 @@ impl World {
                 }
             }
             Event::Told { node, event, .. } => {
+                if let NodeEvent::ReplicasMissing { model } = event {
+                    self.facts.push(Fact::EdgeCried { model: model.clone() });
+                    return;
+                }
                 let Some(node) = self.index(node) else { return };
                 let has_notice =
                     matches!(event, NodeEvent::NoticeSeen { notice } if notice.kind.takes_the_node());

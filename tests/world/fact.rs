@@ -37,6 +37,10 @@ pub enum Fact {
         has_notice: bool,
         wants_replacement: bool,
     },
+    /// An edge told the controller that it reaches no replica.
+    EdgeCried {
+        model: String,
+    },
     /// The controller was told that it will not be, which may be wrong.
     Refused {
         operation: OperationId,

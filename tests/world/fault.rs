@@ -5,6 +5,7 @@ use std::time::Duration;
 use cic_agent::core::Event as AgentEvent;
 use cic_common::id::DeploymentName;
 use cic_common::notice::NoticeKind;
+use cic_common::wire::message::NodeEvent;
 use cic_controller::core::Event;
 
 use super::controller::CrashPoint;
@@ -13,6 +14,9 @@ use super::happening::Happening;
 use super::machine::{Host, PostedNotice};
 use super::network::{Path, Way};
 use super::world::World;
+
+/// Seconds between two words of an edge on one model, as the real one has it.
+const CRY_EVERY_S: usize = 5;
 
 /// Whom a fault of the network strikes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +87,13 @@ pub enum Fault {
     },
     AskReplace,
     AskDrain,
+    /// An edge says, again and again, that users ask for the deployment and it reaches no replica: rightly or not.
+    EdgeCries {
+        deployment: DeploymentName,
+        /// The edge, as the nth node there is by then.
+        nth: usize,
+        span: Duration,
+    },
 }
 
 impl Fault {
@@ -115,6 +126,7 @@ impl Fault {
             Self::Scale { .. } => "scale",
             Self::AskReplace => "ask-replace",
             Self::AskDrain => "ask-drain",
+            Self::EdgeCries { .. } => "edge-cries",
         }
     }
 }
@@ -221,6 +233,7 @@ impl World {
             Fault::Scale { deployment, replicas } => self.scale(&deployment, replicas),
             Fault::AskReplace => self.on_victim(|world, node| world.operator_asks(node, false)),
             Fault::AskDrain => self.on_victim(|world, node| world.operator_asks(node, true)),
+            Fault::EdgeCries { deployment, nth, span } => self.edge_cries(&deployment, nth, span),
         }
     }
 
@@ -302,6 +315,24 @@ impl World {
         wanted.replicas_min = wanted.replicas_min.min(replicas);
         self.facts.push(Fact::Scaled { deployment: deployment.clone(), replicas });
         self.operator_looks();
+        true
+    }
+
+    /// The words reach the controller whatever befalls the nodes, as those of a gateway beside it would: the more they
+    /// are heard, the more harm they may do. They are no sign of life of the node whose name they come under.
+    fn edge_cries(&mut self, deployment: &DeploymentName, nth: usize, span: Duration) -> bool {
+        let Some(wanted) = self.wanted.get(deployment) else { return false };
+        if self.machines.is_empty() {
+            return false;
+        }
+        let machine = &self.machines[nth % self.machines.len()];
+        let (node, incarnation) = (machine.node.clone(), machine.incarnation);
+        let (model, run) = (wanted.model.name.clone(), self.controller.run);
+        for after in (0..span.as_secs()).step_by(CRY_EVERY_S) {
+            let event = NodeEvent::ReplicasMissing { model: model.clone() };
+            let event = Box::new(Event::Told { node: node.clone(), incarnation, event });
+            self.later(Duration::from_secs(after), Happening::ControllerHears { run, event });
+        }
         true
     }
 

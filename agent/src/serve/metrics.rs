@@ -79,7 +79,11 @@ impl MetricsPort {
             "/metrics" => {
                 let report = self.pulse.report();
                 let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
-                (StatusCode::OK, text(&report, &self.edge.report()) + &streams(&self.edge) + &gpus)
+                let edge = &self.edge;
+                (
+                    StatusCode::OK,
+                    text(&report, &edge.report()) + &streams(edge) + &edge.scarcity_text() + &gpus,
+                )
             }
             _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };

@@ -160,6 +160,10 @@ fn agent_samples() -> Vec<Sample> {
             "agent-event-engine-stalled",
             &event(10, NodeEvent::EngineStalled { pid: 4242, for_ms: 30_000, is_over: false }),
         ),
+        sample(
+            "agent-event-replicas-missing",
+            &event(11, NodeEvent::ReplicasMissing { model: "tiny".to_owned() }),
+        ),
         sample("agent-renew", &AgentMessage::Renew { csr_der: vec![0x30, 0x01, 0xff] }),
     ]
 }
@@ -233,6 +237,7 @@ fn routes() -> RoutingTable {
             deployment: DeploymentName::new("chat").unwrap(),
             model: "tiny".to_owned(),
             replicas: vec![replica],
+            surge_allowed: true,
         }],
     }
 }
@@ -282,7 +287,14 @@ fn report() -> NodeReport {
                 },
             ],
         }),
-        edge: EdgeReport { in_flight: 3, request_count: 1_000, retry_count: 2, failure_count: 0 },
+        edge: EdgeReport {
+            in_flight: 3,
+            request_count: 1_000,
+            retry_count: 2,
+            failure_count: 0,
+            shed_count: 4,
+            waiting: 1,
+        },
         notice: Some(notice()),
         wants_replacement: None,
         state: StateDigest { version: 9, digest: 0x0123_4567_89ab_cdef },

@@ -80,6 +80,10 @@ pub enum NodeEvent {
         for_ms: u64,
         is_over: bool,
     },
+    /// Users ask this node's edge for a model and no replica of it can be reached. Repeated while that lasts.
+    ReplicasMissing {
+        model: String,
+    },
 }
 
 /// What became of a command.

@@ -163,6 +163,15 @@ impl Brake {
         {
             return Err(Hold(text.clone()));
         }
+        self.may_launch_in_need(now, provider, pending)
+    }
+
+    /// The same for a deployment that users are known to miss: a silence that an edge saw too is no reason to think
+    /// that this controller is the one cut off. The limit on spending holds all the same.
+    ///
+    /// # Errors
+    /// The hold, with its reason.
+    pub fn may_launch_in_need(&mut self, now: Mono, provider: &str, pending: usize) -> Result<(), Hold> {
         let recent = recent(&mut self.launches, now, self.rules.window, provider);
         if recent.len() + pending >= self.rules.launches_max as usize {
             return Err(Hold(format!(

@@ -30,6 +30,8 @@ pub(super) struct Wanted {
     pub(super) launch_after: Mono,
     /// Why a launch is held, as last logged.
     pub(super) held: Option<String>,
+    /// When an edge last said that it reaches no replica of it.
+    pub(super) missing_at: Option<Mono>,
 }
 
 /// When a provider is listed.

@@ -75,7 +75,13 @@ impl Fleet {
         self.listings
             .entry(deployment.provider.clone())
             .or_insert_with(|| Listing { next_at: now, ..Listing::default() });
-        let wanted = Wanted { deployment, launch_failures: 0, launch_after: Mono::ZERO, held: None };
+        let wanted = Wanted {
+            deployment,
+            launch_failures: 0,
+            launch_after: Mono::ZERO,
+            held: None,
+            missing_at: None,
+        };
         self.deployments.insert(wanted.deployment.name.clone(), wanted);
         self.is_dirty = true;
     }

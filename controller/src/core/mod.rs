@@ -19,6 +19,7 @@ mod evidence;
 mod fleet;
 mod hear;
 mod instance;
+mod need;
 mod node;
 mod operation;
 mod perform;

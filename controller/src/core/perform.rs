@@ -10,7 +10,6 @@ use cic_common::wire::message::{Command, CommandOutcome};
 use super::belief::{Belief, Cloud};
 use super::fleet::Fleet;
 use super::instance::CloudFault;
-use super::node::Node;
 use super::operation::{Operation, OperationKind, OperationState};
 use super::plan::Step;
 use super::trail::Severity;
@@ -140,17 +139,17 @@ impl Fleet {
                 };
                 let count = usize::from(wanted.deployment.replicas);
                 let provider = wanted.deployment.provider.clone();
-                let staying = |(_, node): &(&NodeId, &Node)| node.leaving.is_none();
                 let is_new = !open.is_performed && !open.is_restored;
                 let is_leaving = self.nodes.get(&node).is_some_and(|node| node.leaving.is_some());
-                if is_new && (is_leaving || self.members(&deployment).filter(staying).count() > count) {
+                if is_new && (is_leaving || self.staying(now, &deployment) > count) {
                     self.close(now, id, Err("it is no longer needed".to_owned()), out);
                     return self.forget(&node, out);
                 }
                 let zone = self.nodes.get(&node).map(|node| node.record.zone.clone()).unwrap_or_default();
+                let allowed = self.may_launch(now, &deployment, &zone, 0);
                 let Some(open) = self.operations.get_mut(&id) else { return };
                 if !open.is_performed
-                    && let Err(hold) = self.brake.may_launch(now, &provider, &zone, 0)
+                    && let Err(hold) = allowed
                 {
                     if let Some(wanted) = self.deployments.get_mut(&deployment) {
                         wanted.held = Some(hold.0);

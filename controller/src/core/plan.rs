@@ -214,7 +214,7 @@ impl Fleet {
 
     fn launch_missing(&mut self, now: Mono, name: &DeploymentName, out: &mut Vec<Action>) {
         loop {
-            let staying = self.members(name).filter(|(_, node)| node.leaving.is_none()).count();
+            let staying = self.staying(now, name);
             let all = self.members(name).count();
             let Some(wanted) = self.deployments.get_mut(name) else { return };
             let count = usize::from(wanted.deployment.replicas);
@@ -228,14 +228,15 @@ impl Fleet {
             }
             let pending = self.operations.values().filter(|open| open.is_pending_launch()).count();
             let Some(wanted) = self.deployments.get_mut(name) else { return };
-            let (provider, zone) = (wanted.deployment.provider.clone(), wanted.deployment.zone.clone());
+            let (zone, launch_after) = (wanted.deployment.zone.clone(), wanted.launch_after);
             let hold = if all >= 2 * count + SURGE_EXTRA {
                 Some(format!("{all} nodes exist for {count} wanted; the leaving ones must go first"))
-            } else if now < wanted.launch_after {
+            } else if now < launch_after {
                 Some("the last launches came to nothing; waiting before the next".to_owned())
             } else {
-                self.brake.may_launch(now, &provider, &zone, pending).err().map(|hold| hold.0)
+                self.may_launch(now, name, &zone, pending).err().map(|hold| hold.0)
             };
+            let Some(wanted) = self.deployments.get_mut(name) else { return };
             if let Some(why) = hold {
                 let is_news = wanted.held.as_deref().map(kind_of) != Some(kind_of(&why));
                 wanted.held = Some(why.clone());
@@ -271,7 +272,8 @@ impl Fleet {
     }
 
     fn launch_one(&mut self, now: Mono, name: &DeploymentName, zone: String, out: &mut Vec<Action>) {
-        let replaces = self.unreplaced(name);
+        let at_once = self.replaced_at_once(now, name);
+        let replaces = at_once.clone().or_else(|| self.unreplaced(name));
         let seq_last =
             self.deployments.values().map(|wanted| wanted.deployment.cluster.seq).max().unwrap_or(0);
         let Some(wanted) = self.deployments.get_mut(name) else { return };
@@ -298,22 +300,32 @@ impl Fleet {
         out.push(Action::SaveNode(record.clone()));
         self.nodes.insert(node.clone(), Node::new(now, record));
         let reason = match &replaces {
+            Some(old) if at_once.is_some() => {
+                format!("takes the place of {old} without waiting: an edge reaches no replica of {name}")
+            }
             Some(old) => format!("takes the place of {old}"),
             None => format!("{name} wants more replicas than it has"),
         };
         let kind = OperationKind::Launch { deployment: name.clone(), replaces };
         self.open(now, &node, kind, reason, out);
         self.touch(&node);
+        if let Some(old) = at_once {
+            let text = format!("{node} is launched in its place: it is silent, nobody serves {name}, an edge says so");
+            self.tell(now, &old, Severity::Warning, "replaced-at-once", text, out);
+        }
+    }
+
+    /// Whether an open launch takes the place of this node.
+    pub(super) fn is_taken(&self, id: &NodeId) -> bool {
+        self.operations.values().any(|open| {
+            matches!(&open.operation.kind, OperationKind::Launch { replaces, .. } if replaces.as_ref() == Some(id))
+        })
     }
 
     /// A leaving node whose place no open launch takes yet.
     fn unreplaced(&self, name: &DeploymentName) -> Option<NodeId> {
-        let taken = |id: &NodeId| {
-            self.operations.values().any(|open| {
-                matches!(&open.operation.kind, OperationKind::Launch { replaces, .. } if replaces.as_ref() == Some(id))
-            })
-        };
-        self.members(name).find(|(id, node)| node.leaving.is_some() && !taken(id)).map(|(id, _)| id.clone())
+        let unreplaced = |(id, node): &(&NodeId, &Node)| node.leaving.is_some() && !self.is_taken(id);
+        self.members(name).find(unreplaced).map(|(id, _)| id.clone())
     }
 
     /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then what is stalled,

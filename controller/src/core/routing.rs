@@ -41,6 +41,7 @@ impl Fleet {
             deployment: name.clone(),
             model: wanted.deployment.model.name.clone(),
             replicas: chosen.filter_map(replica).collect(),
+            surge_allowed: false,
         }
     }
 

@@ -5,6 +5,7 @@ mod agree;
 mod bench;
 mod gpu;
 mod heal;
+mod need;
 mod stall;
 
 use std::time::Duration;

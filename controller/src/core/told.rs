@@ -34,6 +34,9 @@ impl Fleet {
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);
             }
+            NodeEvent::ReplicasMissing { model } => {
+                return self.replicas_missing(now, id, &model, &text, out);
+            }
             // Repeated until acknowledged, so they may come late: a node is judged by its reports, which are ordered.
             NodeEvent::ReplacementWanted { .. }
             | NodeEvent::EngineStalled { .. }
@@ -68,6 +71,10 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
         }
         NodeEvent::Xid { seen, action } => (of_action(*action), "xid", xid_text(seen, *action)),
         NodeEvent::GpuChanged { text } => (of_gpus(text), "gpu", text.clone()),
+        NodeEvent::ReplicasMissing { model } => {
+            let text = format!("users ask this edge for {model} and it reaches no replica");
+            (Severity::Warning, "replicas-missing", text)
+        }
         NodeEvent::EngineStalled { pid, for_ms, is_over: true } => (
             Severity::Info,
             "engine-stall",

@@ -1,5 +1,7 @@
 //! Answers the edge makes itself, in OpenAI's error shape: `{"error":{message,type,param,code}}`.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
@@ -26,22 +28,53 @@ pub(super) const RESUMABLE_HEADER: HeaderName = HeaderName::from_static("x-cic-r
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 
-/// Seconds after which a client may try again when no replica was usable. An engine that restarts takes longer,
-/// another replica's return does not.
-const RETRY_AFTER_S: HeaderValue = HeaderValue::from_static("5");
+/// Seconds that a request may wait for a replica: its client would rather wait than be refused.
+pub const WAIT_HEADER: HeaderName = HeaderName::from_static("x-cic-wait");
+
+/// After which a client may try again when no replica was usable, or a full one did not say. An engine that restarts
+/// takes longer, another replica's return and a completion of 200 tokens do not.
+pub(super) const RETRY_AFTER_UNSAID: Duration = Duration::from_secs(5);
+
+/// Bounds of what a client is told to wait. OpenAI's clients obey a Retry-After of at most 60 s; half of it keeps a
+/// crowd from coming back as one.
+pub(super) const RETRY_AFTER_MIN: Duration = Duration::from_secs(1);
+pub(super) const RETRY_AFTER_MAX: Duration = Duration::from_secs(30);
 
 /// Why the edge answers instead of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
-    BodyTooLong { bytes_max: usize },
+    BodyTooLong {
+        bytes_max: usize,
+    },
     BodyLate,
     BodyBroken,
-    NoModelNamed { known: Vec<String> },
-    UnknownModel { model: String, known: Vec<String> },
-    UnknownPath { path: String },
-    NoReplica { model: String, why: String },
-    Broken { model: String, why: String },
-    Late { model: String },
+    NoModelNamed {
+        known: Vec<String>,
+    },
+    UnknownModel {
+        model: String,
+        known: Vec<String>,
+    },
+    UnknownPath {
+        path: String,
+    },
+    NoReplica {
+        model: String,
+        why: String,
+    },
+    /// Every replica there is has all it may have.
+    Full {
+        model: String,
+        why: String,
+        retry_after: Duration,
+    },
+    Broken {
+        model: String,
+        why: String,
+    },
+    Late {
+        model: String,
+    },
 }
 
 impl Refusal {
@@ -49,6 +82,18 @@ impl Refusal {
         let known = |models: &[String]| match models {
             [] => "no model is served here yet".to_owned(),
             models => format!("models served here: {}", models.join(", ")),
+        };
+        let retry_after = match &self {
+            Self::NoReplica { .. } => Some(RETRY_AFTER_UNSAID),
+            Self::Full { retry_after, .. } => Some(*retry_after),
+            Self::BodyTooLong { .. }
+            | Self::BodyLate
+            | Self::BodyBroken
+            | Self::NoModelNamed { .. }
+            | Self::UnknownModel { .. }
+            | Self::UnknownPath { .. }
+            | Self::Broken { .. }
+            | Self::Late { .. } => None,
         };
         let (status, kind, param, code, message) = match self {
             Self::BodyTooLong { bytes_max } => (
@@ -100,6 +145,13 @@ impl Refusal {
                 "no_replica",
                 format!("no replica of {model:?} is usable: {why}"),
             ),
+            Self::Full { model, why, retry_after: _ } => (
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                None,
+                "replicas_full",
+                format!("every replica of {model:?} is full: {why}"),
+            ),
             Self::Broken { model, why } => (
                 StatusCode::BAD_GATEWAY,
                 "server_error",
@@ -117,8 +169,11 @@ impl Refusal {
         };
         let error = json!({"error": {"message": message, "type": kind, "param": param, "code": code}});
         let mut response = from_json(status, &error);
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(RETRY_AFTER, RETRY_AFTER_S);
+        if let Some(retry_after) = retry_after {
+            // Whole seconds, and never sooner than what was said.
+            let seconds = retry_after.as_millis().div_ceil(1000);
+            let seconds = u64::try_from(seconds).unwrap_or(u64::MAX);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -126,7 +181,16 @@ impl Refusal {
 
 /// A peer's request this node does not take, with the reason for the sender's log.
 pub(super) fn refuse_peer(reason: &str) -> Response<PeerBody> {
-    let refusal = Refusal::NoReplica { model: "this node".to_owned(), why: reason.to_owned() };
+    refused(Refusal::NoReplica { model: "this node".to_owned(), why: reason.to_owned() }, reason)
+}
+
+/// A peer's request that the own engine has no room for: the sender tries another, and tells its user 429 rather than
+/// 503 when all are full.
+pub(super) fn refuse_full(retry_after: Duration) -> Response<PeerBody> {
+    refused(Refusal::Full { model: "this node".to_owned(), why: "full".to_owned(), retry_after }, "full")
+}
+
+fn refused(refusal: Refusal, reason: &str) -> Response<PeerBody> {
     let mut response = refusal.into_response();
     // A reason is one line of ours; what does not fit a header is left out, not the header.
     let plain: String = reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();

@@ -1,16 +1,17 @@
 //! One attempt at one replica, up to the moment its answer may go to the client.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Frame, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper::http::response::Parts;
 use serde::Deserialize;
 
-use super::answer::REFUSED_HEADER;
+use super::answer::{REFUSED_HEADER, RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
 use super::pool::{Lease, Pool, SendError, Upstream};
 use super::request::Buffered;
 use super::resume::{EVENT_BYTES_MAX, Framer, Said, read};
@@ -49,6 +50,8 @@ impl Held {
 pub(super) enum Failure {
     /// The engine never had the request: it costs nothing to try elsewhere, or here again later.
     NotTaken(String),
+    /// The same, since the engine has all it may have; it expects room after `retry_after`.
+    Full { why: String, retry_after: Duration },
     /// The engine had it and failed, perhaps because of it. `answer` is what it said, if anything.
     Broken { why: String, answer: Option<Held> },
 }
@@ -70,10 +73,18 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
     let (head, body) = response.into_parts();
     let status = head.status;
     if let Some(reason) = head.headers.get(REFUSED_HEADER) {
-        return Err(Failure::NotTaken(format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()))));
+        let why = format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()));
+        let is_full = status == StatusCode::TOO_MANY_REQUESTS;
+        let retry_after = retry_after_of(&head.headers);
+        return Err(if is_full { Failure::Full { why, retry_after } } else { Failure::NotTaken(why) });
     }
     match status {
-        StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT => {
+        // What vLLM says when its own queue is full (`--max-num-queued-reqs`).
+        StatusCode::SERVICE_UNAVAILABLE => {
+            let retry_after = retry_after_of(&head.headers);
+            Err(Failure::Full { why: format!("answered {status}"), retry_after })
+        }
+        StatusCode::BAD_GATEWAY | StatusCode::GATEWAY_TIMEOUT => {
             Err(Failure::NotTaken(format!("answered {status}")))
         }
         StatusCode::INTERNAL_SERVER_ERROR => {
@@ -91,6 +102,12 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
             }
         }
     }
+}
+
+/// When a replica expects room, as it says in whole seconds; bounded, since it comes from outside.
+fn retry_after_of(headers: &HeaderMap) -> Duration {
+    let said = headers.get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+    said.map_or(RETRY_AFTER_UNSAID, Duration::from_secs).clamp(RETRY_AFTER_MIN, RETRY_AFTER_MAX)
 }
 
 fn broken(why: String) -> Failure {

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::scarcity::Slot;
+
 /// Counters of one edge. Clones share them.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Counts {
@@ -48,12 +50,14 @@ pub(super) enum Flow {
 pub(super) struct InFlight {
     counts: Counts,
     flow: Flow,
+    /// Its place at the own engine, given up with it.
+    slot: Option<Slot>,
 }
 
 impl Counts {
     pub(super) fn enter(&self, flow: Flow) -> InFlight {
         self.of(flow).fetch_add(1, Ordering::Relaxed);
-        InFlight { counts: self.clone(), flow }
+        InFlight { counts: self.clone(), flow, slot: None }
     }
 
     pub(super) fn in_flight(&self, flow: Flow) -> u32 {
@@ -116,6 +120,14 @@ impl Counts {
             Flow::Users => &self.shared.users,
             Flow::OwnEngine => &self.shared.own_engine,
         }
+    }
+}
+
+impl InFlight {
+    /// The same, with its place at the own engine.
+    pub(super) fn holding(mut self, slot: Slot) -> Self {
+        self.slot = Some(slot);
+        self
     }
 }
 

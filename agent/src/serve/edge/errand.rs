@@ -18,33 +18,34 @@ use super::pool::Upstream;
 use super::relay::{Cut, Guards, Relay};
 use super::request::{Buffered, strip};
 use super::resume::{Part, Plan, Stream, Ticket};
+use super::scarcity::{Patience, Slot, Waited};
 use crate::serve::peer::{BodyError, PeerBody};
-
-/// How long a request waits for a replica to become usable. A replica that was replaced by a ready spare, or a
-/// controller's next table, is there within 6 s of a loss.
-const EDGE_WAIT: Duration = Duration::from_secs(10);
-
-/// First pause before every replica is tried again, doubled up to the longest. A new table ends a pause at once.
-const PAUSE_INITIAL: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// Attempts that reached an engine. A request that breaks engines must not break all of them.
 const BROKEN_MAX: u32 = 4;
 
 /// From the request to the first byte of its answer. OpenAI's clients wait 600 s by default.
-const REQUEST_MAX: Duration = Duration::from_secs(600);
+pub(super) const REQUEST_MAX: Duration = Duration::from_secs(600);
 
 /// One request on its way.
 pub(super) struct Errand {
-    model: String,
-    request: Buffered,
-    started: Mono,
+    pub(super) model: String,
+    pub(super) request: Buffered,
+    /// The user, who may be answered from outside; `None` for what a stream needs to go on.
+    pub(super) flight: Option<InFlight>,
+    pub(super) started: Mono,
     /// Tried last: the replica that this very stream was lost on.
     passed_over: Option<NodeId>,
-    broken_count: u32,
+    pub(super) broken_count: u32,
     attempt_count: u32,
     pub(super) last_why: String,
     last_answer: Option<Held>,
+    /// A replica of this round is full; when it expects room.
+    pub(super) full: Option<Duration>,
+    /// A place at the own engine that was waited for.
+    pub(super) slot: Option<Slot>,
+    /// The retry budget does not pay for another attempt.
+    is_spent: bool,
 }
 
 /// An answer that may go to the client, and who gives it.
@@ -55,6 +56,15 @@ pub(super) struct Found {
     /// Resolves when nothing more is to be expected.
     pub(super) cut: Cut,
     pub(super) guards: Guards,
+    pub(super) sent_at: Mono,
+}
+
+/// Why no replica's answer may go to the client.
+pub(super) enum Missed {
+    /// Nothing is left to try.
+    Over,
+    /// It was answered outside.
+    Answered(Response<PeerBody>),
 }
 
 impl Errand {
@@ -62,12 +72,16 @@ impl Errand {
         Self {
             model,
             request,
+            flight: None,
             started,
             passed_over: None,
             broken_count: 0,
             attempt_count: 0,
             last_why: "no node serves it now".to_owned(),
             last_answer: None,
+            full: None,
+            slot: None,
+            is_spent: false,
         }
     }
 
@@ -77,7 +91,13 @@ impl Errand {
     }
 
     fn is_over(&self, now: Mono) -> bool {
-        self.broken_count >= BROKEN_MAX || now.since(self.started) >= REQUEST_MAX
+        self.is_spent || self.broken_count >= BROKEN_MAX || now.since(self.started) >= REQUEST_MAX
+    }
+
+    /// A replica has no room, and expects it after `retry_after`: the soonest of a round counts.
+    fn is_full_at(&mut self, node: &NodeId, why: &str, retry_after: Duration) {
+        self.full = Some(self.full.map_or(retry_after, |soonest| soonest.min(retry_after)));
+        self.last_why = format!("{node}: {why}");
     }
 }
 
@@ -91,11 +111,19 @@ impl Edge {
         plan: Plan,
     ) -> Response<PeerBody> {
         let ticket = Ticket { model: model.clone(), request: request.clone() };
-        let found = match self.find(Errand::new(model, request, self.now())).await {
+        self.shared.scarcity.budget.request();
+        let mut errand = Errand { flight: Some(flight), ..Errand::new(model, request, self.now()) };
+        let mut found = match self.find(&mut errand).await {
             Ok(found) => found,
-            Err(errand) => return self.give_up(*errand),
+            Err(Missed::Over) => return self.give_up(errand),
+            Err(Missed::Answered(response)) => return response,
         };
+        let flight = errand.flight.take();
         let node = found.node.clone();
+        if !matches!(plan, Plan::Keep(_)) && node == self.shared.spec.node {
+            // What cannot go on elsewhere is not handed over.
+            found.cut = Cut::never();
+        }
         let (status, headers) = (found.held.head.status, found.held.head.headers.clone());
         let is_stream = status == StatusCode::OK && is_event_stream(&headers);
         let mut response = match plan {
@@ -111,7 +139,7 @@ impl Edge {
             ),
             Plan::Keep(_) | Plan::Watch(_) | Plan::Plain => {
                 let Found { held, cut, mut guards, .. } = found;
-                guards.flights.push(flight);
+                guards.flights.extend(flight);
                 let body = Relay::new(held.frames, held.rest, cut, guards, Some(self.shared.counts.clone()));
                 response_of(status, headers, body)
             }
@@ -121,44 +149,43 @@ impl Edge {
     }
 
     /// Tries until an answer may go to the client, or nothing is left to try.
-    pub(super) async fn find(&self, mut errand: Errand) -> Result<Found, Box<Errand>> {
+    pub(super) async fn find(&self, errand: &mut Errand) -> Result<Found, Missed> {
         let mut routes = self.shared.routes.subscribe();
         let mut own = self.shared.own.subscribe();
         let mut tried: BTreeSet<NodeId> = errand.passed_over.clone().into_iter().collect();
-        let mut waiting_since: Option<Mono> = None;
-        let mut pause = PAUSE_INITIAL;
+        let mut patience = Patience::new();
         loop {
             routes.mark_unchanged();
             own.mark_unchanged();
             let upstreams = self.upstreams(&errand.model, errand.request.is_last_resort);
-            let untried: Vec<NodeId> =
+            let mut untried: Vec<NodeId> =
                 upstreams.iter().map(Upstream::node).filter(|node| !tried.contains(*node)).cloned().collect();
+            let node = &self.shared.spec.node;
+            // Who was let in goes there; a place at an engine that takes nothing any more is given back.
+            match errand.slot {
+                Some(_) if untried.contains(node) => untried.retain(|other| other == node),
+                Some(_) | None => errand.slot = None,
+            }
             let Some(turn) = self.shared.choice.pick(&untried) else {
-                let now = self.shared.clock.now();
-                if now.since(*waiting_since.get_or_insert(now)) >= EDGE_WAIT {
-                    return Err(Box::new(errand));
-                }
-                if !std::mem::replace(&mut errand.request.is_last_resort, true) {
+                // A stalled engine is for requests that nobody takes, not for those that somebody has no room for yet.
+                if errand.full.is_none() && !std::mem::replace(&mut errand.request.is_last_resort, true) {
                     tried.clear();
                     continue;
                 }
-                // Cancel safe: all three only wait. The senders live in `self`.
-                tokio::select! {
-                    _ = routes.changed() => {}
-                    _ = own.changed() => {}
-                    () = tokio::time::sleep(pause) => {}
+                match self.wait(errand, &mut patience, &mut routes, &mut own).await {
+                    Waited::Again => tried.clear(),
+                    Waited::Over => return Err(Missed::Over),
+                    Waited::Answered(response) => return Err(Missed::Answered(response)),
                 }
-                pause = (pause * 2).min(PAUSE_MAX);
-                tried.clear();
                 continue;
             };
             let Some(upstream) = upstreams.into_iter().find(|upstream| upstream.node() == turn.node()) else {
                 continue;
             };
             tried.insert(turn.node().clone());
-            match self.attempt(&mut errand, &upstream, turn).await {
+            match self.attempt(errand, &upstream, turn).await {
                 Ok(found) => return Ok(found),
-                Err(()) if errand.is_over(self.shared.clock.now()) => return Err(Box::new(errand)),
+                Err(()) if errand.is_over(self.shared.clock.now()) => return Err(Missed::Over),
                 Err(()) => {}
             }
         }
@@ -166,21 +193,29 @@ impl Edge {
 
     async fn attempt(&self, errand: &mut Errand, upstream: &Upstream, turn: Turn) -> Result<Found, ()> {
         let shared = &self.shared;
+        let (class, admission) = (errand.request.class, &shared.scarcity.admission);
+        let own_flight = match upstream {
+            Upstream::Own { .. } => {
+                let Some(slot) = errand.slot.take().or_else(|| admission.enter(class)) else {
+                    errand.is_full_at(upstream.node(), "full", admission.retry_after());
+                    return Err(());
+                };
+                Some(shared.counts.enter(Flow::OwnEngine).holding(slot))
+            }
+            Upstream::Peer { .. } | Upstream::Outside { .. } => None,
+        };
         if errand.attempt_count > 0 {
             shared.counts.retry();
         }
         errand.attempt_count += 1;
-        let own_flight = match upstream {
-            Upstream::Own { .. } => Some(shared.counts.enter(Flow::OwnEngine)),
-            Upstream::Peer { .. } => None,
-        };
         if shared.lifeline.is_dead(upstream) {
             shared.choice.failed(upstream.node());
             errand.last_why = format!("{}: presumed dead", upstream.node());
             return Err(());
         }
         let mut cut = self.until_lost(upstream);
-        let left = REQUEST_MAX.saturating_sub(shared.clock.now().since(errand.started));
+        let sent_at = shared.clock.now();
+        let left = REQUEST_MAX.saturating_sub(sent_at.since(errand.started));
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
             result = attempt(&shared.pool, upstream, &errand.request) => result,
@@ -195,25 +230,40 @@ impl Edge {
             Ok(held) => {
                 shared.choice.answered(upstream.node());
                 let guards = Guards { flights: own_flight.into_iter().collect(), turn: Some(turn) };
-                return Ok(Found { held, node: upstream.node().clone(), cut, guards });
+                return Ok(Found { held, node: upstream.node().clone(), cut, guards, sent_at });
+            }
+            // It is well, only busy: its standing stays.
+            Err(Failure::Full { why, retry_after }) => {
+                errand.is_full_at(upstream.node(), &why, retry_after);
+                return Err(());
             }
             Err(failure) => failure,
         };
         shared.choice.failed(upstream.node());
         let (why, is_broken) = match failure {
-            Failure::NotTaken(why) => (why, false),
+            Failure::NotTaken(why) | Failure::Full { why, .. } => (why, false),
             Failure::Broken { why, answer } => {
                 errand.last_answer = answer;
+                errand.is_spent = !shared.scarcity.budget.withdraw(upstream.node(), sent_at);
                 (why, true)
             }
         };
         errand.broken_count += u32::from(is_broken);
         debug!(node = %upstream.node(), request_id = ?errand.request.request_id, why, "attempt failed");
         errand.last_why = format!("{}: {why}", upstream.node());
+        if errand.is_spent {
+            shared.scarcity.figures.denied();
+            errand.last_why.push_str("; no more retries: the budget of this edge is spent");
+        }
         Err(())
     }
 
     fn give_up(&self, errand: Errand) -> Response<PeerBody> {
+        if let (Some(retry_after), None) = (errand.full, &errand.last_answer) {
+            self.shared.scarcity.figures.shed(errand.request.class);
+            debug!(model = errand.model, last = errand.last_why, "request shed");
+            return Refusal::Full { model: errand.model, why: errand.last_why, retry_after }.into_response();
+        }
         self.shared.counts.failure();
         let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } =
             errand;

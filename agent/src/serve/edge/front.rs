@@ -17,7 +17,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{
-    LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_peer,
+    LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_full,
+    refuse_peer,
 };
 use super::choice::Choice;
 use super::counts::{Counts, CutStreams, Flow};
@@ -25,9 +26,10 @@ use super::errand::response_of;
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Cut, Guards, Relay};
-use super::request::Buffered;
+use super::request::{Buffered, class_of};
 use super::resume::{MOVED, Plan, Rooms, plan};
 use super::routes::Routes;
+use super::scarcity::{Scarcity, ScarcitySpec};
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
 
@@ -40,16 +42,18 @@ pub struct EdgeSpec {
     pub tls: Option<Arc<ClientConfig>>,
     /// Whether streams go on elsewhere when their replica is lost.
     pub continuation: bool,
+    pub scarcity: ScarcitySpec,
 }
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, tls, continuation } = self;
+        let Self { node, role, tls, continuation, scarcity } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
             .field("tls", &tls.is_some())
             .field("continuation", continuation)
+            .field("scarcity", scarcity)
             .finish()
     }
 }
@@ -91,6 +95,7 @@ pub(super) struct Shared {
     rooms: Rooms,
     /// Counts the times that streams were to be handed over.
     hand_overs: watch::Sender<u64>,
+    pub(super) scarcity: Scarcity,
 }
 
 impl Edge {
@@ -100,12 +105,14 @@ impl Edge {
         let lifeline = Lifeline::new();
         let (watcher, asker) = (lifeline.clone(), pool.clone());
         supervisor.spawn("replica lifeline", Kind::Vital, |token| watcher.run(asker, token));
+        let scarcity = Scarcity::new(spec.scarcity.clone(), clock, supervisor);
         let emptied = pool.clone();
         supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock), Counts::default());
         let (rooms, hand_overs) = (Rooms::default(), watch::Sender::new(0));
-        let shared = Shared { spec, clock, own, routes, choice, counts, pool, lifeline, rooms, hand_overs };
+        let shared =
+            Shared { spec, clock, own, routes, choice, counts, pool, lifeline, rooms, hand_overs, scarcity };
         Self { shared: Arc::new(shared) }
     }
 
@@ -140,7 +147,20 @@ impl Edge {
             request_count: counts.requests(),
             retry_count: counts.retries(),
             failure_count: counts.failures(),
+            shed_count: self.shared.scarcity.figures.shed_count(),
+            waiting: self.shared.scarcity.waiting(),
         }
+    }
+
+    /// Requests that the own engine said wait in its queue, when it was last probed.
+    pub fn engine_queued(&self, count: u64) {
+        self.shared.scarcity.admission.probed(count);
+    }
+
+    /// What scarcity did, in Prometheus's text format.
+    #[must_use]
+    pub fn scarcity_text(&self) -> String {
+        self.shared.scarcity.text()
     }
 
     /// Requests that are with this node's own engine now.
@@ -188,7 +208,12 @@ impl Edge {
             Some(own) => return refuse_peer(own.mode.reason()),
             None => return refuse_peer("no engine runs here"),
         };
-        let flight = self.shared.counts.enter(Flow::OwnEngine);
+        let (class, scarcity) = (class_of(request.headers()), &self.shared.scarcity);
+        let Some(slot) = scarcity.admission.enter(class) else {
+            scarcity.figures.refused(class);
+            return refuse_full(scarcity.admission.retry_after());
+        };
+        let flight = self.shared.counts.enter(Flow::OwnEngine).holding(slot);
         let request = match Buffered::read(request).await {
             Ok(request) => request,
             Err(refusal) => return refusal.into_response(),
@@ -245,6 +270,7 @@ impl Edge {
     pub(super) fn until_lost(&self, upstream: &Upstream) -> Cut {
         match upstream {
             Upstream::Own { .. } => self.until_handed_over(),
+            Upstream::Outside { .. } => Cut::never(),
             Upstream::Peer { .. } => self.shared.lifeline.wait_for(upstream).until_dead(),
         }
     }
@@ -270,6 +296,19 @@ impl Edge {
     pub(super) fn count_cut(&self, node: &NodeId) {
         self.shared.counts.cut();
         self.shared.choice.failed(node);
+    }
+
+    /// Whether the budget pays for repeating what failed at `node`, which had it since `sent_at`.
+    pub(super) fn may_repeat(&self, node: &NodeId, sent_at: Mono) -> bool {
+        let is_paid = self.shared.scarcity.budget.withdraw(node, sent_at);
+        if !is_paid {
+            self.shared.scarcity.figures.denied();
+        }
+        is_paid
+    }
+
+    pub(super) fn node(&self) -> &NodeId {
+        &self.shared.spec.node
     }
 
     pub(super) fn count_continued(&self, after: Duration) {

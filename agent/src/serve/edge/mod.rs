@@ -22,12 +22,16 @@ mod relay;
 mod request;
 mod resume;
 mod routes;
+mod scarcity;
 mod user_port;
 
-pub use answer::{CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER};
+pub use answer::{
+    CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER, WAIT_HEADER,
+};
 pub use counts::CutStreams;
 pub use front::{Edge, EdgeSpec, OwnEngine};
 pub use routes::Routes;
+pub use scarcity::{AdmissionLimits, Price, ScarcitySpec, SurgeSpec, SurgeUrl, SurgeUrlError};
 pub use user_port::UserPort;
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use hyper::header::HeaderValue;
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -30,6 +31,9 @@ const OWN_IDLE_MAX: Duration = Duration::from_secs(3);
 
 /// The peer port closes an idle connection after 75 s.
 const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Load balancers before public APIs close an idle connection after 60 s or more (AWS's default).
+const OUTSIDE_IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Idle connections kept per replica.
 const IDLE_MAX: usize = 32;
@@ -47,12 +51,14 @@ pub(super) enum Upstream {
     Own { node: NodeId, port: u16 },
     /// Another node's peer port. Its certificate must name `node`, whatever the address.
     Peer { node: NodeId, address: String },
+    /// An API that is none of this fleet's, under a name of ours. With TLS its certificate must name `host`.
+    Outside { node: NodeId, host: String, port: u16, is_tls: bool },
 }
 
 impl Upstream {
     pub(super) fn node(&self) -> &NodeId {
         match self {
-            Self::Own { node, .. } | Self::Peer { node, .. } => node,
+            Self::Own { node, .. } | Self::Peer { node, .. } | Self::Outside { node, .. } => node,
         }
     }
 
@@ -61,6 +67,9 @@ impl Upstream {
         let host = match self {
             Self::Own { port, .. } => format!("127.0.0.1:{port}"),
             Self::Peer { address, .. } => address.clone(),
+            // RFC 9110, 7.2: without the port where it is the scheme's own.
+            Self::Outside { host, port: 443, is_tls: true, .. } => host.clone(),
+            Self::Outside { host, port, .. } => format!("{host}:{port}"),
         };
         HeaderValue::from_str(&host).unwrap_or_else(|_| HeaderValue::from_static("replica"))
     }
@@ -69,6 +78,7 @@ impl Upstream {
         match self {
             Self::Own { .. } => OWN_IDLE_MAX,
             Self::Peer { .. } => PEER_IDLE_MAX,
+            Self::Outside { .. } => OUTSIDE_IDLE_MAX,
         }
     }
 }
@@ -213,6 +223,17 @@ impl Pool {
                     let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
                     let stream = tcp(address).await?;
                     let name = Peer::Node(node.clone()).server_name();
+                    let stream = TlsConnector::from(tls).connect(name, stream).await;
+                    self.begin(stream.map_err(SendError::Connect)?).await
+                }
+                Upstream::Outside { host, port, is_tls, .. } => {
+                    let stream = tcp(&format!("{host}:{port}")).await?;
+                    if !is_tls {
+                        return self.begin(stream).await;
+                    }
+                    let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
+                    let name = ServerName::try_from(host.clone())
+                        .map_err(|error| SendError::Connect(io::Error::other(error)))?;
                     let stream = TlsConnector::from(tls).connect(name, stream).await;
                     self.begin(stream.map_err(SendError::Connect)?).await
                 }

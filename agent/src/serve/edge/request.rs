@@ -11,7 +11,9 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
 use serde::Deserialize;
 
-use super::answer::{CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal};
+use super::answer::{
+    CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, WAIT_HEADER,
+};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
@@ -42,10 +44,15 @@ pub(super) struct Buffered {
     method: Method,
     target: Uri,
     headers: HeaderMap,
+    /// What the user sent.
+    asked: Bytes,
+    /// What a replica is sent.
     body: Bytes,
     pub(super) request_id: HeaderValue,
     /// As its header says; a class that nobody knows counts as the standard one.
     pub(super) class: Class,
+    /// How long its client says that it would wait for a replica.
+    pub(super) wait: Option<Duration>,
     /// Every willing replica was tried without success.
     pub(super) is_last_resort: bool,
 }
@@ -71,15 +78,16 @@ impl Buffered {
         Ok(Self::new(parts, body))
     }
 
-    fn new(parts: Parts, body: Bytes) -> Self {
+    pub(super) fn new(parts: Parts, body: Bytes) -> Self {
         let Parts { method, uri, mut headers, .. } = parts;
         let request_id = headers
             .get(REQUEST_ID_HEADER)
             .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
             .cloned()
             .unwrap_or_else(fresh_id);
-        let class = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
-        let class = class.unwrap_or_default();
+        let class = class_of(&headers);
+        let wait = headers.remove(WAIT_HEADER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+        let wait = wait.map(Duration::from_secs);
         strip(&mut headers);
         headers.remove(header::HOST);
         // It is said by the edge that tries, not by a user.
@@ -89,7 +97,8 @@ impl Buffered {
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        Self { method, target, headers, body, request_id, class, is_last_resort: false }
+        let asked = body.clone();
+        Self { method, target, headers, asked, body, request_id, class, wait, is_last_resort: false }
     }
 
     /// The model named in a JSON body.
@@ -102,22 +111,34 @@ impl Buffered {
         let method = if body.is_some() { Method::POST } else { Method::GET };
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
         let body = body.unwrap_or_default();
-        Self { method, target, body, is_last_resort: false, ..self.clone() }
+        // It was let in before, and is not shed half-way.
+        let class = Class::LatencyCritical;
+        let mut headers = self.headers.clone();
+        headers.insert(CLASS_HEADER, HeaderValue::from_static(class.as_str()));
+        Self { method, target, headers, body, class, is_last_resort: false, ..self.clone() }
     }
 
     /// The same request for a stream that can be continued, with the body that makes it so.
     pub(super) fn resumable(mut self, body: Bytes) -> Self {
         self.body = body;
         self.headers.insert(RESUMABLE_HEADER, HeaderValue::from_static("1"));
+        // Its events have to be read.
+        self.headers.remove(header::ACCEPT_ENCODING);
         self
+    }
+
+    /// The same request as another API is to see it: `body` at `target`, and no header but these.
+    pub(super) fn rewritten(&self, target: Uri, headers: HeaderMap, body: Bytes) -> Self {
+        Self { target, headers, asked: body.clone(), body, is_last_resort: false, ..self.clone() }
     }
 
     pub(super) fn path(&self) -> &str {
         self.target.path()
     }
 
+    /// What the user sent.
     pub(super) fn body(&self) -> &Bytes {
-        &self.body
+        &self.asked
     }
 
     /// One copy to send; `host` is what the receiver is called.
@@ -132,6 +153,12 @@ impl Buffered {
         }
         request
     }
+}
+
+/// The class that a request's header names.
+pub(super) fn class_of(headers: &HeaderMap) -> Class {
+    let named = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
+    named.unwrap_or_default()
 }
 
 /// Removes what belongs to the connection the message came on, including what its `Connection` header names.

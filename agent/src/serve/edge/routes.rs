@@ -77,6 +77,11 @@ impl Routes {
         Some(routes.flat_map(|route| route.replicas.iter().cloned()).collect())
     }
 
+    /// Whether requests for `model` may go outside the fleet when no replica takes them.
+    pub(super) fn allows_surge(&self, model: &str) -> bool {
+        self.table.borrow().routes.iter().any(|route| route.model == model && route.surge_allowed)
+    }
+
     /// Every model that is routed, sorted.
     pub(super) fn models(&self) -> Vec<String> {
         let mut models: Vec<_> = self.table.borrow().routes.iter().map(|route| route.model.clone()).collect();
@@ -98,6 +103,7 @@ mod tests {
             deployment: DeploymentName::new("d").unwrap(),
             model: model.to_owned(),
             replicas: Vec::new(),
+            surge_allowed: false,
         };
         RoutingTable { term: Term(term), version, routes: vec![route] }
     }

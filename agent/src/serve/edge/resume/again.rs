@@ -110,9 +110,11 @@ struct Model {
 
 impl Asker<'_> {
     async fn found(&self, request: Buffered) -> Result<Found, Lost> {
-        let errand =
-            Errand::new(self.ticket.model.clone(), request, self.edge.now()).passing(self.lost.clone());
-        let found = self.edge.find(errand).await.map_err(|errand| Lost::NoReplica(errand.last_why))?;
+        let errand = Errand::new(self.ticket.model.clone(), request, self.edge.now());
+        let mut errand = errand.passing(self.lost.clone());
+        let Ok(found) = self.edge.find(&mut errand).await else {
+            return Err(Lost::NoReplica(errand.last_why));
+        };
         let status = found.held.head.status;
         if status == StatusCode::OK {
             return Ok(found);

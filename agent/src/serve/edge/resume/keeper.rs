@@ -43,6 +43,8 @@ pub(super) enum Heard {
     Done,
     /// The client has all it will get, and the replica may be left.
     Over,
+    /// Its node hands the stream over.
+    Moved,
     /// This replica will say nothing more that is of use.
     Cut(String),
     /// It goes on as it is, and could not be continued.
@@ -107,12 +109,16 @@ impl Keeper {
                 Heard::Done
             }
             Said::Done => Heard::Cut("stream ended before its answer was whole".to_owned()),
-            Said::Moved => Heard::Cut("the replica's node hands it over".to_owned()),
+            Said::Moved => Heard::Moved,
+            Said::Other if !matches!(self.segment, Segment::First) => Heard::Goes,
             Said::Other => {
-                if matches!(self.segment, Segment::First) {
-                    out.put_slice(event);
+                out.put_slice(event);
+                let is_comment = event.starts_with(b":");
+                if is_comment {
+                    Heard::Goes
+                } else {
+                    Heard::Unkept("events that are not understood".to_owned())
                 }
-                Heard::Goes
             }
             Said::Chunk(chunk) => match chunk.failure() {
                 Some(why) if !self.is_finished => Heard::Cut(why),

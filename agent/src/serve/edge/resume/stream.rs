@@ -29,7 +29,7 @@ use crate::serve::edge::relay::{Cut, Guards};
 use crate::serve::edge::request::Buffered;
 use crate::serve::peer::BodyError;
 
-/// Continuations of one stream. A request that breaks engines must not break all of them; a fleet that loses a
+/// Continuations of one stream after faults. A request that breaks engines must not break all of them; a fleet that loses a
 /// replica every 20 s cuts a stream of a minute three times.
 const CONTINUATIONS_MAX: u32 = 6;
 
@@ -52,11 +52,20 @@ pub(in crate::serve::edge) struct Ticket {
 #[derive(Debug)]
 pub(in crate::serve::edge) struct Part {
     node: NodeId,
+    sent_at: Mono,
     framer: Framer,
     body: Option<(Incoming, Lease)>,
     cut: Cut,
     /// Held for what its drop does.
     _guards: Guards,
+}
+
+/// Why a replica is of no more use to a stream.
+#[derive(Debug)]
+enum Loss {
+    /// Its node drains: nothing is wrong.
+    HandOver,
+    Fault(String),
 }
 
 /// Whether the stream can be continued.
@@ -85,27 +94,27 @@ pub(in crate::serve::edge) struct Stream {
     edge: Edge,
     ticket: Ticket,
     /// The user, counted in as long as the stream lasts.
-    _flight: InFlight,
+    _flight: Option<InFlight>,
     care: Care,
     state: State,
     out: BytesMut,
     /// The last event was passed on; only the end of the replica's answer is awaited.
     is_done: bool,
-    continuation_count: u32,
+    fault_count: u32,
     timer: Pin<Box<Sleep>>,
     quiet_count: u32,
 }
 
 impl Part {
     pub(in crate::serve::edge) fn new(found: Found) -> Self {
-        let Found { held, node, cut, guards } = found;
+        let Found { held, node, cut, guards, sent_at } = found;
         let mut framer = Framer::default();
         for frame in held.frames {
             if let Ok(data) = frame.into_data() {
                 framer.push(data);
             }
         }
-        Self { node, framer, body: held.rest, cut, _guards: guards }
+        Self { node, sent_at, framer, body: held.rest, cut, _guards: guards }
     }
 }
 
@@ -113,7 +122,7 @@ impl Stream {
     pub(in crate::serve::edge) fn kept(
         edge: Edge,
         ticket: Ticket,
-        flight: InFlight,
+        flight: Option<InFlight>,
         terms: Terms,
         part: Part,
     ) -> Self {
@@ -125,14 +134,14 @@ impl Stream {
     pub(in crate::serve::edge) fn watched(
         edge: Edge,
         ticket: Ticket,
-        flight: InFlight,
+        flight: Option<InFlight>,
         why: String,
         part: Part,
     ) -> Self {
         Self::new(edge, ticket, flight, Care::Watch { why, is_finished: false }, part)
     }
 
-    fn new(edge: Edge, ticket: Ticket, flight: InFlight, care: Care, part: Part) -> Self {
+    fn new(edge: Edge, ticket: Ticket, flight: Option<InFlight>, care: Care, part: Part) -> Self {
         Self {
             edge,
             ticket,
@@ -141,7 +150,7 @@ impl Stream {
             state: State::Flows(part),
             out: BytesMut::new(),
             is_done: false,
-            continuation_count: 0,
+            fault_count: 0,
             timer: Box::pin(sleep(QUIET)),
             quiet_count: 0,
         }
@@ -158,7 +167,8 @@ impl Stream {
             Heard::Goes => {}
             Heard::Done => self.is_done = true,
             Heard::Over => self.state = State::Over,
-            Heard::Cut(why) => self.cut(&why),
+            Heard::Moved => self.cut(Loss::HandOver),
+            Heard::Cut(why) => self.cut(Loss::Fault(why)),
             Heard::Unkept(why) => {
                 debug!(request_id = ?self.ticket.request.request_id, why, "stream cannot be continued");
                 let is_finished = matches!(&self.care, Care::Keep(keeper) if keeper.is_finished());
@@ -169,38 +179,44 @@ impl Stream {
     }
 
     /// The replica is of no use any more.
-    fn cut(&mut self, why: &str) {
+    fn cut(&mut self, loss: Loss) {
         let State::Flows(part) = std::mem::replace(&mut self.state, State::Over) else { return };
         if self.is_done {
             return;
         }
-        let Part { node, .. } = part;
-        match std::mem::replace(&mut self.care, Care::Away) {
-            Care::Keep(mut keeper) if keeper.is_finished() => keeper.close(&mut self.out),
-            Care::Keep(_) if self.continuation_count >= CONTINUATIONS_MAX => {
-                self.fail("replicas_failed", &format!("it was cut off too often, last by {node}: {why}"));
+        let Part { node, sent_at, .. } = part;
+        let care = match std::mem::replace(&mut self.care, Care::Away) {
+            Care::Keep(mut keeper) if keeper.is_finished() => return keeper.close(&mut self.out),
+            Care::Watch { is_finished: true, .. } => return self.out.put_slice(b"data: [DONE]\n\n"),
+            Care::Away => return,
+            care @ (Care::Keep(_) | Care::Watch { .. }) => care,
+        };
+        let why = match loss {
+            Loss::HandOver => "its node hands it over".to_owned(),
+            Loss::Fault(why) => {
+                self.fault_count += 1;
+                self.edge.count_cut(&node);
+                if self.fault_count > CONTINUATIONS_MAX {
+                    return self
+                        .fail("replicas_failed", &format!("cut off too often, last by {node}: {why}"));
+                }
+                if matches!(care, Care::Keep(_)) && !self.edge.may_repeat(&node, sent_at) {
+                    let why = format!("{node}: {why}; this edge's budget of retries is spent");
+                    return self.fail("replicas_failed", &why);
+                }
+                why
             }
+        };
+        let request_id = &self.ticket.request.request_id;
+        match care {
             Care::Keep(keeper) => {
-                self.continuation_count += 1;
-                self.edge.count_cut(&node);
-                info!(
-                    %node,
-                    request_id = ?self.ticket.request.request_id,
-                    tokens = keeper.emitted.len(),
-                    why,
-                    "stream cut; go on elsewhere"
-                );
-                let ticket = self.ticket.clone();
-                let now = self.edge.now();
-                self.state = State::GoesOn(Box::pin(go_on(self.edge.clone(), ticket, keeper, node)), now);
+                info!(%node, ?request_id, tokens = keeper.emitted.len(), why, "stream cut; go on elsewhere");
+                let (edge, ticket, now) = (self.edge.clone(), self.ticket.clone(), self.edge.now());
+                self.state = State::GoesOn(Box::pin(go_on(edge, ticket, keeper, node)), now);
             }
-            Care::Watch { is_finished: true, .. } => self.out.put_slice(b"data: [DONE]\n\n"),
             Care::Watch { why: reason, .. } => {
-                self.edge.count_cut(&node);
-                self.fail(
-                    "stream_not_resumable",
-                    &format!("{node}: {why}; it is not continued because of {reason}"),
-                );
+                let why = format!("{node}: {why}; it is not continued because of {reason}");
+                self.fail("stream_not_resumable", &why);
             }
             Care::Away => {}
         }
@@ -240,7 +256,7 @@ impl Stream {
     fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let State::Flows(part) = &mut self.state else { return Poll::Ready(()) };
         let Some((body, _)) = &mut part.body else {
-            self.cut("stream ended early");
+            self.cut(Loss::Fault("stream ended early".to_owned()));
             return Poll::Ready(());
         };
         match Pin::new(body).poll_frame(context) {
@@ -253,16 +269,18 @@ impl Stream {
                     self.fail("stream_not_resumable", "an event is too long");
                 }
             }
-            Poll::Ready(Some(Err(error))) => self.cut(&format!("connection broke: {error}")),
+            Poll::Ready(Some(Err(error))) => self.cut(Loss::Fault(format!("connection broke: {error}"))),
             Poll::Ready(None) => {
                 if let Some((_, lease)) = part.body.take() {
                     lease.give_back();
                 }
-                self.cut("stream ended early");
+                self.cut(Loss::Fault("stream ended early".to_owned()));
             }
             Poll::Pending => {
                 if Pin::new(&mut part.cut).poll(context).is_ready() {
-                    self.cut("the replica is presumed dead, or hands it over");
+                    let is_own = part.node == *self.edge.node();
+                    let dead = || Loss::Fault("the replica is presumed dead".to_owned());
+                    self.cut(if is_own { Loss::HandOver } else { dead() });
                     return Poll::Ready(());
                 }
                 while self.timer.as_mut().poll(context).is_ready() {
@@ -272,7 +290,7 @@ impl Stream {
                 if self.quiet_count < QUIET_MAX {
                     return Poll::Pending;
                 }
-                self.cut("the replica sent nothing for too long");
+                self.cut(Loss::Fault("the replica sent nothing for too long".to_owned()));
             }
         }
         Poll::Ready(())
@@ -285,7 +303,7 @@ fn watch(event: &Bytes, is_finished: &mut bool, out: &mut BytesMut) -> Heard {
     match &said {
         Said::Done if *is_finished => {}
         Said::Done => return Heard::Cut("stream ended before its answer was whole".to_owned()),
-        Said::Moved => return Heard::Cut("the replica's node ends it".to_owned()),
+        Said::Moved => return Heard::Moved,
         Said::Chunk(chunk) => {
             if let Some(why) = chunk.failure() {
                 return Heard::Cut(why);

@@ -147,7 +147,7 @@ fn run(path: &str, fields: &Value, merged: usize, cuts: &[usize]) -> Result<Seen
             match keeper.hear(event, &mut out) {
                 Heard::Goes => {}
                 Heard::Done | Heard::Over => is_over = true,
-                other @ (Heard::Cut(_) | Heard::Unkept(_) | Heard::Refused(_)) => {
+                other @ (Heard::Moved | Heard::Cut(_) | Heard::Unkept(_) | Heard::Refused(_)) => {
                     return Err(format!("{other:?}"));
                 }
             }
@@ -256,10 +256,10 @@ fn a_failure_in_the_stream_is_a_cut_and_after_the_end_it_is_nothing() {
         ))
     };
     assert_eq!(keeper.hear(&chunk("null", "a", "[1]"), &mut out), Heard::Goes);
-    for cut in [&b"data: {\"error\":{\"message\":\"died\"}}\n\n"[..], b"data: [DONE]\n\n", b": cic-moved\n\n"]
-    {
+    for cut in [&b"data: {\"error\":{\"message\":\"died\"}}\n\n"[..], b"data: [DONE]\n\n"] {
         assert!(matches!(keeper.hear(&Bytes::copy_from_slice(cut), &mut out), Heard::Cut(_)));
     }
+    assert_eq!(keeper.hear(&Bytes::from_static(b": cic-moved\n\n"), &mut out), Heard::Moved);
     assert!(matches!(keeper.hear(&chunk("\"abort\"", "", "null"), &mut out), Heard::Cut(_)));
     let before = out.len();
     assert_eq!(keeper.hear(&chunk("\"stop\"", "b", "null"), &mut out), Heard::Goes);
@@ -273,6 +273,7 @@ fn a_failure_in_the_stream_is_a_cut_and_after_the_end_it_is_nothing() {
 fn an_engine_that_tells_no_ids_or_more_than_text_is_not_kept() {
     for (chunk, named) in [
         (json!({"choices": [{"index": 0, "text": "a", "token_ids": null}]}), "no token ids"),
+        (json!("text"), "not understood"),
         (
             json!({"prompt_token_ids": [1], "choices": [{"index": 1, "text": "a", "token_ids": [1]}]}),
             "several",

@@ -25,7 +25,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio_rustls::TlsAcceptor;
 
-use super::super::{Edge, EdgeSpec, OwnEngine, Routes, UserPort};
+use super::super::{Edge, EdgeSpec, OwnEngine, Routes, ScarcitySpec, UserPort};
 use crate::core::EdgeMode;
 use crate::state::StateDir;
 
@@ -87,6 +87,11 @@ pub(super) struct Stand {
 
 impl Stand {
     pub(super) async fn start(role: Role) -> Self {
+        Self::scarce(role, ScarcitySpec::default()).await
+    }
+
+    /// The same with less to go round.
+    pub(super) async fn scarce(role: Role, scarcity: ScarcitySpec) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let authority = CertificateAuthority::open(directory.path(), unix_ms()).unwrap();
         let trust = authority.trust().unwrap();
@@ -94,7 +99,7 @@ impl Stand {
         let supervisor = Supervisor::new();
         let identity = identity(&directory, &authority, "n0");
         let tls = Some(tcp_client(&identity, &trust).unwrap());
-        let spec = EdgeSpec { node: node("n0"), role, tls, continuation: true };
+        let spec = EdgeSpec { node: node("n0"), role, tls, scarcity, continuation: true };
         let edge = Edge::new(spec, routes.clone(), Clock::start(), &supervisor);
         let listener = listen().await;
         let user_port = listener.local_addr().unwrap().port();
@@ -154,7 +159,7 @@ impl Stand {
     pub(super) fn route(&self, replicas: Vec<Replica>) {
         let version = self.table_version.fetch_add(1, Ordering::Relaxed) + 1;
         let deployment = DeploymentName::new("d").unwrap();
-        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas }];
+        let routes = vec![Route { deployment, model: MODEL.to_owned(), replicas, surge_allowed: false }];
         assert!(self.routes.offer(RoutingTable { term: Term(1), version, routes }));
     }
 
