@@ -26,7 +26,7 @@ fn on_stand_ins(name: &'static str, strikes: &'static [Strike], env: &[(&str, &s
         tokens_max: 100,
         serving_min: 2,
         rests_between: false,
-        moment_max: Duration::from_millis(1500),
+        moment_max: Duration::from_millis(5000),
         start_within: SOON,
         heal_within: SOON,
         run_within: Duration::from_secs(150),

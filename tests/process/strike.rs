@@ -145,25 +145,27 @@ impl Striker {
         bail!("of {:?} only {:?} serve", fleet.nodes(), fleet.serving_by_their_word())
     }
 
-    /// One on which requests run, and another than the last, while enough serve.
+    /// Of those on which requests run the one that was struck longest ago, and never the last one again.
+    ///
+    /// An edge repeats for nothing what a replica's death cut, once in ten seconds and replica: one that dies again and
+    /// again is a fault of its own. By turns none of three does.
     fn victim(&mut self, fleet: &DevFleet, is_over: &dyn Fn() -> bool) -> anyhow::Result<Option<String>> {
         let began = Instant::now();
         while began.elapsed() < self.heal_within {
             if !self.wait_healed(fleet, is_over)? {
                 return Ok(None);
             }
-            let is_next = |node: &String| Some(node) != self.last_struck() && fleet.in_flight_of(node) > 0;
-            let candidates: Vec<String> = fleet.serving_by_their_word().into_iter().filter(is_next).collect();
-            if !candidates.is_empty() {
-                return Ok(Some(candidates[self.dice.usize(..candidates.len())].clone()));
+            let struck_at = |node: &String| self.struck.iter().rposition(|(struck, ..)| struck == node);
+            let last = self.struck.len().checked_sub(1);
+            let is_next =
+                |node: &String| (last.is_none() || struck_at(node) != last) && fleet.in_flight_of(node) > 0;
+            let candidates = fleet.serving_by_their_word().into_iter().filter(is_next);
+            if let Some(victim) = candidates.min_by_key(struck_at) {
+                return Ok(Some(victim));
             }
             std::thread::sleep(LOOK); // bounded wait: by `heal_within`
         }
         bail!("nobody asks another of {:?} than the one struck last", fleet.nodes())
-    }
-
-    fn last_struck(&self) -> Option<&String> {
-        self.struck.last().map(|(node, ..)| node)
     }
 }
 
