@@ -58,7 +58,7 @@ pub(crate) fn run(minutes: u32) -> anyhow::Result<Table> {
         ..Options::default()
     })?;
     fleet.wait_serving(REPLICAS.into(), SOON)?;
-    let line = RoughLine::lay(&fleet.path())?;
+    let line = RoughLine::lay(&fleet.path(), REPLICAS.into())?;
     let asks = asks("tiny", ASKS, TOKENS_MAX);
     let mut reference = Choir::start(&fleet.edge, &asks, ASKS / 2, ASKS).finish();
     reference.sort_by_key(|(number, _)| *number);

@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use anyhow::ensure;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,9 +20,13 @@ use tokio::runtime::Runtime;
 /// Between two looks for agents that have just started.
 const LOOK: Duration = Duration::from_millis(25);
 
+/// Agents that serve have written their ports long ago.
+const LAID_WITHIN: Duration = Duration::from_secs(10);
+
 /// What has passed through.
 #[derive(Debug, Default)]
 pub struct Passed {
+    relays: AtomicU64,
     pub connections: AtomicU64,
     pub resets: AtomicU64,
     /// Towards the edges.
@@ -38,14 +43,23 @@ pub struct RoughLine {
 }
 
 impl RoughLine {
-    /// Puts relays before all replicas of the fleet in `dir`, those that start later too. They are good ones at first.
+    /// Puts relays before all replicas of the fleet in `dir`, those that start later too, and waits for the first
+    /// `replicas`: an edge that connects before would go by them. They are good ones at first.
     ///
     /// # Errors
-    /// When the threads cannot be started.
-    pub fn lay(dir: &Path) -> anyhow::Result<Self> {
+    /// When the threads cannot be started, or there are not so many replicas.
+    pub fn lay(dir: &Path, replicas: u64) -> anyhow::Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let passed = Arc::new(Passed::default());
         runtime.spawn(watch(dir.join("nodes"), Arc::clone(&passed)));
+        let began = Instant::now();
+        while passed.relays.load(Ordering::Relaxed) < replicas {
+            ensure!(
+                began.elapsed() < LAID_WITHIN,
+                "{replicas} replicas have no relay within {LAID_WITHIN:?}"
+            );
+            std::thread::sleep(LOOK); // bounded wait: by LAID_WITHIN
+        }
         Ok(Self { passed, runtime: Some(runtime) })
     }
 
@@ -80,6 +94,7 @@ async fn watch(nodes: PathBuf, passed: Arc<Passed>) {
                 continue;
             }
             own.insert(file, here.port());
+            passed.relays.fetch_add(1, Ordering::Relaxed);
             tokio::spawn(relay(listener, peer, Arc::clone(&passed)));
         }
         tokio::time::sleep(LOOK).await; // bounded wait: ends with its runtime
