@@ -1,6 +1,7 @@
 //! Benchmarks on real processes: `cargo xtask bench NAME [--json]`.
 
 mod agent;
+mod chaos;
 mod detect;
 mod rig;
 mod soak;
@@ -22,7 +23,7 @@ struct Args {
     /// Runs of `detect`
     #[arg(long, default_value_t = detect::RUNS)]
     runs: NonZeroUsize,
-    /// Length of `soak`
+    /// Length of `soak` and `chaos`
     #[arg(long, default_value_t = 10)]
     minutes: u32,
 }
@@ -35,6 +36,8 @@ enum Bench {
     Agent,
     /// Ten minutes of faults: whether the agent keeps what it once took
     Soak,
+    /// Ten minutes of replicas killed and connections reset: whether anybody who listens at an edge notices
+    Chaos,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -43,6 +46,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Bench::Detect => ("detect", detect::run(args.runs)?),
         Bench::Agent => ("agent", agent::run()?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),
+        Bench::Chaos => ("chaos", chaos::run(args.minutes)?),
     };
     print!("{}", table.text());
     if args.json {

@@ -237,18 +237,21 @@ impl Generation {
     }
 
     fn piece(&mut self, tokens: Vec<Token>, finish: Option<Finish>) -> Piece {
-        let keep_bytes = match &finish {
+        let keep_chars = match &finish {
             Some(finish) => {
                 self.is_over = true;
                 self.engine.metrics().finish(finish.reason, self.began_at.elapsed());
                 0
             }
-            None => self.limits.stop.iter().map(String::len).max().unwrap_or(0).saturating_sub(1),
+            None => {
+                self.limits.stop.iter().map(|stop| stop.chars().count()).max().unwrap_or(0).saturating_sub(1)
+            }
         };
-        let mut cut = self.held.len().saturating_sub(keep_bytes);
-        while !self.held.is_char_boundary(cut) {
-            cut -= 1;
-        }
+        // Characters, not bytes: vLLM's text is Python's.
+        let cut = match keep_chars.checked_sub(1) {
+            None => self.held.len(),
+            Some(before) => self.held.char_indices().rev().nth(before).map_or(0, |(at, _)| at),
+        };
         let rest = self.held.split_off(cut);
         let text = std::mem::replace(&mut self.held, rest);
         Piece { index: self.index, text, tokens, finish }

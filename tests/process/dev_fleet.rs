@@ -25,13 +25,15 @@ pub struct Options {
     pub replicas: u16,
     /// `standin`, or `vllm` from the repository's `.engine`.
     pub engine: &'static str,
+    /// More arguments for every engine.
+    pub engine_args: Vec<String>,
     /// `CIC_…` variables for the controller, such as `CIC_TIMING_PARTITION_GRACE_MS`.
     pub env: Vec<(String, String)>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 2, engine: "standin", env: Vec::new() }
+        Self { replicas: 2, engine: "standin", engine_args: Vec::new(), env: Vec::new() }
     }
 }
 
@@ -81,6 +83,7 @@ impl DevFleet {
         command
             .args(["dev", "--engine", options.engine, "--api", "127.0.0.1:0", "--edge", "127.0.0.1:0"])
             .args(["--replicas", &options.replicas.to_string()])
+            .args(options.engine_args.iter().map(|arg| format!("--engine-arg={arg}")))
             .arg("--engine-dir")
             .arg(repository().join(".engine"))
             .arg("--dir")
@@ -142,6 +145,17 @@ impl DevFleet {
             return Ok(());
         }
         bail!("cic fault {node} {}: {}", fault.as_str(), String::from_utf8_lossy(&output.stderr))
+    }
+
+    /// Runs `cic drain NODE`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn drain(&self, node: &str) -> anyhow::Result<()> {
+        let mut command = Command::new(binary("cic")?);
+        let output = command.args(["--api", &self.api, "drain", node]).output()?;
+        ensure!(output.status.success(), "cic drain {node}: {}", String::from_utf8_lossy(&output.stderr));
+        Ok(())
     }
 
     /// `host:port` of the edge of one replica.

@@ -1,17 +1,29 @@
 //! Real programs as real processes on loopback: a fleet run by `cic dev`, one agent by itself, and clients.
 
+mod asks;
+mod choir;
 mod dev_fleet;
 mod gpus;
+mod heard;
 mod http;
 mod load;
+mod nodes;
+mod rough_line;
 mod solo;
 mod streams;
+mod strike;
 mod view;
 
+pub use asks::asks;
+pub use choir::{Board, Choir};
 pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, Options, binary, repository};
 pub use gpus::StandInGpus;
+pub use heard::{Ask, Heard};
 pub use http::{Answer, request, request_as};
 pub use load::{Load, Outcome};
+pub use nodes::metric;
+pub use rough_line::{Passed, RoughLine};
 pub use solo::{Solo, SoloOptions};
 pub use streams::{Streams, StreamsSeen};
+pub use strike::{Strike, Striker};
 pub use view::View;

@@ -342,7 +342,7 @@ impl Steps {
 }
 
 /// The first Python on the PATH that vLLM supports and that can make virtual environments.
-fn find_python() -> Result<PathBuf> {
+pub(crate) fn find_python() -> Result<PathBuf> {
     let chosen = std::env::var("CIC_PYTHON").ok();
     let candidates: Vec<String> = match &chosen {
         Some(python) => vec![python.clone()],

@@ -1,5 +1,6 @@
 //! The project's own commands: `cargo xtask` lists them.
 
+mod clients;
 mod dev;
 mod engine;
 mod fleet_tests;
@@ -18,7 +19,7 @@ struct Subcommand {
     run: fn(&[String]) -> Result<()>,
 }
 
-const SUBCOMMANDS: [Subcommand; 6] = [
+const SUBCOMMANDS: [Subcommand; 7] = [
     Subcommand {
         name: "dev",
         arguments: "[args…]",
@@ -36,6 +37,12 @@ const SUBCOMMANDS: [Subcommand; 6] = [
         arguments: "[--check]",
         what: "a real vLLM for the CPU and a tiny model, in .engine/",
         run: engine::run,
+    },
+    Subcommand {
+        name: "clients",
+        arguments: "",
+        what: "OpenAI's client for Python, in .clients/",
+        run: clients::run,
     },
     Subcommand {
         name: "tidy",

@@ -16,6 +16,8 @@ pub(super) struct Wanted {
     pub(super) skip_engine: bool,
     /// The engine step passed: tests that use it must not skip.
     pub(super) has_engine: bool,
+    /// As `has_engine`, for the clients that others wrote.
+    pub(super) has_clients: bool,
 }
 
 pub(crate) fn run(args: &[String]) -> Result<()> {

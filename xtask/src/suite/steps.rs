@@ -11,7 +11,7 @@ use super::counts::Counts;
 use super::machine;
 use super::report::Outcome;
 use super::runner::Wanted;
-use crate::{dev, engine, repository, tidy};
+use crate::{clients, dev, engine, repository, tidy};
 
 /// The number of the promise in SPEC.md: a planted bug is found within so many seeds.
 const SEEDS: &str = "2000";
@@ -47,12 +47,13 @@ impl Step {
     }
 }
 
-pub(super) const STEPS: [Step; 15] = [
+pub(super) const STEPS: [Step; 16] = [
     Step { name: "what this machine needs", needs: Needs::Nothing, run: prepare },
     Step { name: "format", needs: Needs::Nothing, run: |_| cargo(&["fmt", "--all", "--check"]) },
     Step { name: "tidy", needs: Needs::Nothing, run: tidy },
     Step { name: "clippy", needs: Needs::Nothing, run: clippy },
     Step { name: "engine", needs: Needs::Network, run: fetch_engine },
+    Step { name: "clients of others", needs: Needs::Network, run: fetch_clients },
     Step {
         name: "build",
         needs: Needs::Nothing,
@@ -101,11 +102,23 @@ fn fetch_engine(wanted: &mut Wanted) -> Result<Outcome> {
     Ok(Outcome::Passed)
 }
 
+/// The tests can do without them, and then say so.
+fn fetch_clients(wanted: &mut Wanted) -> Result<Outcome> {
+    if let Err(error) = clients::ensure_installed() {
+        return Ok(Outcome::Skipped(format!("{error:#}")));
+    }
+    wanted.has_clients = true;
+    Ok(Outcome::Passed)
+}
+
 /// Runs every test, shows what nextest says as it says it, and reads its summary.
 fn nextest(wanted: &mut Wanted) -> Result<Outcome> {
     let mut command = repository::cargo(&["nextest", "run", "--workspace", "--no-fail-fast"])?;
     if wanted.has_engine {
         command.env("CIC_REQUIRE_ENGINE", "1");
+    }
+    if wanted.has_clients {
+        command.env("CIC_REQUIRE_CLIENTS", "1");
     }
     let mut child = command.stderr(Stdio::piped()).spawn().context("cannot start cargo nextest")?;
     let lines = BufReader::new(child.stderr.take().context("its stderr is piped")?);
