@@ -2,6 +2,8 @@
 
 mod agent;
 mod detect;
+mod edge;
+mod grid;
 mod rig;
 mod soak;
 mod table;
@@ -22,6 +24,9 @@ struct Args {
     /// Runs of `detect`
     #[arg(long, default_value_t = detect::RUNS)]
     runs: NonZeroUsize,
+    /// Rounds of `edge`
+    #[arg(long, default_value_t = edge::ROUNDS)]
+    rounds: NonZeroUsize,
     /// Length of `soak`
     #[arg(long, default_value_t = 10)]
     minutes: u32,
@@ -33,15 +38,21 @@ enum Bench {
     Detect,
     /// What an idle agent costs, how soon it speaks, how fast it tells of a GPU fault
     Agent,
+    /// What the edge adds to a request, beside proxies and LLM routers
+    Edge,
     /// Ten minutes of faults: whether the agent keeps what it once took
     Soak,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args().nth(1).is_some_and(|first| first == edge::UPSTREAM_COMMAND) {
+        return edge::run_upstream();
+    }
     let args = Args::parse();
     let (name, table) = match args.name {
         Bench::Detect => ("detect", detect::run(args.runs)?),
         Bench::Agent => ("agent", agent::run()?),
+        Bench::Edge => ("edge", edge::run(args.rounds)?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),
     };
     print!("{}", table.text());
