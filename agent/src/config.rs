@@ -30,6 +30,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("peer", "listen", Kind::Text),
         Key::optional("peer", "advertise", Kind::Text),
         Key::optional("edge", "listen", Kind::Text),
+        Key::optional("edge", "continuation", Kind::Flag),
         Key::optional("metrics", "listen", Kind::Text),
         Key::optional("engine", "host_port", Kind::Integer),
         Key::optional("engine", "flags_dir", Kind::Text),
@@ -111,6 +112,9 @@ pub struct Peer {
 pub struct Edge {
     #[serde(default = "edge_listen")]
     pub listen: SocketAddr,
+    /// A stream whose replica is lost goes on at another.
+    #[serde(default = "yes")]
+    pub continuation: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -331,6 +335,10 @@ fn peer_listen() -> SocketAddr {
 
 fn edge_listen() -> SocketAddr {
     SocketAddr::from(([0, 0, 0, 0], 8000))
+}
+
+fn yes() -> bool {
+    true
 }
 
 fn metrics_listen() -> SocketAddr {

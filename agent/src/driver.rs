@@ -222,6 +222,10 @@ impl Driver {
                     self.mode = mode;
                     self.refresh_own();
                 }
+                Action::HandOver => {
+                    info!("hand streams over");
+                    self.shells.edge.hand_over();
+                }
                 Action::Exit { code, reason } => {
                     info!(code, reason, "exit");
                     exit = Some(code);

@@ -99,7 +99,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         _ => None,
     };
     let routes = Routes::remembered(&state);
-    let edge_spec = EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls };
+    let continuation = config.edge.continuation;
+    let edge_spec = EdgeSpec { node: config.node.id.clone(), role: config.node.role, tls, continuation };
     let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
     let (keeping, kept) = (routes.clone(), state.clone());
     tasks.spawn("routes", Kind::Vital, |token| keeping.keep(kept, token));

@@ -4,6 +4,38 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{DeploymentName, NodeId, Term};
 
+/// How a request is to be treated where not all can be treated alike. Later ones are shed first.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// A person waits for each token.
+    LatencyCritical,
+    #[default]
+    Standard,
+    /// Nobody waits: may be put off, and goes where it is cheap.
+    Batch,
+}
+
+impl Class {
+    pub const ALL: [Self; 3] = [Self::LatencyCritical, Self::Standard, Self::Batch];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LatencyCritical => "latency_critical",
+            Self::Standard => "standard",
+            Self::Batch => "batch",
+        }
+    }
+
+    /// The class of that name; `-` counts as `_`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.replace('-', "_");
+        Self::ALL.into_iter().find(|class| class.as_str() == text)
+    }
+}
+
 /// One replica an edge may send requests to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {

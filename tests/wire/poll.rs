@@ -61,7 +61,7 @@ fn agent(fleet: &Fleet, node: &str) -> (Runtime, SocketAddr) {
         pulse,
         edge: Arc::new(|request, caller| {
             let said = format!("{} for {caller}", request.uri().path());
-            let body: PeerBody = Full::new(Bytes::from(said)).map_err(|never| match never {}).boxed();
+            let body: PeerBody = Full::new(Bytes::from(said)).map_err(|never| match never {}).boxed_unsync();
             Box::pin(async move { Response::new(body) })
         }),
     };

@@ -238,6 +238,10 @@ impl World {
                     self.edge_counts(node, run);
                 }
             }
+            Action::HandOver => {
+                process.in_flight = 0;
+                self.edge_counts(node, run);
+            }
             Action::Exit { .. } => self.agent_exits(node),
             Action::Decided { .. } => {}
         }

@@ -118,6 +118,8 @@ pub enum Action {
     /// Write to the state directory what cannot be observed again in this boot.
     RememberGpus(GpuMemo),
     SetEdge(EdgeMode),
+    /// Hand streams of the own engine that can go on elsewhere to peers, now.
+    HandOver,
     /// End the process with this code, links closed in order.
     Exit {
         code: u8,

@@ -174,7 +174,10 @@ impl Agent {
             Stage::Serving { probe, .. } => Some(self.probe_deadline(*probe)),
             Stage::Proving { ask_at, until, .. } => Some((*ask_at).min(*until)),
             Stage::Waiting { until, .. } => Some(*until),
-            Stage::Draining { until, poll, .. } => Some((*until).min(*poll)),
+            Stage::Draining { until, poll, hand_over, .. } => {
+                let next = (*until).min(*poll);
+                Some(hand_over.map_or(next, |at| at.min(next)))
+            }
             Stage::Stopping { until, .. } => Some(*until),
             Stage::Idle
             | Stage::Mounting { .. }
@@ -267,7 +270,10 @@ impl Agent {
             }
             Stage::Proving { .. } => self.look_at_proof(now, out),
             Stage::Waiting { until, .. } if now >= *until => self.begin(now, "trying again", out),
-            Stage::Draining { pid, until, poll, is_counted, then, keep_engine } => {
+            Stage::Draining { pid, until, poll, hand_over, is_counted, then, keep_engine } => {
+                if hand_over.take_if(|at| now >= *at).is_some() {
+                    out.push(Action::HandOver);
+                }
                 if (self.edge.in_flight > 0 || !*is_counted) && now < *until {
                     if now >= *poll {
                         *poll = now + timing.drain_poll;

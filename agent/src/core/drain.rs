@@ -144,8 +144,9 @@ impl Agent {
         out: &mut Vec<Action>,
     ) {
         match &mut self.stage {
-            Stage::Draining { until: current, then: after, keep_engine: keep, .. } => {
+            Stage::Draining { until: current, hand_over, then: after, keep_engine: keep, .. } => {
                 *current = until.min(*current);
+                *hand_over = hand_over.map(|at| at.min(*current - self.spec.timing.hand_over));
                 if then == After::Exit {
                     *keep = keep_engine;
                 }
@@ -178,7 +179,16 @@ impl Agent {
                 out.push(Action::SetEdge(EdgeMode::Drain { reason: reason.to_owned() }));
                 decided(out, "drain", reason);
                 let pid = self.stage.pid();
-                let stage = Stage::Draining { pid, until, poll: now, is_counted: false, then, keep_engine };
+                let hand_over = Some(until - self.spec.timing.hand_over);
+                let stage = Stage::Draining {
+                    pid,
+                    until,
+                    poll: now,
+                    hand_over,
+                    is_counted: false,
+                    then,
+                    keep_engine,
+                };
                 self.enter(now, stage, reason, out);
             }
         }

@@ -95,6 +95,8 @@ pub(super) enum Stage {
         pid: Option<u32>,
         until: Mono,
         poll: Mono,
+        /// When streams that can go on elsewhere are handed over; `None` once they were.
+        hand_over: Option<Mono>,
         /// The edge was asked since the drain began: what it said before is of another time.
         is_counted: bool,
         then: After,

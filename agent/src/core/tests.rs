@@ -6,7 +6,7 @@ use std::time::Duration;
 use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::notice::NoticeKind;
-use cic_common::report::{EdgeReport, Phase, Role};
+use cic_common::report::{EdgeReport, EngineState, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
@@ -289,6 +289,21 @@ fn a_drain_does_not_wait_beyond_its_deadline() {
     bench.give(Event::Commanded { operation: OperationId(1), term: Term(1), command });
     let actions = bench.pass(Duration::from_secs(1)).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { .. })));
+}
+
+#[test]
+fn what_has_not_finished_shortly_before_a_drains_end_is_handed_over_once() {
+    let mut bench = Bench::serving();
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let command = Command::Drain { within_ms: 30_000, reason: "asked".to_owned() };
+    bench.give(Event::Commanded { operation: OperationId(1), term: Term(1), command });
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    let hands_over = |actions: &[Action]| actions.contains(&Action::HandOver);
+    for (span_ms, is_now) in [(26_900, false), (100, true), (100, false), (2800, false), (100, false)] {
+        let actions = bench.pass(Duration::from_millis(span_ms)).to_vec();
+        assert_eq!(hands_over(&actions), is_now, "{span_ms}: {actions:?}");
+    }
+    assert_eq!(bench.agent.report(bench.now).engine.state, EngineState::Stopping);
 }
 
 #[test]

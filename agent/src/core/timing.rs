@@ -46,6 +46,9 @@ pub struct Timing {
     pub kill_grace: Duration,
     /// How often the edge is asked whether it is empty while draining.
     pub drain_poll: Duration,
+    /// Before a drain's end: what has not finished by then is handed over. A peer takes a stream up in well under a
+    /// second; several hundred at once queue for it.
+    pub hand_over: Duration,
     /// Kept back from a notice's deadline to stop the engine and say farewell. Design table: AWS 10 s.
     pub notice_reserve: Duration,
 }
@@ -72,6 +75,7 @@ impl Default for Timing {
             stop_grace: Duration::from_secs(10),
             kill_grace: Duration::from_secs(15),
             drain_poll: Duration::from_millis(100),
+            hand_over: Duration::from_secs(3),
             notice_reserve: Duration::from_secs(10),
         }
     }

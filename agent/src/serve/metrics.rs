@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::edge::Edge;
+use super::edge::{CutStreams, Edge};
 use super::gpu_metrics::{self, GpuBoard};
 use crate::effect::link::Pulse;
 
@@ -79,7 +79,7 @@ impl MetricsPort {
             "/metrics" => {
                 let report = self.pulse.report();
                 let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
-                (StatusCode::OK, text(&report, &self.edge.report()) + &gpus)
+                (StatusCode::OK, text(&report, &self.edge.report()) + &streams(&self.edge) + &gpus)
             }
             _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };
@@ -111,6 +111,22 @@ fn text(report: &NodeReport, edge: &EdgeReport) -> String {
         let _ = writeln!(text, "{name} {value}");
     }
     text
+}
+
+/// What became of streams whose replica was lost.
+fn streams(edge: &Edge) -> String {
+    let CutStreams { cut_count, continued_count, waited_ms, waited_ms_max } = edge.cut_streams();
+    let kept_bytes = edge.kept_bytes();
+    let seconds = |ms: u64| Duration::from_millis(ms).as_secs_f64();
+    format!(
+        "cic_agent_edge_cut_streams_total {cut_count}\n\
+         cic_agent_edge_continuations_total {continued_count}\n\
+         cic_agent_edge_continuation_wait_seconds_total {}\n\
+         cic_agent_edge_continuation_wait_max_seconds {}\n\
+         cic_agent_edge_kept_bytes {kept_bytes}\n",
+        seconds(waited_ms),
+        seconds(waited_ms_max),
+    )
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::tls::{Peer, peer};
-use http_body_util::combinators::BoxBody;
+use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -44,7 +44,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 pub type BodyError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Body of every response of the peer port.
-pub type PeerBody = BoxBody<Bytes, BodyError>;
+pub type PeerBody = UnsyncBoxBody<Bytes, BodyError>;
 
 /// The future of one response.
 pub type PeerReply = Pin<Box<dyn Future<Output = Response<PeerBody>> + Send>>;
@@ -129,7 +129,10 @@ impl PeerPort {
             Peer::Controller(_) if path == "/v1/poll" && request.method() == Method::GET => self.polled(),
             Peer::Controller(_) => text(StatusCode::NOT_FOUND, "controllers may GET /v1/poll"),
             Peer::Node(_) if path == "/v1/poll" => text(StatusCode::FORBIDDEN, "only controllers may poll"),
-            Peer::Node(_) if path.starts_with("/v1/") => (self.edge)(request, caller).await,
+            // A stream that is continued may need its tokens decoded.
+            Peer::Node(_) if path.starts_with("/v1/") || path == "/detokenize" => {
+                (self.edge)(request, caller).await
+            }
             Peer::Node(_) => text(StatusCode::NOT_FOUND, "nothing but /v1/ here"),
         }
     }
@@ -160,5 +163,5 @@ fn text(status: StatusCode, text: &str) -> Response<PeerBody> {
 }
 
 fn full(bytes: Vec<u8>) -> PeerBody {
-    Full::new(Bytes::from(bytes)).map_err(|never: Infallible| match never {}).boxed()
+    Full::new(Bytes::from(bytes)).map_err(|never: Infallible| match never {}).boxed_unsync()
 }

@@ -17,6 +17,12 @@ pub const REQUEST_ID_HEADER: HeaderName = HeaderName::from_static("x-request-id"
 /// On a request between nodes: every other replica was tried, so that a reluctant one should take it.
 pub const LAST_RESORT_HEADER: HeaderName = HeaderName::from_static("x-cic-last-resort");
 
+/// The class of a request: `latency_critical`, `standard` or `batch`.
+pub const CLASS_HEADER: HeaderName = HeaderName::from_static("x-cic-class");
+
+/// On a request between nodes: its stream goes on elsewhere when this node hands it over.
+pub(super) const RESUMABLE_HEADER: HeaderName = HeaderName::from_static("x-cic-resumable");
+
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 
@@ -137,5 +143,5 @@ pub(super) fn from_json(status: StatusCode, json: &Value) -> Response<PeerBody> 
 }
 
 pub(super) fn full(bytes: Bytes) -> PeerBody {
-    Full::new(bytes).map_err(|never: std::convert::Infallible| match never {}).boxed()
+    Full::new(bytes).map_err(|never: std::convert::Infallible| match never {}).boxed_unsync()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http_body_util::BodyExt as _;
 use hyper::StatusCode;
 use hyper::body::{Body as _, Frame, Incoming};
@@ -13,13 +13,11 @@ use serde::Deserialize;
 use super::answer::REFUSED_HEADER;
 use super::pool::{Lease, Pool, SendError, Upstream};
 use super::request::Buffered;
+use super::resume::{EVENT_BYTES_MAX, Framer, Said, read};
 
 /// Answers up to this are read whole before the client has a byte, so that a replica that dies inside one is
 /// hidden. The longest completions of a 128 k context are about 1 MiB of JSON; embeddings batches are longer.
 const HELD_BYTES_MAX: usize = 4 << 20;
-
-/// A first event longer than this is sent without having been looked at.
-const FIRST_EVENT_BYTES_MAX: usize = 64 << 10;
 
 /// An answer that may go to the client.
 #[derive(Debug)]
@@ -28,6 +26,22 @@ pub(super) struct Held {
     pub(super) frames: VecDeque<Frame<Bytes>>,
     /// What follows the frames; `None` when they are all.
     pub(super) rest: Option<(Incoming, Lease)>,
+}
+
+impl Held {
+    /// What was held back, in one piece.
+    pub(super) fn whole(&self) -> Bytes {
+        let mut parts = self.frames.iter().filter_map(Frame::data_ref);
+        match (parts.next(), parts.next()) {
+            (None, _) => Bytes::new(),
+            (Some(only), None) => only.clone(),
+            (Some(_), Some(_)) => {
+                let parts: Vec<&[u8]> =
+                    self.frames.iter().filter_map(Frame::data_ref).map(|part| &part[..]).collect();
+                parts.concat().into()
+            }
+        }
+    }
 }
 
 /// Why an attempt failed, with what that means for the next.
@@ -83,7 +97,7 @@ fn broken(why: String) -> Failure {
     Failure::Broken { why, answer: None }
 }
 
-fn is_event_stream(headers: &HeaderMap) -> bool {
+pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
     let content = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content.is_some_and(|content| content.trim_start().starts_with("text/event-stream"))
 }
@@ -111,11 +125,11 @@ async fn hold(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Fai
 /// Reads until the first event is whole, and refuses one that only says that the engine failed.
 async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Failure> {
     let mut frames = VecDeque::new();
-    let mut seen = BytesMut::new();
+    let mut framer = Framer::default();
     loop {
         match body.frame().await {
             Some(Ok(frame)) => {
-                seen.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                framer.push(frame.data_ref().cloned().unwrap_or_default());
                 frames.push_back(frame);
             }
             Some(Err(error)) => {
@@ -123,13 +137,20 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
             }
             None => return Err(broken("stream ended before its first event".to_owned())),
         }
-        if let Some(event) = whole_event(&seen) {
-            if let Some(why) = failure_in(event) {
-                return Err(broken(why));
+        if let Some(event) = framer.next() {
+            match read(&event) {
+                Said::Moved => return Err(Failure::NotTaken("handed over at once".to_owned())),
+                Said::Done => return Err(broken("stream ended before it began".to_owned())),
+                Said::Chunk(chunk) => {
+                    if let Some(why) = chunk.failure() {
+                        return Err(broken(why));
+                    }
+                }
+                Said::Other => {}
             }
             break;
         }
-        if seen.len() > FIRST_EVENT_BYTES_MAX {
+        if framer.waiting_bytes() > EVENT_BYTES_MAX {
             break;
         }
     }
@@ -140,19 +161,8 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
     Ok(Held { head, frames, rest: Some((body, lease)) })
 }
 
-/// The first event, once the blank line after it is there.
-fn whole_event(seen: &[u8]) -> Option<&[u8]> {
-    let ends = [&b"\n\n"[..], b"\r\n\r\n"];
-    ends.iter()
-        .filter_map(|end| seen.windows(end.len()).position(|window| window == *end))
-        .min()
-        .map(|at| &seen[..at])
-}
-
 #[derive(Deserialize)]
 struct Answer {
-    #[serde(default)]
-    error: Option<serde_json::Value>,
     #[serde(default)]
     choices: Vec<Choice>,
 }
@@ -163,61 +173,14 @@ struct Choice {
     finish_reason: Option<String>,
 }
 
-/// How a vLLM that dies says so: as an event of its own, or as a choice finished by `abort`.
-fn failure_in(event: &[u8]) -> Option<String> {
-    let data = event.strip_prefix(b"data:")?;
-    let answer: Answer = serde_json::from_slice(data).ok()?;
-    if let Some(error) = answer.error {
-        return Some(format!("stream began with an error: {error}"));
-    }
-    is_aborted(&answer).then(|| "engine aborted the request".to_owned())
-}
-
 fn is_aborted(answer: &Answer) -> bool {
     answer.choices.iter().any(|choice| choice.finish_reason.as_deref() == Some("abort"))
 }
 
 /// Whether a whole answer was cut short by an engine that stops. Looks closer only when the word is there.
 fn was_aborted(held: &Held) -> bool {
-    let data: Vec<&Bytes> = held.frames.iter().filter_map(Frame::data_ref).collect();
-    let whole = data.iter().fold(BytesMut::new(), |mut whole, part| {
-        whole.extend_from_slice(part);
-        whole
-    });
+    let whole = held.whole();
     let word = b"\"abort\"";
     whole.windows(word.len()).any(|window| window == word)
         && serde_json::from_slice(&whole).is_ok_and(|answer| is_aborted(&answer))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_whole_event_is_looked_at() {
-        for (seen, event) in [
-            (&b"data: {"[..], None),
-            (b"data: {}\n", None),
-            (b"data: {}\n\ndata", Some(&b"data: {}"[..])),
-            (b"data: {}\r\n\r\n", Some(b"data: {}")),
-            (b"\n\n", Some(b"")),
-        ] {
-            assert_eq!(whole_event(seen), event);
-        }
-    }
-
-    #[test]
-    fn an_error_or_an_abort_as_first_event_is_a_failure() {
-        for (event, is_failure) in [
-            (&br#"data: {"error":{"message":"EngineCore died"}}"#[..], true),
-            (br#"data: {"choices":[{"delta":{},"finish_reason":"abort"}]}"#, true),
-            (br#"data: {"choices":[{"delta":{"content":"{\"error\""},"finish_reason":null}]}"#, false),
-            (br#"data: {"choices":[{"text":"a","finish_reason":"stop"}]}"#, false),
-            (br#"data: {"error":null,"choices":[]}"#, false),
-            (b": keep-alive", false),
-            (b"data: [DONE]", false),
-        ] {
-            assert_eq!(failure_in(event).is_some(), is_failure, "{}", String::from_utf8_lossy(event));
-        }
-    }
 }

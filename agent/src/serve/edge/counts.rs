@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 /// Counters of one edge. Clones share them.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,21 @@ struct Shared {
     requests: AtomicU64,
     retries: AtomicU64,
     failures: AtomicU64,
+    cuts: AtomicU64,
+    continuations: AtomicU64,
+    continuation_ms: AtomicU64,
+    continuation_ms_max: AtomicU64,
+}
+
+/// What became of streams that were cut.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct CutStreams {
+    pub cut_count: u64,
+    /// Taken up by another replica.
+    pub continued_count: u64,
+    /// From the cut to the next replica's first event, of all of them together.
+    pub waited_ms: u64,
+    pub waited_ms_max: u64,
 }
 
 /// Which requests a guard counts.
@@ -62,6 +78,27 @@ impl Counts {
         self.shared.failures.fetch_add(1, Ordering::Relaxed);
     }
 
+    pub(super) fn cut(&self) {
+        self.shared.cuts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn continued(&self, after: Duration) {
+        let ms = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        self.shared.continuations.fetch_add(1, Ordering::Relaxed);
+        self.shared.continuation_ms.fetch_add(ms, Ordering::Relaxed);
+        self.shared.continuation_ms_max.fetch_max(ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn cut_streams(&self) -> CutStreams {
+        let read = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        CutStreams {
+            cut_count: read(&self.shared.cuts),
+            continued_count: read(&self.shared.continuations),
+            waited_ms: read(&self.shared.continuation_ms),
+            waited_ms_max: read(&self.shared.continuation_ms_max),
+        }
+    }
+
     pub(super) fn requests(&self) -> u64 {
         self.shared.requests.load(Ordering::Relaxed)
     }
@@ -79,13 +116,6 @@ impl Counts {
             Flow::Users => &self.shared.users,
             Flow::OwnEngine => &self.shared.own_engine,
         }
-    }
-}
-
-impl InFlight {
-    /// Another of the same kind, so that no moment is uncounted while one hands over to the next.
-    pub(super) fn again(&self) -> Self {
-        self.counts.enter(self.flow)
     }
 }
 

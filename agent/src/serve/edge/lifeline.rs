@@ -121,7 +121,7 @@ impl Waiting {
     /// Resolves when the peer is presumed dead. Keeps the peer asked while it is alive.
     pub(super) fn until_dead(self) -> Cut {
         let mut dead = self.lifeline.dead.subscribe();
-        Box::pin(async move {
+        Cut::new(async move {
             let node = self.upstream.node();
             if dead.wait_for(|dead| dead.contains(node)).await.is_err() {
                 std::future::pending::<()>().await;

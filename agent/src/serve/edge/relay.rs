@@ -27,8 +27,32 @@ pub(super) struct Guards {
     pub(super) turn: Option<Turn>,
 }
 
-/// Resolves when the replica is presumed dead.
-pub(super) type Cut = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+/// Resolves when nothing more is to be expected of a replica, or wanted.
+pub(super) struct Cut(Pin<Box<dyn Future<Output = ()> + Send>>);
+
+impl Cut {
+    pub(super) fn new(end: impl Future<Output = ()> + Send + 'static) -> Self {
+        Self(Box::pin(end))
+    }
+
+    pub(super) fn never() -> Self {
+        Self::new(std::future::pending())
+    }
+}
+
+impl Future for Cut {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        self.get_mut().0.as_mut().poll(context)
+    }
+}
+
+impl std::fmt::Debug for Cut {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cut")
+    }
+}
 
 /// A body that frees connection, counters and turn when it ends, however it ends.
 pub(super) struct Relay {
@@ -39,6 +63,8 @@ pub(super) struct Relay {
     guards: Guards,
     /// Counts a stream that breaks; `None` where the receiver can still hide that.
     counts: Option<Counts>,
+    /// Said when it is cut, instead of breaking off.
+    last_words: Option<Bytes>,
 }
 
 impl Relay {
@@ -49,7 +75,12 @@ impl Relay {
         guards: Guards,
         counts: Option<Counts>,
     ) -> Self {
-        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts }
+        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts, last_words: None }
+    }
+
+    /// Ends with `last_words` when it is cut, so that the reader knows it for no fault.
+    pub(super) fn with_last_words(self, last_words: Bytes) -> Self {
+        Self { last_words: Some(last_words), ..self }
     }
 
     fn end(&mut self) {
@@ -96,7 +127,11 @@ impl Body for Relay {
                 Poll::Ready(None)
             }
             Poll::Pending => {
-                if this.cut.as_mut().poll(context).is_ready() {
+                if Pin::new(&mut this.cut).poll(context).is_ready() {
+                    if let Some(last_words) = this.last_words.take() {
+                        this.end();
+                        return Poll::Ready(Some(Ok(Frame::data(last_words))));
+                    }
                     return this.broken("replica is presumed dead".into());
                 }
                 ready!(this.idle.as_mut().poll(context));

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use cic_common::route::Class;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -10,7 +11,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, Uri};
 use serde::Deserialize;
 
-use super::answer::{LAST_RESORT_HEADER, REQUEST_ID_HEADER, Refusal};
+use super::answer::{CLASS_HEADER, LAST_RESORT_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal};
 
 /// Longest request body. A context of 1 M tokens is about 4 MiB of text; images come as data URLs beside it.
 pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
@@ -43,6 +44,8 @@ pub(super) struct Buffered {
     headers: HeaderMap,
     body: Bytes,
     pub(super) request_id: HeaderValue,
+    /// As its header says; a class that nobody knows counts as the standard one.
+    pub(super) class: Class,
     /// Every willing replica was tried without success.
     pub(super) is_last_resort: bool,
 }
@@ -75,20 +78,46 @@ impl Buffered {
             .filter(|id| id.len() <= REQUEST_ID_BYTES_MAX)
             .cloned()
             .unwrap_or_else(fresh_id);
+        let class = headers.get(CLASS_HEADER).and_then(|value| Class::parse(value.to_str().ok()?));
+        let class = class.unwrap_or_default();
         strip(&mut headers);
         headers.remove(header::HOST);
         // It is said by the edge that tries, not by a user.
         headers.remove(LAST_RESORT_HEADER);
+        headers.remove(RESUMABLE_HEADER);
         headers.insert(REQUEST_ID_HEADER, request_id.clone());
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
-        Self { method, target, headers, body, request_id, is_last_resort: false }
+        Self { method, target, headers, body, request_id, class, is_last_resort: false }
     }
 
     /// The model named in a JSON body.
     pub(super) fn model(&self) -> Option<String> {
         serde_json::from_slice::<Named>(&self.body).ok()?.model
+    }
+
+    /// Another request on behalf of the same user: a POST of JSON, or a GET where there is no body.
+    pub(super) fn derived(&self, path: &str, body: Option<Bytes>) -> Self {
+        let method = if body.is_some() { Method::POST } else { Method::GET };
+        let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
+        let body = body.unwrap_or_default();
+        Self { method, target, body, is_last_resort: false, ..self.clone() }
+    }
+
+    /// The same request for a stream that can be continued, with the body that makes it so.
+    pub(super) fn resumable(mut self, body: Bytes) -> Self {
+        self.body = body;
+        self.headers.insert(RESUMABLE_HEADER, HeaderValue::from_static("1"));
+        self
+    }
+
+    pub(super) fn path(&self) -> &str {
+        self.target.path()
+    }
+
+    pub(super) fn body(&self) -> &Bytes {
+        &self.body
     }
 
     /// One copy to send; `host` is what the receiver is called.

@@ -94,7 +94,7 @@ impl Stand {
         let supervisor = Supervisor::new();
         let identity = identity(&directory, &authority, "n0");
         let tls = Some(tcp_client(&identity, &trust).unwrap());
-        let spec = EdgeSpec { node: node("n0"), role, tls };
+        let spec = EdgeSpec { node: node("n0"), role, tls, continuation: true };
         let edge = Edge::new(spec, routes.clone(), Clock::start(), &supervisor);
         let listener = listen().await;
         let user_port = listener.local_addr().unwrap().port();

@@ -1,0 +1,414 @@
+//! What is known of one stream: its tokens so far, and what its client has of them.
+//!
+//! ```text
+//! first replica's events ──▶ hear ──▶ the same events, less the token ids ──▶ client
+//!                             │ cut
+//!                      seam: the last token of which the client has the whole text; later ones are generated anew
+//!                             │
+//! next replica's events ───▶ hear ──▶ events as the first replica would have sent them ──▶ client
+//! ```
+//! Pure: it is fed events and gives bytes. Who is asked next, and when, is `again.rs`.
+
+use std::collections::VecDeque;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use serde_json::value::RawValue;
+
+use super::event::{Choice, Chunk, Said, add_ids, read, without_ids};
+use super::room::Room;
+use super::rule::Terms;
+use super::stops::{Stops, last_chars};
+
+/// Tokens of prompt and answer together, beyond which a stream is not kept: the longest contexts there are.
+const KEPT_TOKENS_MAX: usize = 1 << 20;
+
+/// Characters kept of what the client has, beyond those that a stop string needs: to recognise them in a decoded text.
+const PROOF_CHARS: usize = 16;
+
+/// Where a stream is taken up again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seam {
+    /// After so many emitted tokens.
+    At(usize),
+    /// After more than `from` and at most `to` tokens: they came in one event, and its last ones may be without text.
+    /// `clean` tokens are certainly whole.
+    Within { clean: usize, from: usize, to: usize },
+}
+
+/// What an event meant for the stream.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Heard {
+    Goes,
+    /// That was the last of it; the replica ends its answer now.
+    Done,
+    /// The client has all it will get, and the replica may be left.
+    Over,
+    /// This replica will say nothing more that is of use.
+    Cut(String),
+    /// It goes on as it is, and could not be continued.
+    Unkept(String),
+    /// It cannot go on.
+    Refused(String),
+}
+
+/// What the chunks of one answer repeat, as JSON.
+#[derive(Debug, Clone)]
+struct Envelope {
+    id: String,
+    created: String,
+    model: String,
+}
+
+#[derive(Debug)]
+enum Segment {
+    /// The replica that began; it looks for stop strings itself.
+    First,
+    /// `expected` are tokens the client has seen the ids of, to be generated anew.
+    Again { expected: VecDeque<u32>, stops: Option<Stops> },
+}
+
+/// One stream of which the tokens are kept.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    pub(super) terms: Terms,
+    pub(super) prompt: Vec<u32>,
+    pub(super) emitted: Vec<u32>,
+    seam: Seam,
+    envelope: Option<Envelope>,
+    segment: Segment,
+    /// The last characters that the client has; kept where there are stop strings.
+    sent_tail: String,
+    is_finished: bool,
+    is_usage_sent: bool,
+    room: Room,
+}
+
+impl Keeper {
+    pub(super) fn new(terms: Terms, room: Room) -> Self {
+        Self {
+            terms,
+            prompt: Vec::new(),
+            emitted: Vec::new(),
+            seam: Seam::At(0),
+            envelope: None,
+            segment: Segment::First,
+            sent_tail: String::new(),
+            is_finished: false,
+            is_usage_sent: false,
+            room,
+        }
+    }
+
+    /// Takes one whole event and writes to `out` what the client is to have of it.
+    pub(super) fn hear(&mut self, event: &Bytes, out: &mut BytesMut) -> Heard {
+        match read(event) {
+            Said::Done if self.is_finished => {
+                self.close(out);
+                Heard::Done
+            }
+            Said::Done => Heard::Cut("stream ended before its answer was whole".to_owned()),
+            Said::Moved => Heard::Cut("the replica's node hands it over".to_owned()),
+            Said::Other => {
+                if matches!(self.segment, Segment::First) {
+                    out.put_slice(event);
+                }
+                Heard::Goes
+            }
+            Said::Chunk(chunk) => match chunk.failure() {
+                Some(why) if !self.is_finished => Heard::Cut(why),
+                // The answer is whole; only its last formalities are missing.
+                Some(_) => {
+                    self.close(out);
+                    Heard::Over
+                }
+                None if matches!(self.segment, Segment::First) => self.first(event, &chunk, out),
+                None => self.again(&chunk, out),
+            },
+        }
+    }
+
+    fn first(&mut self, event: &Bytes, chunk: &Chunk<'_>, out: &mut BytesMut) -> Heard {
+        let taken = self.take(chunk);
+        if self.terms.with_ids {
+            out.put_slice(event);
+        } else {
+            without_ids(event, chunk, out);
+        }
+        if chunk.choices.is_empty() {
+            self.is_usage_sent = true;
+        }
+        match taken {
+            Err(why) if !self.is_finished => Heard::Unkept(why),
+            _ => Heard::Goes,
+        }
+    }
+
+    /// Notes the tokens of a chunk and what text they came with.
+    fn take(&mut self, chunk: &Chunk<'_>) -> Result<(), String> {
+        if self.envelope.is_none() {
+            let text =
+                |raw: Option<&RawValue>| raw.map_or_else(|| "null".to_owned(), |raw| raw.get().to_owned());
+            self.envelope =
+                Some(Envelope { id: text(chunk.id), created: text(chunk.created), model: text(chunk.model) });
+            let ids = chunk.prompt_ids().and_then(|ids| add_ids(ids, &mut self.prompt));
+            ids.filter(|count| *count > 0).ok_or("the engine tells no token ids")?;
+        }
+        let Some(choice) = chunk.choices.first() else { return Ok(()) };
+        self.is_finished |= choice.finish_reason.is_some();
+        if chunk.choices.len() > 1 || choice.index > 0 {
+            return Err("several answers".to_owned());
+        }
+        if let Some(what) = choice.delta.as_ref().and_then(|delta| delta.foreign()) {
+            return Err(what.to_owned());
+        }
+        let from = self.emitted.len();
+        self.add_tokens(choice)?;
+        self.advance(from, choice.written().is_some());
+        if let Some(text) = choice.written().filter(|_| !self.terms.stop.is_empty()) {
+            let text: String = serde_json::from_str(text.get()).unwrap_or_default();
+            self.sent(&text);
+        }
+        Ok(())
+    }
+
+    fn add_tokens(&mut self, choice: &Choice<'_>) -> Result<(), String> {
+        let added = choice.token_ids.and_then(|ids| add_ids(ids, &mut self.emitted)).unwrap_or(0);
+        if added == 0 && choice.written().is_some() {
+            return Err("the engine tells no token ids".to_owned());
+        }
+        if self.prompt.len() + self.emitted.len() > KEPT_TOKENS_MAX {
+            return Err("it is too long".to_owned());
+        }
+        let bytes = 4 * (self.prompt.capacity() + self.emitted.capacity());
+        if self.room.grow_to(bytes + self.terms.kept_bytes()) {
+            Ok(())
+        } else {
+            Err("too much is kept".to_owned())
+        }
+    }
+
+    /// An engine gives text once it is whole (`DecodeStream` of the tokenizers library), so that a token that came
+    /// alone and with text leaves nothing behind.
+    fn advance(&mut self, from: usize, has_text: bool) {
+        let to = self.emitted.len();
+        if !has_text || to == from {
+            return;
+        }
+        let clean = match self.seam {
+            Seam::At(clean) | Seam::Within { clean, .. } => clean,
+        };
+        self.seam = if to - from == 1 { Seam::At(to) } else { Seam::Within { clean, from, to } };
+    }
+
+    fn sent(&mut self, text: &str) {
+        self.sent_tail.push_str(text);
+        let keep = Stops::tail_chars(&self.terms.stop) + PROOF_CHARS;
+        self.sent_tail = last_chars(&self.sent_tail, keep).to_owned();
+    }
+
+    fn again(&mut self, chunk: &Chunk<'_>, out: &mut BytesMut) -> Heard {
+        let Some(choice) = chunk.choices.first() else {
+            return Heard::Goes;
+        };
+        let from = self.emitted.len();
+        if let Err(why) = self.add_tokens(choice) {
+            return Heard::Refused(why);
+        }
+        self.advance(from, choice.written().is_some());
+        let mut text: String =
+            choice.written().and_then(|text| serde_json::from_str(text.get()).ok()).unwrap_or_default();
+        let mut finish = choice.finish_reason.map(|reason| (reason.get().to_owned(), choice.stop_reason));
+        let Segment::Again { expected, stops } = &mut self.segment else { return Heard::Goes };
+        let mut shown = from;
+        while let (Some(id), Some(was)) = (self.emitted.get(shown), expected.front()) {
+            if id != was {
+                return Heard::Refused("the next replica goes on differently".to_owned());
+            }
+            expected.pop_front();
+            shown += 1;
+        }
+        let stop_reason;
+        if let Some(stops) = stops {
+            let passed = stops.pass(&text);
+            text = passed.text;
+            if let Some(stop) = passed.found {
+                stop_reason = RawValue::from_string(serde_json::json!(stop).to_string()).ok();
+                finish = Some(("\"stop\"".to_owned(), stop_reason.as_deref()));
+            } else if finish.is_some() {
+                text.push_str(&stops.rest());
+            }
+        }
+        let is_stopped = finish.is_some() && choice.finish_reason.is_none();
+        self.is_finished |= finish.is_some();
+        if !self.terms.stop.is_empty() {
+            self.sent(&text);
+        }
+        let is_news =
+            !text.is_empty() || finish.is_some() || (self.terms.with_ids && shown < self.emitted.len());
+        if is_news {
+            let finish = finish.as_ref().map(|(reason, stop_reason)| (reason.as_str(), *stop_reason));
+            let fingerprint = chunk.system_fingerprint.filter(|_| !self.terms.with_usage);
+            self.write(&text, shown, finish, fingerprint, out);
+        }
+        if is_stopped {
+            self.close(out);
+            return Heard::Over;
+        }
+        Heard::Goes
+    }
+
+    /// One chunk as the replica that began would have sent it.
+    fn write(
+        &self,
+        text: &str,
+        shown_from: usize,
+        finish: Option<(&str, Option<&RawValue>)>,
+        fingerprint: Option<&RawValue>,
+        out: &mut BytesMut,
+    ) {
+        let text = serde_json::Value::from(text).to_string();
+        let ids = match self.terms.with_ids {
+            true => format!("{:?}", &self.emitted[shown_from.min(self.emitted.len())..]),
+            false => "null".to_owned(),
+        };
+        let (reason, stop_reason) = finish.unwrap_or(("null", None));
+        let stop_reason = stop_reason.map_or("null", RawValue::get);
+        let choice = if self.terms.is_chat {
+            let stop_reason = finish.map_or_else(String::new, |_| format!(r#","stop_reason":{stop_reason}"#));
+            format!(
+                r#"{{"index":0,"delta":{{"content":{text}}},"logprobs":null,"finish_reason":{reason}{stop_reason},"token_ids":{ids}}}"#
+            )
+        } else {
+            format!(
+                r#"{{"index":0,"text":{text},"logprobs":null,"finish_reason":{reason},"stop_reason":{stop_reason},"prompt_token_ids":null,"token_ids":{ids}}}"#
+            )
+        };
+        let mut rest = String::new();
+        if self.terms.with_usage_always {
+            rest.push_str(&format!(r#","usage":{}"#, self.usage()));
+        }
+        if let Some(fingerprint) = fingerprint {
+            rest.push_str(&format!(r#","system_fingerprint":{}"#, fingerprint.get()));
+        }
+        self.write_chunk(&choice, &rest, out);
+    }
+
+    fn write_chunk(&self, choices: &str, rest: &str, out: &mut BytesMut) {
+        let object = if self.terms.is_chat { "chat.completion.chunk" } else { "text_completion" };
+        let null = || "null".to_owned();
+        let Envelope { id, created, model } =
+            self.envelope.clone().unwrap_or_else(|| Envelope { id: null(), created: null(), model: null() });
+        let chunk = format!(
+            "data: {{\"id\":{id},\"object\":\"{object}\",\"created\":{created},\"model\":{model},\"choices\":[{choices}]{rest}}}\n\n"
+        );
+        out.put_slice(chunk.as_bytes());
+    }
+
+    fn usage(&self) -> String {
+        let (prompt, answer) = (self.prompt.len(), self.emitted.len());
+        format!(
+            r#"{{"prompt_tokens":{prompt},"total_tokens":{},"completion_tokens":{answer}}}"#,
+            prompt + answer
+        )
+    }
+
+    /// What follows the last chunk with text.
+    pub(super) fn close(&mut self, out: &mut BytesMut) {
+        if self.terms.with_usage && !std::mem::replace(&mut self.is_usage_sent, true) {
+            self.write_chunk("", &format!(r#","usage":{}"#, self.usage()), out);
+        }
+        out.put_slice(b"data: [DONE]\n\n");
+    }
+
+    /// Whether the client has the whole answer, less its last formalities.
+    pub(super) fn is_finished(&self) -> bool {
+        self.is_finished
+    }
+
+    /// Whether the client has nothing but comments: such a stream is begun anew.
+    pub(super) fn is_fresh(&self) -> bool {
+        self.envelope.is_none()
+    }
+
+    pub(super) fn seam(&self) -> Seam {
+        self.seam
+    }
+
+    /// Tokens that a continuation may still generate; `None` as far as the context goes.
+    pub(super) fn tokens_left(&self, seam: usize) -> Option<u32> {
+        let used = u32::try_from(seam).unwrap_or(u32::MAX);
+        self.terms.max_tokens.map(|max_tokens| max_tokens.saturating_sub(used))
+    }
+
+    /// Characters that the engine held back at `seam`, which have to be decoded from the tokens; 0 if none are wanted.
+    pub(super) fn held_chars(&self) -> usize {
+        match &self.segment {
+            Segment::First | Segment::Again { stops: None, .. }
+                if !self.sent_tail.is_empty() && !self.terms.keeps_stop =>
+            {
+                Stops::tail_chars(&self.terms.stop)
+            }
+            Segment::First | Segment::Again { .. } => 0,
+        }
+    }
+
+    /// The text of the last tokens before the seam, as an engine decodes them, turned into what was held back.
+    ///
+    /// # Errors
+    /// When it does not end as the client's text does: a special token is among them, say.
+    pub(super) fn held_in(&self, decoded: &str) -> Result<String, String> {
+        let held = last_chars(decoded, self.held_chars());
+        let before = &decoded[..decoded.len() - held.len()];
+        // A slice of tokens may begin within a character.
+        let proof = last_chars(before, PROOF_CHARS.min(before.chars().count().saturating_sub(2)));
+        if self.sent_tail.ends_with(proof) && held.chars().count() == self.held_chars() {
+            return Ok(held.to_owned());
+        }
+        Err("its stop strings cannot be followed across the cut".to_owned())
+    }
+
+    /// Goes back to the seam and gets ready for the events of the next replica. `held` is what the last one held back
+    /// for stop strings. Tells whether the next one is to look for stop strings itself.
+    ///
+    /// # Errors
+    /// When the client has seen tokens that would be drawn anew.
+    pub(super) fn turn(&mut self, seam: usize, held: String) -> Result<bool, String> {
+        let mut expected: VecDeque<u32> = self.emitted.split_off(seam.min(self.emitted.len())).into();
+        self.seam = Seam::At(self.emitted.len());
+        let (unseen, stops) = match std::mem::replace(&mut self.segment, Segment::First) {
+            Segment::Again { expected, stops } => (expected, stops),
+            Segment::First => (VecDeque::new(), None),
+        };
+        expected.extend(unseen);
+        if !self.terms.with_ids {
+            expected.clear();
+        }
+        if !expected.is_empty() && !self.terms.is_greedy {
+            return Err("tokens of it that were sent have no text yet".to_owned());
+        }
+        let stop = &self.terms.stop;
+        // An engine that begins anew sees every stop string whole.
+        let is_begun = !stop.is_empty() && !self.sent_tail.is_empty();
+        let stops = stops.or_else(|| {
+            let tail = match self.terms.keeps_stop {
+                true => last_chars(&self.sent_tail, Stops::tail_chars(stop)).to_owned(),
+                false => held,
+            };
+            is_begun.then(|| Stops::new(stop.clone(), self.terms.keeps_stop, tail))
+        });
+        let is_engines = stops.is_none();
+        self.segment = Segment::Again { expected, stops };
+        Ok(is_engines)
+    }
+
+    /// Ends an answer of which no token is left to generate.
+    pub(super) fn finish_by_length(&mut self, out: &mut BytesMut) {
+        let rest = match &mut self.segment {
+            Segment::Again { stops: Some(stops), .. } => stops.rest(),
+            Segment::Again { stops: None, .. } | Segment::First => String::new(),
+        };
+        self.is_finished = true;
+        self.write(&rest, self.emitted.len(), Some(("\"length\"", None)), None, out);
+        self.close(out);
+    }
+}

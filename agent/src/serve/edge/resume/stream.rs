@@ -1,0 +1,340 @@
+//! The body a client reads of a stream: whole events, from as many replicas as it takes.
+//!
+//! A stream that cannot go on ends in `data: {"error":{"message":…,"type":"server_error","param":null,"code":…}}` and
+//! `data: [DONE]`, with code `stream_not_resumable` where going on would not have been exact, and `replicas_failed`
+//! where no replica took it.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use cic_common::id::NodeId;
+use cic_common::time::Mono;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use serde_json::json;
+use tokio::time::{Sleep, sleep};
+use tracing::{debug, info, warn};
+
+use super::again::{Lost, Outcome, go_on};
+use super::event::{EVENT_BYTES_MAX, Framer, Said, read};
+use super::keeper::{Heard, Keeper};
+use super::rule::Terms;
+use crate::serve::edge::counts::InFlight;
+use crate::serve::edge::errand::Found;
+use crate::serve::edge::front::Edge;
+use crate::serve::edge::pool::Lease;
+use crate::serve::edge::relay::{Cut, Guards};
+use crate::serve::edge::request::Buffered;
+use crate::serve::peer::BodyError;
+
+/// Continuations of one stream. A request that breaks engines must not break all of them; a fleet that loses a
+/// replica every 20 s cuts a stream of a minute three times.
+const CONTINUATIONS_MAX: u32 = 6;
+
+/// Events are gathered up to this before they are passed on together.
+const GATHERED_BYTES_MAX: usize = 16 << 10;
+
+/// A replica that sends nothing for four of these in a row is given up: between two tokens of one stream real engines
+/// under load stay under 10 s, and the engine's own stall rule kills at 120 s (design table).
+const QUIET: Duration = Duration::from_secs(30);
+const QUIET_MAX: u32 = 4;
+
+/// What a continuation needs to know of the request.
+#[derive(Debug, Clone)]
+pub(in crate::serve::edge) struct Ticket {
+    pub(in crate::serve::edge) model: String,
+    pub(in crate::serve::edge) request: Buffered,
+}
+
+/// What one replica sends.
+#[derive(Debug)]
+pub(in crate::serve::edge) struct Part {
+    node: NodeId,
+    framer: Framer,
+    body: Option<(Incoming, Lease)>,
+    cut: Cut,
+    /// Held for what its drop does.
+    _guards: Guards,
+}
+
+/// Whether the stream can be continued.
+#[derive(Debug)]
+enum Care {
+    Keep(Box<Keeper>),
+    /// It cannot, for this reason.
+    Watch {
+        why: String,
+        is_finished: bool,
+    },
+    /// A continuation is under way and has the keeper.
+    Away,
+}
+
+type GoingOn = Pin<Box<dyn Future<Output = Outcome> + Send>>;
+
+enum State {
+    Flows(Part),
+    GoesOn(GoingOn, Mono),
+    Over,
+}
+
+/// The body of one stream.
+pub(in crate::serve::edge) struct Stream {
+    edge: Edge,
+    ticket: Ticket,
+    /// The user, counted in as long as the stream lasts.
+    _flight: InFlight,
+    care: Care,
+    state: State,
+    out: BytesMut,
+    /// The last event was passed on; only the end of the replica's answer is awaited.
+    is_done: bool,
+    continuation_count: u32,
+    timer: Pin<Box<Sleep>>,
+    quiet_count: u32,
+}
+
+impl Part {
+    pub(in crate::serve::edge) fn new(found: Found) -> Self {
+        let Found { held, node, cut, guards } = found;
+        let mut framer = Framer::default();
+        for frame in held.frames {
+            if let Ok(data) = frame.into_data() {
+                framer.push(data);
+            }
+        }
+        Self { node, framer, body: held.rest, cut, _guards: guards }
+    }
+}
+
+impl Stream {
+    pub(in crate::serve::edge) fn kept(
+        edge: Edge,
+        ticket: Ticket,
+        flight: InFlight,
+        terms: Terms,
+        part: Part,
+    ) -> Self {
+        let keeper = Keeper::new(terms, edge.rooms().empty());
+        Self::new(edge, ticket, flight, Care::Keep(Box::new(keeper)), part)
+    }
+
+    /// A stream that can only be told from one that ended well.
+    pub(in crate::serve::edge) fn watched(
+        edge: Edge,
+        ticket: Ticket,
+        flight: InFlight,
+        why: String,
+        part: Part,
+    ) -> Self {
+        Self::new(edge, ticket, flight, Care::Watch { why, is_finished: false }, part)
+    }
+
+    fn new(edge: Edge, ticket: Ticket, flight: InFlight, care: Care, part: Part) -> Self {
+        Self {
+            edge,
+            ticket,
+            _flight: flight,
+            care,
+            state: State::Flows(part),
+            out: BytesMut::new(),
+            is_done: false,
+            continuation_count: 0,
+            timer: Box::pin(sleep(QUIET)),
+            quiet_count: 0,
+        }
+    }
+
+    /// Takes one event of the replica.
+    fn hear(&mut self, event: Bytes) {
+        let heard = match &mut self.care {
+            Care::Keep(keeper) => keeper.hear(&event, &mut self.out),
+            Care::Watch { is_finished, .. } => watch(&event, is_finished, &mut self.out),
+            Care::Away => Heard::Goes,
+        };
+        match heard {
+            Heard::Goes => {}
+            Heard::Done => self.is_done = true,
+            Heard::Over => self.state = State::Over,
+            Heard::Cut(why) => self.cut(&why),
+            Heard::Unkept(why) => {
+                debug!(request_id = ?self.ticket.request.request_id, why, "stream cannot be continued");
+                let is_finished = matches!(&self.care, Care::Keep(keeper) if keeper.is_finished());
+                self.care = Care::Watch { why, is_finished };
+            }
+            Heard::Refused(why) => self.fail("stream_not_resumable", &why),
+        }
+    }
+
+    /// The replica is of no use any more.
+    fn cut(&mut self, why: &str) {
+        let State::Flows(part) = std::mem::replace(&mut self.state, State::Over) else { return };
+        if self.is_done {
+            return;
+        }
+        let Part { node, .. } = part;
+        match std::mem::replace(&mut self.care, Care::Away) {
+            Care::Keep(mut keeper) if keeper.is_finished() => keeper.close(&mut self.out),
+            Care::Keep(_) if self.continuation_count >= CONTINUATIONS_MAX => {
+                self.fail("replicas_failed", &format!("it was cut off too often, last by {node}: {why}"));
+            }
+            Care::Keep(keeper) => {
+                self.continuation_count += 1;
+                self.edge.count_cut(&node);
+                info!(
+                    %node,
+                    request_id = ?self.ticket.request.request_id,
+                    tokens = keeper.emitted.len(),
+                    why,
+                    "stream cut; go on elsewhere"
+                );
+                let ticket = self.ticket.clone();
+                let now = self.edge.now();
+                self.state = State::GoesOn(Box::pin(go_on(self.edge.clone(), ticket, keeper, node)), now);
+            }
+            Care::Watch { is_finished: true, .. } => self.out.put_slice(b"data: [DONE]\n\n"),
+            Care::Watch { why: reason, .. } => {
+                self.edge.count_cut(&node);
+                self.fail(
+                    "stream_not_resumable",
+                    &format!("{node}: {why}; it is not continued because of {reason}"),
+                );
+            }
+            Care::Away => {}
+        }
+    }
+
+    fn go_on(&mut self, outcome: Outcome, since: Mono) {
+        let Outcome { keeper, out, next } = outcome;
+        self.out.put_slice(&out);
+        match next {
+            Ok(part) => {
+                let took = self.edge.now().since(since);
+                self.edge.count_continued(took);
+                let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+                let to = part.as_ref().map(|part| part.node.as_str());
+                info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
+                self.care = Care::Keep(keeper);
+                self.quiet_count = 0;
+                self.state = part.map_or(State::Over, State::Flows);
+            }
+            Err(Lost::NotExact(why)) => self.fail("stream_not_resumable", &why),
+            Err(Lost::NoReplica(why)) => self.fail("replicas_failed", &why),
+        }
+    }
+
+    /// Ends the stream with an error event.
+    fn fail(&mut self, code: &str, why: &str) {
+        warn!(request_id = ?self.ticket.request.request_id, code, why, "stream failed");
+        self.edge.count_failure();
+        let message = format!("stream was cut off: {why}");
+        let error =
+            json!({"error": {"message": message, "type": "server_error", "param": null, "code": code}});
+        self.out.put_slice(format!("data: {error}\n\ndata: [DONE]\n\n").as_bytes());
+        self.state = State::Over;
+    }
+
+    /// What the replica sends next; `None` while nothing is there.
+    fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let State::Flows(part) = &mut self.state else { return Poll::Ready(()) };
+        let Some((body, _)) = &mut part.body else {
+            self.cut("stream ended early");
+            return Poll::Ready(());
+        };
+        match Pin::new(body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                self.quiet_count = 0;
+                if let Ok(data) = frame.into_data() {
+                    part.framer.push(data);
+                }
+                if part.framer.waiting_bytes() > EVENT_BYTES_MAX {
+                    self.fail("stream_not_resumable", "an event is too long");
+                }
+            }
+            Poll::Ready(Some(Err(error))) => self.cut(&format!("connection broke: {error}")),
+            Poll::Ready(None) => {
+                if let Some((_, lease)) = part.body.take() {
+                    lease.give_back();
+                }
+                self.cut("stream ended early");
+            }
+            Poll::Pending => {
+                if Pin::new(&mut part.cut).poll(context).is_ready() {
+                    self.cut("the replica is presumed dead, or hands it over");
+                    return Poll::Ready(());
+                }
+                while self.timer.as_mut().poll(context).is_ready() {
+                    self.timer.as_mut().set(sleep(QUIET));
+                    self.quiet_count += 1;
+                }
+                if self.quiet_count < QUIET_MAX {
+                    return Poll::Pending;
+                }
+                self.cut("the replica sent nothing for too long");
+            }
+        }
+        Poll::Ready(())
+    }
+}
+
+/// A stream that is not kept: only its failure is seen.
+fn watch(event: &Bytes, is_finished: &mut bool, out: &mut BytesMut) -> Heard {
+    let said = read(event);
+    match &said {
+        Said::Done if *is_finished => {}
+        Said::Done => return Heard::Cut("stream ended before its answer was whole".to_owned()),
+        Said::Moved => return Heard::Cut("the replica's node ends it".to_owned()),
+        Said::Chunk(chunk) => {
+            if let Some(why) = chunk.failure() {
+                return Heard::Cut(why);
+            }
+            *is_finished |= chunk.is_last();
+        }
+        Said::Other => {}
+    }
+    out.put_slice(event);
+    if matches!(said, Said::Done) { Heard::Done } else { Heard::Goes }
+}
+
+impl Body for Stream {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        loop {
+            if this.out.len() < GATHERED_BYTES_MAX
+                && let State::Flows(part) = &mut this.state
+                && let Some(event) = part.framer.next()
+            {
+                this.hear(event);
+                continue;
+            }
+            if !this.out.is_empty() {
+                return Poll::Ready(Some(Ok(Frame::data(this.out.split().freeze()))));
+            }
+            match &mut this.state {
+                State::Flows(_) => std::task::ready!(this.poll_part(context)),
+                State::GoesOn(going_on, since) => {
+                    let since = *since;
+                    let outcome = std::task::ready!(going_on.as_mut().poll(context));
+                    this.go_on(outcome, since);
+                }
+                State::Over => return Poll::Ready(None),
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.state, State::Over) && self.out.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
