@@ -283,7 +283,7 @@ async fn listen(
 }
 
 /// USER_HZ of Linux, whatever the kernel's own clock.
-const TICKS_PER_SECOND: u64 = 100;
+pub(crate) const TICKS_PER_SECOND: u64 = 100;
 
 /// A process at one moment.
 #[derive(Debug, Default, Clone, Copy)]

@@ -16,7 +16,7 @@ const SERVING_WITHIN: Duration = Duration::from_secs(60);
 
 /// What the agents are measured with: each value of `[edge] continuation`, the first of which is held against the
 /// targets. `None` leaves the setting out.
-pub(super) const CONTINUATIONS: &[Option<bool>] = &[None];
+pub(super) const CONTINUATIONS: &[Option<bool>] = &[Some(true), Some(false)];
 
 /// Where a contender belongs in a comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +77,14 @@ impl Contender {
         let Processes::Agent(agent) = &ours.process else { anyhow::bail!("only an agent has an engine") };
         let address = agent.engine_address()?.parse()?;
         Ok(Self { kind: Kind::Direct, address, process: Processes::None })
+    }
+
+    /// The engine's process, where it has one of its own.
+    pub(super) fn engine_pid(&self) -> anyhow::Result<Option<u32>> {
+        match &self.process {
+            Processes::Agent(agent) => agent.engine_pid().map(Some),
+            Processes::None | Processes::Family(_) => Ok(None),
+        }
     }
 
     pub(super) fn peer(peer: Peer, running: Running) -> Self {

@@ -48,6 +48,8 @@ pub(super) struct Figure {
     pub(super) cpu_us: f64,
     /// Memory of the program in between while the connections are open; processes are added up, what they share too.
     pub(super) rss_mib: f64,
+    /// The part of all cores, from 0 to 1, that programs took which have nothing to do with this.
+    pub(super) others: f64,
 }
 
 impl Figure {
@@ -58,6 +60,7 @@ impl Figure {
         first_ms: f64::NAN,
         cpu_us: f64::NAN,
         rss_mib: f64::NAN,
+        others: f64::NAN,
     };
 }
 

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use super::bodies::DONE;
 use super::contender::Contender;
 use super::figures::{Cell, Figure};
+use super::machine::Cores;
 use crate::rig::Usage;
 use crate::table::percentile;
 
@@ -34,11 +35,11 @@ const LATE: Duration = Duration::from_secs(10);
 
 const MIB: f64 = (1 << 20) as f64;
 
-/// Puts the load of `cell` on a contender.
+/// Puts the load of `cell` on a contender. `engines` are the processes behind them all.
 ///
 /// # Errors
 /// When an answer is none or is not whole: figures of failures say nothing.
-pub(super) async fn measure(contender: &Contender, cell: Cell) -> anyhow::Result<Figure> {
+pub(super) async fn measure(contender: &Contender, cell: Cell, engines: &[u32]) -> anyhow::Result<Figure> {
     let address = contender.address;
     let mut senders = Vec::new();
     for _ in 0..cell.connection_count() {
@@ -52,9 +53,13 @@ pub(super) async fn measure(contender: &Contender, cell: Cell) -> anyhow::Result
         clients.spawn(client(sender, request.clone(), window));
     }
     tokio::time::sleep_until(window.from.into()).await;
+    let (cores, own) = (Cores::now()?, own_cpu(engines)?);
     let before = contender.usage()?;
     tokio::time::sleep_until(window.until.into()).await;
     let after = contender.usage()?;
+    let cpu = before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu));
+    let own = own_cpu(engines)?.saturating_sub(own) + cpu.unwrap_or_default();
+    let others = cores.taken_by_others(own)?;
     let mut seen = Seen::default();
     let joined = async {
         while let Some(one) = clients.join_next().await {
@@ -63,7 +68,7 @@ pub(super) async fn measure(contender: &Contender, cell: Cell) -> anyhow::Result
         anyhow::Ok(())
     };
     tokio::time::timeout(LATE, joined).await.context("answers are late")??;
-    Ok(figure(seen, before, after))
+    Ok(figure(seen, cpu, after, others))
 }
 
 /// Samples begun before the window or ended after it are not among those seen.
@@ -87,17 +92,23 @@ impl Seen {
 }
 
 #[allow(clippy::cast_precision_loss)]
-fn figure(mut seen: Seen, before: Option<Usage>, after: Option<Usage>) -> Figure {
+fn figure(mut seen: Seen, cpu: Option<Duration>, usage: Option<Usage>, others: f64) -> Figure {
     let count = seen.whole_ms.len() as f64;
-    let cpu = before.zip(after).map(|(before, after)| after.cpu.saturating_sub(before.cpu));
     Figure {
         rate: count / WINDOW.as_secs_f64(),
         p50_ms: percentile(&mut seen.whole_ms, 50.0),
         p99_ms: percentile(&mut seen.whole_ms, 99.0),
         first_ms: percentile(&mut seen.first_ms, 50.0),
         cpu_us: cpu.map_or(f64::NAN, |cpu| cpu.as_secs_f64() * 1e6 / count),
-        rss_mib: after.map_or(f64::NAN, |usage| usage.rss_bytes as f64 / MIB),
+        rss_mib: usage.map_or(f64::NAN, |usage| usage.rss_bytes as f64 / MIB),
+        others,
     }
+}
+
+/// Time on a core of this client and of the engines.
+fn own_cpu(engines: &[u32]) -> anyhow::Result<Duration> {
+    let pids = engines.iter().copied().chain([std::process::id()]);
+    pids.map(|pid| Ok(Usage::of(pid)?.cpu)).sum()
 }
 
 async fn connect(address: SocketAddr) -> anyhow::Result<SendRequest<Full<Bytes>>> {

@@ -8,7 +8,7 @@
 //! ```
 //! One upstream, one client, one machine, interleaved: each cell of a round is measured with every contender in turn,
 //! and what is added or compared is taken within the round, so that a slow second of the machine hits all alike. The
-//! median of the rounds is shown. The client is our own, on hyper's client connections: foreign ones (wrk, oha) know
+//! median of the rounds is shown. Before each load the run waits a while for what else the machine does. The client is our own, on hyper's client connections: foreign ones (wrk, oha) know
 //! neither the time to the first chunk nor when a stream is whole. Everything shares the machine's cores, the client and
 //! the upstream too: read the ratios.
 //!
@@ -18,6 +18,7 @@ mod bodies;
 mod contender;
 mod figures;
 mod load;
+mod machine;
 mod metric;
 mod peers;
 mod report;

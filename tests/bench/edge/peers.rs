@@ -1,8 +1,9 @@
 //! The proxies and routers that one would put in the edge's place, each set up as well as its manual says.
 //!
-//! All keep connections open on both sides, log nothing per request and take two threads, as the agent does; the LLM
-//! routers decide by turns, the cheapest of their policies. Proxies must not hold a stream back: nginx is told so,
-//! HAProxy passes on what it has anyway.
+//! All keep connections open on both sides, log nothing per request and take two threads, as the agent does. Proxies must
+//! not hold a stream back: nginx is told so, HAProxy passes on what it has anyway. The LLM routers are measured as they
+//! come (they look for the longest known prefix of each prompt) and once more deciding by turns, the cheapest of their
+//! policies, which is what a plain proxy does.
 
 use std::fs::File;
 use std::net::{SocketAddr, TcpListener};
@@ -29,26 +30,42 @@ const VENV: &str = ".bench/venv";
 pub(super) enum Peer {
     HaProxy,
     Nginx,
-    VllmRouter,
-    SglangRouter,
+    VllmRouter(Policy),
+    SglangRouter(Policy),
+}
+
+/// How an LLM router chooses among its engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Policy {
+    /// As it comes: `cache_aware` in both.
+    Own,
+    RoundRobin,
 }
 
 impl Peer {
-    pub(super) const ALL: [Self; 4] = [Self::HaProxy, Self::Nginx, Self::VllmRouter, Self::SglangRouter];
+    pub(super) const ALL: [Self; 6] = [
+        Self::HaProxy,
+        Self::Nginx,
+        Self::VllmRouter(Policy::Own),
+        Self::VllmRouter(Policy::RoundRobin),
+        Self::SglangRouter(Policy::Own),
+        Self::SglangRouter(Policy::RoundRobin),
+    ];
 
+    /// Also that of its files.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::HaProxy => "haproxy",
-            Self::Nginx => "nginx",
-            Self::VllmRouter => "vllm-router",
-            Self::SglangRouter => "sglang-router",
+            Self::VllmRouter(Policy::RoundRobin) => "vllm-router-rr",
+            Self::SglangRouter(Policy::RoundRobin) => "sglang-router-rr",
+            Self::HaProxy | Self::Nginx | Self::VllmRouter(_) | Self::SglangRouter(_) => self.program_name(),
         }
     }
 
-    pub(super) fn is_llm_router(self) -> bool {
+    /// `None` for what is no LLM router.
+    pub(super) fn policy(self) -> Option<Policy> {
         match self {
-            Self::HaProxy | Self::Nginx => false,
-            Self::VllmRouter | Self::SglangRouter => true,
+            Self::HaProxy | Self::Nginx => None,
+            Self::VllmRouter(policy) | Self::SglangRouter(policy) => Some(policy),
         }
     }
 
@@ -67,7 +84,7 @@ impl Peer {
                 let text = [said.stdout, said.stderr].concat();
                 Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or("?").to_owned())
             }
-            Self::VllmRouter | Self::SglangRouter => installed(&self.name().replace('-', "_")),
+            Self::VllmRouter(_) | Self::SglangRouter(_) => installed(&self.program_name().replace('-', "_")),
         }
     }
 
@@ -92,12 +109,21 @@ impl Peer {
         Ok(running)
     }
 
-    fn program(self) -> PathBuf {
+    fn program_name(self) -> &'static str {
         match self {
-            Self::HaProxy => "/usr/sbin/haproxy".into(),
-            Self::Nginx => "/usr/sbin/nginx".into(),
-            Self::VllmRouter | Self::SglangRouter => repository().join(VENV).join("bin").join(self.name()),
+            Self::HaProxy => "haproxy",
+            Self::Nginx => "nginx",
+            Self::VllmRouter(_) => "vllm-router",
+            Self::SglangRouter(_) => "sglang-router",
         }
+    }
+
+    fn program(self) -> PathBuf {
+        let folder = match self {
+            Self::HaProxy | Self::Nginx => PathBuf::from("/usr/sbin"),
+            Self::VllmRouter(_) | Self::SglangRouter(_) => repository().join(VENV).join("bin"),
+        };
+        folder.join(self.program_name())
     }
 
     fn command(self, place: &Path, own: SocketAddr, upstream: SocketAddr) -> anyhow::Result<Command> {
@@ -112,18 +138,8 @@ impl Peer {
                 std::fs::write(&config, nginx(place, own, upstream))?;
                 command.arg("-p").arg(place).arg("-e").arg("stderr").arg("-c").arg(config);
             }
-            Self::VllmRouter | Self::SglangRouter => {
-                let is_sglang = self == Self::SglangRouter;
-                let level = if is_sglang { "warn" } else { "warning" };
-                command
-                    .args(is_sglang.then_some("launch"))
-                    .arg("--worker-urls")
-                    .arg(format!("http://{upstream}"));
-                command.args(["--host", "127.0.0.1", "--policy", "round_robin", "--log-level", level]);
-                command.arg("--port").arg(own.port().to_string());
-                command.arg("--prometheus-host").arg("127.0.0.1");
-                command.arg("--prometheus-port").arg(free_port()?.port().to_string());
-            }
+            Self::VllmRouter(policy) => router(&mut command, policy, "warning", own, upstream)?,
+            Self::SglangRouter(policy) => router(command.arg("launch"), policy, "warn", own, upstream)?,
         }
         Ok(command)
     }
@@ -167,6 +183,25 @@ impl Drop for Running {
         let _gone_already = killpg(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGKILL);
         let _ = self.child.wait();
     }
+}
+
+/// The flags that both LLM routers have. `quiet` is the level at which they log no request.
+fn router(
+    command: &mut Command,
+    policy: Policy,
+    quiet: &str,
+    own: SocketAddr,
+    upstream: SocketAddr,
+) -> anyhow::Result<()> {
+    let url = format!("http://{upstream}");
+    command.args(["--worker-urls", &url, "--host", "127.0.0.1", "--log-level", quiet]);
+    command.args(["--port", &own.port().to_string(), "--prometheus-host", "127.0.0.1"]);
+    // Else both would take the port 29000.
+    command.args(["--prometheus-port", &free_port()?.port().to_string()]);
+    if policy == Policy::RoundRobin {
+        command.args(["--policy", "round_robin"]);
+    }
+    Ok(())
 }
 
 /// HAProxy 2.6 configuration manual: sections 4.2 (http-keep-alive, http-reuse) and 3.2 (nbthread).

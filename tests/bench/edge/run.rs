@@ -6,12 +6,13 @@ use std::path::Path;
 use super::contender::{CONTINUATIONS, Contender, Kind};
 use super::figures::{Cell, Round};
 use super::load::measure;
+use super::machine::Patience;
 use super::peers::Peer;
 use super::report::{Column, Results};
 use crate::table::Table;
 
-/// Rounds unless told otherwise: the fewest that have a median.
-pub(crate) const ROUNDS: NonZeroUsize = NonZeroUsize::new(3).expect("3 is not zero");
+/// Rounds unless told otherwise: two may be spoilt by what else runs on the machine.
+pub(crate) const ROUNDS: NonZeroUsize = NonZeroUsize::new(5).expect("5 is not zero");
 
 pub(crate) fn run(rounds: NonZeroUsize) -> anyhow::Result<Table> {
     let place = tempfile::tempdir()?;
@@ -25,6 +26,8 @@ pub(crate) fn run(rounds: NonZeroUsize) -> anyhow::Result<Table> {
 /// Everyone who takes part.
 struct Field {
     entries: Vec<Entry>,
+    engines: Vec<u32>,
+    patience: Patience,
     skipped_count: usize,
 }
 
@@ -39,10 +42,12 @@ impl Field {
         let ours: Vec<Contender> = ours.collect::<Result<_, _>>()?;
         let first = ours.first().ok_or_else(|| anyhow::anyhow!("no edge to measure"))?;
         let direct = Contender::behind(first)?;
+        let engines =
+            ours.iter().filter_map(|ours| ours.engine_pid().transpose()).collect::<Result<_, _>>()?;
         let upstream = direct.address;
         let entries = std::iter::once(direct).chain(ours);
         let entries = entries.map(|contender| Entry { contender, rounds: Vec::new() }).collect();
-        let mut field = Self { entries, skipped_count: 0 };
+        let mut field = Self { entries, engines, patience: Patience::default(), skipped_count: 0 };
         for peer in Peer::ALL {
             match peer.version().and_then(|version| Ok((version, peer.start(place, upstream)?))) {
                 Ok((version, running)) => {
@@ -77,7 +82,9 @@ impl Field {
         let mut failed = Vec::new();
         for entry in &mut self.entries {
             let kind = entry.contender.kind;
-            match (measure(&entry.contender, cell).await, kind, entry.rounds.last_mut()) {
+            self.patience.wait_quiet().await?;
+            let measured = measure(&entry.contender, cell, &self.engines).await;
+            match (measured, kind, entry.rounds.last_mut()) {
                 (Ok(figure), _, Some(round)) => round.put(cell, figure),
                 (Ok(_), _, None) => {}
                 (Err(error), Kind::Peer(peer), _) => failed.push((peer, error.context(format!("{cell:?}")))),
