@@ -13,7 +13,7 @@ use cic_common::time::unix_ms;
 use fleet_tests::process::{DevFleet, Fault, Options};
 use serde_json::Value;
 
-use crate::table::{Row, Table, median};
+use crate::table::{Table, median};
 
 /// Runs unless told otherwise.
 pub(crate) const RUNS: NonZeroUsize = NonZeroUsize::new(20).expect("20 is not zero");
@@ -63,8 +63,8 @@ pub(crate) fn run(runs: NonZeroUsize) -> anyhow::Result<Table> {
         list.sort_by(f64::total_cmp);
         let median = median(&list);
         let max = list.last().copied().unwrap_or(f64::NAN);
-        table.rows.push(Row { name: format!("{name}, median of {runs}"), value: median, unit: "s", target });
-        table.rows.push(Row { name: format!("{name}, max of {runs}"), value: max, unit: "s", target });
+        table.row(&format!("{name}, median of {runs}"), median, "s", target);
+        table.row(&format!("{name}, max of {runs}"), max, "s", target);
     }
     Ok(table)
 }

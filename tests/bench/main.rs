@@ -3,6 +3,8 @@
 mod agent;
 mod chaos;
 mod detect;
+mod edge;
+mod grid;
 mod rig;
 mod soak;
 mod table;
@@ -23,6 +25,9 @@ struct Args {
     /// Runs of `detect`
     #[arg(long, default_value_t = detect::RUNS)]
     runs: NonZeroUsize,
+    /// Rounds of `edge`
+    #[arg(long, default_value_t = edge::ROUNDS)]
+    rounds: NonZeroUsize,
     /// Length of `soak` and `chaos`
     #[arg(long, default_value_t = 10)]
     minutes: u32,
@@ -34,6 +39,8 @@ enum Bench {
     Detect,
     /// What an idle agent costs, how soon it speaks, how fast it tells of a GPU fault
     Agent,
+    /// What the edge adds to a request, beside proxies and LLM routers
+    Edge,
     /// Ten minutes of faults: whether the agent keeps what it once took
     Soak,
     /// Ten minutes of replicas killed and connections reset: whether anybody who listens at an edge notices
@@ -41,10 +48,14 @@ enum Bench {
 }
 
 fn main() -> anyhow::Result<ExitCode> {
+    if std::env::args().nth(1).is_some_and(|first| first == edge::UPSTREAM_COMMAND) {
+        return edge::run_upstream();
+    }
     let args = Args::parse();
     let (name, table) = match args.name {
         Bench::Detect => ("detect", detect::run(args.runs)?),
         Bench::Agent => ("agent", agent::run()?),
+        Bench::Edge => ("edge", edge::run(args.rounds)?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),
         Bench::Chaos => ("chaos", chaos::run(args.minutes)?),
     };

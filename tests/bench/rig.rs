@@ -283,10 +283,10 @@ async fn listen(
 }
 
 /// USER_HZ of Linux, whatever the kernel's own clock.
-const TICKS_PER_SECOND: u64 = 100;
+pub(crate) const TICKS_PER_SECOND: u64 = 100;
 
 /// A process at one moment.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Usage {
     pub(crate) rss_bytes: u64,
     /// Time on a core since its start, over all threads.
@@ -308,5 +308,14 @@ impl Usage {
         let cpu = Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND);
         let file_count = std::fs::read_dir(format!("/proc/{pid}/fd"))?.count();
         Ok(Self { rss_bytes: rss << 10, cpu, file_count })
+    }
+
+    /// Of both together; memory that they share counts twice.
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            rss_bytes: self.rss_bytes + other.rss_bytes,
+            cpu: self.cpu + other.cpu,
+            file_count: self.file_count + other.file_count,
+        }
     }
 }

@@ -2,7 +2,16 @@
 
 use std::fmt::Write as _;
 
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::grid::Grid;
+
+/// What a number is held against.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Target {
+    AtMost(f64),
+    AtLeast(f64),
+}
 
 /// One measured number.
 #[derive(Debug, Clone)]
@@ -11,19 +20,33 @@ pub(crate) struct Row {
     pub(crate) value: f64,
     pub(crate) unit: &'static str,
     /// None where nothing is promised.
-    pub(crate) target: Option<f64>,
+    pub(crate) target: Option<Target>,
 }
 
 impl Row {
     /// A value that is no number meets nothing.
     fn is_met(&self) -> bool {
-        self.target.is_none_or(|target| self.value <= target)
+        self.target.is_none_or(|target| match target {
+            Target::AtMost(bound) => self.value <= bound,
+            Target::AtLeast(bound) => self.value >= bound,
+        })
+    }
+
+    fn json(&self) -> Value {
+        let (bound, better) = match self.target {
+            Some(Target::AtMost(bound)) => (Some(bound), "lower"),
+            Some(Target::AtLeast(bound)) => (Some(bound), "higher"),
+            None => (None, "either"),
+        };
+        json!({ "name": self.name, "value": self.value, "unit": self.unit, "target": bound, "better": better })
     }
 }
 
-/// What a benchmark measured. Lower is better in every row so far.
+/// What a benchmark measured.
 #[derive(Debug, Default)]
 pub(crate) struct Table {
+    /// Figures of several programs side by side, where a benchmark compares such.
+    pub(crate) grid: Option<Grid>,
     pub(crate) rows: Vec<Row>,
 }
 
@@ -33,18 +56,21 @@ impl Table {
         self.rows.iter().all(Row::is_met)
     }
 
+    /// A number that is to stay at or below `target`, where there is one.
     pub(crate) fn row(&mut self, name: &str, value: f64, unit: &'static str, target: Option<f64>) {
-        self.rows.push(Row { name: name.to_owned(), value, unit, target });
+        self.rows.push(Row { name: name.to_owned(), value, unit, target: target.map(Target::AtMost) });
     }
 
     pub(crate) fn text(&self) -> String {
-        let width = self.rows.iter().map(|row| row.name.len()).max().unwrap_or(0);
-        let mut text = String::new();
+        let width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
+        let mut text = self.grid.as_ref().map_or_else(String::new, |grid| grid.text() + "\n");
         for row in &self.rows {
-            let target = row.target.map_or_else(String::new, |target| {
-                let met = if row.is_met() { "met" } else { "MISSED" };
-                format!("  target {target} {}  {met}", row.unit)
-            });
+            let met = if row.is_met() { "met" } else { "MISSED" };
+            let target = match row.target {
+                Some(Target::AtMost(bound)) => format!("  at most {bound} {}  {met}", row.unit),
+                Some(Target::AtLeast(bound)) => format!("  at least {bound} {}  {met}", row.unit),
+                None => String::new(),
+            };
             let _ = writeln!(text, "{:width$}  {:>9.3} {}{target}", row.name, row.value, row.unit);
         }
         text
@@ -52,8 +78,8 @@ impl Table {
 
     /// One JSON object on one line.
     pub(crate) fn json(&self, bench: &str) -> String {
-        let row = |row: &Row| json!({ "name": row.name, "value": row.value, "unit": row.unit, "target": row.target, "better": "lower" });
-        json!({ "bench": bench, "rows": self.rows.iter().map(row).collect::<Vec<_>>() }).to_string()
+        let rows: Vec<Value> = self.rows.iter().map(Row::json).collect();
+        json!({ "bench": bench, "rows": rows, "grid": self.grid.as_ref().map(Grid::json) }).to_string()
     }
 }
 
@@ -98,12 +124,20 @@ mod tests {
     #[test]
     fn one_missed_target_or_a_value_that_is_no_number_misses() {
         let table = |value, target| {
-            let good = Row { name: "good".to_owned(), value: 1.0, unit: "s", target: Some(1.0) };
-            Table { rows: vec![good, Row { name: "other".to_owned(), value, unit: "s", target }] }
+            let good =
+                Row { name: "good".to_owned(), value: 1.0, unit: "s", target: Some(Target::AtMost(1.0)) };
+            Table { grid: None, rows: vec![good, Row { name: "other".to_owned(), value, unit: "s", target }] }
         };
-        assert!(table(2.0, Some(2.0)).is_met());
-        assert!(table(2.0, None).is_met());
-        assert!(!table(2.1, Some(2.0)).is_met());
-        assert!(!table(f64::NAN, Some(2.0)).is_met());
+        for (value, target, is_met) in [
+            (2.0, Some(Target::AtMost(2.0)), true),
+            (2.1, Some(Target::AtMost(2.0)), false),
+            (2.0, Some(Target::AtLeast(2.0)), true),
+            (1.9, Some(Target::AtLeast(2.0)), false),
+            (2.0, None, true),
+            (f64::NAN, Some(Target::AtMost(2.0)), false),
+            (f64::NAN, Some(Target::AtLeast(2.0)), false),
+        ] {
+            assert_eq!(table(value, target).is_met(), is_met, "{value} {target:?}");
+        }
     }
 }
