@@ -164,6 +164,9 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
                     if let Some(why) = chunk.failure() {
                         return Err(broken(why));
                     }
+                    if chunk.is_epilogue() {
+                        return Err(broken("engine gave the request up before its first token".to_owned()));
+                    }
                 }
                 Said::Other => {}
             }

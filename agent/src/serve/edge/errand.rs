@@ -228,9 +228,12 @@ impl Edge {
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
             result = attempt(&shared.pool, upstream, &errand.request) => result,
-            () = &mut cut => {
-                Err(Failure::Broken { why: "replica is presumed dead".to_owned(), answer: None })
-            }
+            () = &mut cut => Err(match upstream {
+                Upstream::Own { .. } => Failure::Refused("its requests are handed over".to_owned()),
+                Upstream::Peer { .. } | Upstream::Outside { .. } => {
+                    Failure::Broken { why: "replica is presumed dead".to_owned(), answer: None }
+                }
+            }),
             () = tokio::time::sleep(left) => {
                 Err(Failure::Broken { why: "no answer in time".to_owned(), answer: None })
             }

@@ -1,6 +1,7 @@
 //! The edge itself: takes a request, finds it a replica, and tries again where that is still possible.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,6 +34,9 @@ use super::routes::Routes;
 use super::scarcity::{Scarcity, ScarcitySpec};
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
+
+/// Models whose engines' names are remembered: more than any fleet here serves.
+const FINGERPRINTS_MAX: usize = 256;
 
 /// What an edge must know.
 #[derive(Clone)]
@@ -98,6 +102,8 @@ pub(super) struct Shared {
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
     rooms: Rooms,
+    /// By model.
+    fingerprints: Mutex<BTreeMap<String, String>>,
     /// Counts the times that streams were to be handed over.
     hand_overs: watch::Sender<u64>,
     pub(super) scarcity: Scarcity,
@@ -127,6 +133,7 @@ impl Edge {
             pool,
             lifeline,
             rooms,
+            fingerprints: Mutex::default(),
             hand_overs,
             scarcity,
         };
@@ -134,8 +141,17 @@ impl Edge {
     }
 
     /// Says what may be done with this node's own engine from now on.
+    ///
+    /// Streams of an engine that is not to be used any more move on, as from a stalled one; where no other takes them, a
+    /// stalled one is asked again.
     pub fn set_own(&self, own: Option<OwnEngine>) {
-        self.shared.own.send_replace(own);
+        let before = self.shared.own.send_replace(own.clone());
+        let was_used = before.is_some_and(|own| matches!(own.mode, EdgeMode::Admit));
+        let is_unfit =
+            |own: &OwnEngine| matches!(own.mode, EdgeMode::Refuse { .. } | EdgeMode::Reluctant { .. });
+        if was_used && own.as_ref().is_some_and(is_unfit) {
+            self.hand_over();
+        }
     }
 
     /// Hands every stream of this node's own engine that can go on elsewhere to another replica.
@@ -232,7 +248,12 @@ impl Edge {
             Err(refusal) => return refusal.into_response(),
         };
         let request_id = request.request_id.clone();
-        let sent = self.shared.pool.send(&upstream, request.copy(&upstream.host())).await;
+        let sending = self.shared.pool.send(&upstream, request.copy(&upstream.host()));
+        // Cancel safe: a request that is dropped closes its connection. Its sender has had nothing of the answer.
+        let sent = tokio::select! {
+            sent = sending => sent,
+            () = self.until_handed_over() => return refuse_peer("handed over"),
+        };
         match sent {
             Ok((response, lease)) => {
                 let (head, body) = response.into_parts();
@@ -289,6 +310,28 @@ impl Edge {
 
     pub(super) fn now(&self) -> Mono {
         self.shared.clock.now()
+    }
+
+    /// What engines of `model` called themselves lately.
+    pub(super) fn fingerprint(&self, model: &str) -> Option<String> {
+        self.fingerprints().get(model).cloned()
+    }
+
+    pub(super) fn note_fingerprint(&self, model: &str, fingerprint: Option<&str>) {
+        let Some(fingerprint) = fingerprint else { return };
+        let mut known = self.fingerprints();
+        if known.get(model).is_none_or(|before| before != fingerprint) && known.len() < FINGERPRINTS_MAX {
+            known.insert(model.to_owned(), fingerprint.to_owned());
+        }
+    }
+
+    fn fingerprints(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, String>> {
+        self.shared.fingerprints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether anyone but `node` may be asked for `model`.
+    pub(super) fn has_other(&self, model: &str, node: &NodeId) -> bool {
+        self.candidates(model, false).iter().any(|candidate| candidate.node() != node)
     }
 
     pub(super) fn rooms(&self) -> &Rooms {

@@ -86,7 +86,7 @@ pub(in crate::serve::edge) struct Chunk<'a> {
     #[serde(borrow, default)]
     error: Option<&'a RawValue>,
     #[serde(borrow, default)]
-    pub(super) choices: Vec<Choice<'a>>,
+    choices: Option<Vec<Choice<'a>>>,
     /// Of a chat; in its first chunk.
     #[serde(borrow, default)]
     prompt_token_ids: Option<&'a RawValue>,
@@ -151,18 +151,28 @@ impl<'a> Chunk<'a> {
         if let Some(error) = self.error {
             return Some(format!("engine failed: {}", error.get()));
         }
-        let ended = self.choices.iter().find_map(|choice| choice.finish_reason)?;
+        let ended = self.choices().iter().find_map(|choice| choice.finish_reason)?;
         matches!(ended.get(), "\"abort\"" | "\"error\"")
             .then(|| format!("engine ended the request with {}", ended.get()))
     }
 
+    pub(super) fn choices(&self) -> &[Choice<'a>] {
+        self.choices.as_deref().unwrap_or_default()
+    }
+
+    /// Whether it is the chunk with the usage, which follows the last of an answer. An engine that aborts a request
+    /// before its first token sends this alone.
+    pub(in crate::serve::edge) fn is_epilogue(&self) -> bool {
+        self.choices.as_ref().is_some_and(Vec::is_empty)
+    }
+
     /// Whether an answer is whole with it.
     pub(in crate::serve::edge) fn is_last(&self) -> bool {
-        self.choices.iter().any(|choice| choice.finish_reason.is_some())
+        self.choices().iter().any(|choice| choice.finish_reason.is_some())
     }
 
     pub(super) fn prompt_ids(&self) -> Option<&'a RawValue> {
-        self.prompt_token_ids.or_else(|| self.choices.first()?.prompt_token_ids)
+        self.prompt_token_ids.or_else(|| self.choices().first()?.prompt_token_ids)
     }
 }
 
@@ -187,7 +197,7 @@ fn place(event: &[u8], value: &RawValue) -> Range<usize> {
 
 /// Writes `event` with its token ids replaced by null: what vLLM sends to whoever did not ask for them.
 pub(super) fn without_ids(event: &Bytes, chunk: &Chunk<'_>, out: &mut BytesMut) {
-    let of_choices = chunk.choices.iter().flat_map(|choice| [choice.prompt_token_ids, choice.token_ids]);
+    let of_choices = chunk.choices().iter().flat_map(|choice| [choice.prompt_token_ids, choice.token_ids]);
     let values = of_choices.chain([chunk.prompt_token_ids]).flatten();
     let mut places: Vec<Range<usize>> = values.map(|value| place(event, value)).collect();
     places.sort_unstable_by_key(|place| place.start);

@@ -80,13 +80,16 @@ pub(super) struct Keeper {
     segment: Segment,
     /// The last characters that the client has; kept where there are stop strings.
     sent_tail: String,
+    /// What the engine calls itself, as JSON. It says so at an answer's end only.
+    fingerprint: Option<String>,
     is_finished: bool,
     is_usage_sent: bool,
     room: Room,
 }
 
 impl Keeper {
-    pub(super) fn new(terms: Terms, room: Room) -> Self {
+    /// `fingerprint` is what engines of this model called themselves lately.
+    pub(super) fn new(terms: Terms, fingerprint: Option<String>, room: Room) -> Self {
         Self {
             terms,
             prompt: Vec::new(),
@@ -95,6 +98,7 @@ impl Keeper {
             envelope: None,
             segment: Segment::First,
             sent_tail: String::new(),
+            fingerprint,
             is_finished: false,
             is_usage_sent: false,
             room,
@@ -134,15 +138,16 @@ impl Keeper {
     }
 
     fn first(&mut self, event: &Bytes, chunk: &Chunk<'_>, out: &mut BytesMut) -> Heard {
+        if chunk.is_epilogue() && !self.is_finished {
+            return Heard::Cut("engine gave the request up".to_owned());
+        }
         let taken = self.take(chunk);
         if self.terms.with_ids {
             out.put_slice(event);
         } else {
             without_ids(event, chunk, out);
         }
-        if chunk.choices.is_empty() {
-            self.is_usage_sent = true;
-        }
+        self.is_usage_sent |= chunk.is_epilogue();
         match taken {
             Err(why) if !self.is_finished => Heard::Unkept(why),
             _ => Heard::Goes,
@@ -159,9 +164,12 @@ impl Keeper {
             let ids = chunk.prompt_ids().and_then(|ids| add_ids(ids, &mut self.prompt));
             ids.filter(|count| *count > 0).ok_or("the engine tells no token ids")?;
         }
-        let Some(choice) = chunk.choices.first() else { return Ok(()) };
+        if let Some(fingerprint) = chunk.system_fingerprint {
+            self.fingerprint = Some(fingerprint.get().to_owned());
+        }
+        let Some(choice) = chunk.choices().first() else { return Ok(()) };
         self.is_finished |= choice.finish_reason.is_some();
-        if chunk.choices.len() > 1 || choice.index > 0 {
+        if chunk.choices().len() > 1 || choice.index > 0 {
             return Err("several answers".to_owned());
         }
         if let Some(what) = choice.delta.as_ref().and_then(|delta| delta.foreign()) {
@@ -213,9 +221,10 @@ impl Keeper {
     }
 
     fn again(&mut self, chunk: &Chunk<'_>, out: &mut BytesMut) -> Heard {
-        let Some(choice) = chunk.choices.first() else {
-            return Heard::Goes;
-        };
+        if let Some(fingerprint) = chunk.system_fingerprint {
+            self.fingerprint = Some(fingerprint.get().to_owned());
+        }
+        let Some(choice) = chunk.choices().first() else { return Heard::Goes };
         let from = self.emitted.len();
         if let Err(why) = self.add_tokens(choice) {
             return Heard::Refused(why);
@@ -253,8 +262,7 @@ impl Keeper {
             !text.is_empty() || finish.is_some() || (self.terms.with_ids && shown < self.emitted.len());
         if is_news {
             let finish = finish.as_ref().map(|(reason, stop_reason)| (reason.as_str(), *stop_reason));
-            let fingerprint = chunk.system_fingerprint.filter(|_| !self.terms.with_usage);
-            self.write(&text, shown, finish, fingerprint, out);
+            self.write(&text, shown, finish, out);
         }
         if is_stopped {
             self.close(out);
@@ -269,7 +277,6 @@ impl Keeper {
         text: &str,
         shown_from: usize,
         finish: Option<(&str, Option<&RawValue>)>,
-        fingerprint: Option<&RawValue>,
         out: &mut BytesMut,
     ) {
         let text = serde_json::Value::from(text).to_string();
@@ -293,8 +300,8 @@ impl Keeper {
         if self.terms.with_usage_always {
             rest.push_str(&format!(r#","usage":{}"#, self.usage()));
         }
-        if let Some(fingerprint) = fingerprint {
-            rest.push_str(&format!(r#","system_fingerprint":{}"#, fingerprint.get()));
+        if finish.is_some() && !self.terms.with_usage {
+            rest.push_str(&self.fingerprint());
         }
         self.write_chunk(&choice, &rest, out);
     }
@@ -318,10 +325,19 @@ impl Keeper {
         )
     }
 
+    fn fingerprint(&self) -> String {
+        self.fingerprint.as_ref().map_or_else(String::new, |text| format!(r#","system_fingerprint":{text}"#))
+    }
+
+    /// What the engine calls itself, once it has said so.
+    pub(super) fn told_fingerprint(&self) -> Option<&str> {
+        self.fingerprint.as_deref()
+    }
+
     /// What follows the last chunk with text.
     pub(super) fn close(&mut self, out: &mut BytesMut) {
         if self.terms.with_usage && !std::mem::replace(&mut self.is_usage_sent, true) {
-            self.write_chunk("", &format!(r#","usage":{}"#, self.usage()), out);
+            self.write_chunk("", &format!(r#","usage":{}{}"#, self.usage(), self.fingerprint()), out);
         }
         out.put_slice(b"data: [DONE]\n\n");
     }
@@ -414,7 +430,7 @@ impl Keeper {
             Segment::Again { stops: None, .. } | Segment::First => String::new(),
         };
         self.is_finished = true;
-        self.write(&rest, self.emitted.len(), Some(("\"length\"", None)), None, out);
+        self.write(&rest, self.emitted.len(), Some(("\"length\"", None)), out);
         self.close(out);
     }
 }

@@ -36,7 +36,8 @@ const CONTINUATIONS_MAX: u32 = 6;
 /// Events are gathered up to this before they are passed on together.
 const GATHERED_BYTES_MAX: usize = 16 << 10;
 
-/// A replica that sends nothing for four of these in a row is given up: between two tokens of one stream real engines
+/// A replica that sends nothing for one of these is given up if the stream can go on at another, and after four in any
+/// case: between two tokens of one stream real engines
 /// under load stay under 10 s, and the engine's own stall rule kills at 120 s (design table).
 const QUIET: Duration = Duration::from_secs(30);
 const QUIET_MAX: u32 = 4;
@@ -126,7 +127,7 @@ impl Stream {
         terms: Terms,
         part: Part,
     ) -> Self {
-        let keeper = Keeper::new(terms, edge.rooms().empty());
+        let keeper = Keeper::new(terms, edge.fingerprint(&ticket.model), edge.rooms().empty());
         Self::new(edge, ticket, flight, Care::Keep(Box::new(keeper)), part)
     }
 
@@ -165,7 +166,12 @@ impl Stream {
         };
         match heard {
             Heard::Goes => {}
-            Heard::Done => self.is_done = true,
+            Heard::Done => {
+                self.is_done = true;
+                if let Care::Keep(keeper) = &self.care {
+                    self.edge.note_fingerprint(&self.ticket.model, keeper.told_fingerprint());
+                }
+            }
             Heard::Over => self.state = State::Over,
             Heard::Moved => self.cut(Loss::HandOver),
             Heard::Cut(why) => self.cut(Loss::Fault(why)),
@@ -215,7 +221,7 @@ impl Stream {
                 self.state = State::GoesOn(Box::pin(go_on(edge, ticket, keeper, node)), now);
             }
             Care::Watch { why: reason, .. } => {
-                let why = format!("{node}: {why}; it is not continued because of {reason}");
+                let why = format!("{node}: {why}; it cannot be continued: {reason}");
                 self.fail("stream_not_resumable", &why);
             }
             Care::Away => {}
@@ -287,7 +293,9 @@ impl Stream {
                     self.timer.as_mut().set(sleep(QUIET));
                     self.quiet_count += 1;
                 }
-                if self.quiet_count < QUIET_MAX {
+                let may_move = matches!(self.care, Care::Keep(_)) && self.quiet_count > 0;
+                let is_lost = may_move && self.edge.has_other(&self.ticket.model, &part.node);
+                if self.quiet_count < QUIET_MAX && !is_lost {
                     return Poll::Pending;
                 }
                 self.cut(Loss::Fault("the replica sent nothing for too long".to_owned()));
@@ -307,6 +315,9 @@ fn watch(event: &Bytes, is_finished: &mut bool, out: &mut BytesMut) -> Heard {
         Said::Chunk(chunk) => {
             if let Some(why) = chunk.failure() {
                 return Heard::Cut(why);
+            }
+            if chunk.is_epilogue() && !*is_finished {
+                return Heard::Cut("engine gave the request up".to_owned());
             }
             *is_finished |= chunk.is_last();
         }

@@ -137,7 +137,7 @@ fn run(path: &str, fields: &Value, merged: usize, cuts: &[usize]) -> Result<Seen
     let Plan::Keep(terms) = plan(path, &Bytes::from(body.to_string())) else { panic!("{fields}") };
     let mut asked: Value = serde_json::from_slice(&terms.body).unwrap();
     asked.as_object_mut().unwrap().remove("prompt");
-    let mut keeper = Keeper::new(*terms, Rooms::default().empty());
+    let mut keeper = Keeper::new(*terms, None, Rooms::default().empty());
     let mut out = BytesMut::new();
     let mut is_chat = path.contains("chat");
     for cut in cuts.iter().copied().chain([usize::MAX]) {
@@ -248,7 +248,7 @@ fn a_failure_in_the_stream_is_a_cut_and_after_the_end_it_is_nothing() {
     else {
         panic!("kept")
     };
-    let mut keeper = Keeper::new(*terms, Rooms::default().empty());
+    let mut keeper = Keeper::new(*terms, None, Rooms::default().empty());
     let mut out = BytesMut::new();
     let chunk = |finish: &str, text: &str, prompt: &str| {
         Bytes::from(format!(
@@ -292,7 +292,7 @@ fn an_engine_that_tells_no_ids_or_more_than_text_is_not_kept() {
         else {
             panic!("kept")
         };
-        let mut keeper = Keeper::new(*terms, Rooms::default().empty());
+        let mut keeper = Keeper::new(*terms, None, Rooms::default().empty());
         let mut out = BytesMut::new();
         let event = Bytes::from(format!("data: {chunk}\n\n"));
         match keeper.hear(&event, &mut out) {

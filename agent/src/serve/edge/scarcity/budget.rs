@@ -6,8 +6,8 @@
 //!   request refuses itself at most once a round and replica, with growing pauses between rounds.
 //! - A replica's death is one event. All that it had in flight fails in the same moment, and all of it must be
 //!   repeated, be it hundreds. The first failure pays and opens an incident; requests that were *sent before* it are
-//!   repeated for nothing, those sent to the same replica later knew better and pay. A replica has one incident a
-//!   window, so that one that breaks everything it is given soon pays for each.
+//!   repeated for nothing, those sent to the same replica later knew better and pay, the first of them for all that
+//!   were sent before it fails. So one that breaks everything it is given, one after the other, pays for each.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,7 +40,7 @@ struct Second {
 #[derive(Debug, Default)]
 struct Account {
     seconds: [Second; WINDOW_S],
-    /// When each replica's incident began.
+    /// When each replica's last incident began.
     incidents: BTreeMap<NodeId, Mono>,
 }
 
@@ -61,7 +61,7 @@ impl Account {
         }
         self.second(now).retries += 1;
         if self.incidents.len() < INCIDENTS_MAX {
-            self.incidents.entry(replica.clone()).or_insert(now);
+            self.incidents.insert(replica.clone(), now);
         }
         true
     }
@@ -175,6 +175,16 @@ mod tests {
             assert!((0..300).all(|_| account.withdraw(at(21_000), &node(name), at(20_500))));
         }
         assert_eq!(account.left(at(21_000)), 97);
+    }
+
+    #[test]
+    fn a_replica_that_dies_twice_within_the_window_pays_twice() {
+        let mut account = Account::default();
+        let dead = node("dead");
+        for died_at in [20_000, 24_000] {
+            assert!((0..200).all(|number| account.withdraw(at(died_at + number), &dead, at(died_at - 500))));
+        }
+        assert_eq!(account.left(at(24_500)), 98);
     }
 
     #[test]
