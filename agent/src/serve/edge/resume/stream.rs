@@ -235,6 +235,7 @@ impl Stream {
             Ok(part) => {
                 let took = self.edge.now().since(since);
                 self.edge.count_continued(took);
+                self.ticket.request.visit.continues();
                 let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                 let to = part.as_ref().map(|part| part.node.as_str());
                 info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
@@ -251,6 +252,7 @@ impl Stream {
     fn fail(&mut self, code: &str, why: &str) {
         warn!(request_id = ?self.ticket.request.request_id, code, why, "stream failed");
         self.edge.count_failure();
+        self.ticket.request.visit.is_cut();
         let message = format!("stream was cut off: {why}");
         let error =
             json!({"error": {"message": message, "type": "server_error", "param": null, "code": code}});

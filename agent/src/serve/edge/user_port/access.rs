@@ -124,7 +124,9 @@ impl Drop for Entry {
             return;
         }
         let now = self.clock.now();
-        let Told { model, class, nodes, attempt_count, bytes_in } = self.visit.told();
+        let told = self.visit.told();
+        let Told { model, class, nodes, attempt_count, bytes_in, continuation_count, is_cut } = told;
+        let end = if is_cut { End::Cut } else { self.end.unwrap_or(End::Gone) };
         let Asked { request_id, client, method, path, version } = &self.asked;
         let nodes: Vec<&str> = nodes.iter().map(cic_common::id::NodeId::as_str).collect();
         info!(
@@ -140,12 +142,13 @@ impl Drop for Entry {
             status = self.status.map_or(CLIENT_LEFT, |status| status.as_u16()),
             nodes = nodes.join(","),
             attempt_count,
+            continuation_count,
             bytes_in,
             bytes_out = self.bytes_out,
             first_byte_ms = self.first_byte_at.map(|at| ms(at.since(self.began))),
             total_ms = ms(now.since(self.began)),
             overhead_us = u64::try_from(self.overhead.as_micros()).unwrap_or(u64::MAX),
-            ended = self.end.unwrap_or(End::Gone).as_str(),
+            ended = end.as_str(),
             "request"
         );
     }

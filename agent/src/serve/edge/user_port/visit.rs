@@ -39,6 +39,10 @@ pub(super) struct Told {
     pub(super) nodes: Vec<NodeId>,
     pub(super) attempt_count: u32,
     pub(super) bytes_in: u64,
+    /// Times that another replica went on with its stream.
+    pub(super) continuation_count: u32,
+    /// Its stream ended in an error event.
+    pub(super) is_cut: bool,
 }
 
 impl Visit {
@@ -70,6 +74,16 @@ impl Visit {
                 told.nodes.push(node.clone());
             }
         });
+    }
+
+    /// Another replica goes on with its stream.
+    pub(in crate::serve::edge) fn continues(&self) {
+        self.tell(|told| told.continuation_count += 1);
+    }
+
+    /// Its stream ends in an error event.
+    pub(in crate::serve::edge) fn is_cut(&self) {
+        self.tell(|told| told.is_cut = true);
     }
 
     pub(super) fn brought(&self, bytes: usize) {
