@@ -260,9 +260,9 @@ impl Driver {
                 }
                 None => (Reading::default(), Err(ProbeFault::Health("the engine is not running".to_owned()))),
             };
-            if let Some(work) = reading.after {
-                edge.engine_queues(u32::try_from(work.waiting).unwrap_or(u32::MAX));
-            }
+            // An engine that tells nothing holds nobody back.
+            let waiting = reading.after.map_or(0, |work| work.waiting);
+            edge.engine_queues(u32::try_from(waiting).unwrap_or(u32::MAX));
             Ok(events.send(Event::EngineProbed { pid, reading, result }).await?)
         });
     }

@@ -61,7 +61,10 @@ impl Fleet {
         let said_at = self.deployments.get(name).and_then(|wanted| wanted.missing_at);
         let is_said = said_at.is_some_and(|at| now.since(at) < WORD_LASTS);
         let serves = |node: &Node| node.is_serving() || is_fresh_silence(now, node);
-        is_said && !self.members(name).any(|(_, node)| serves(node))
+        let model = |name| self.deployments.get(name).map(|wanted| &wanted.deployment.model.name);
+        // Whoever serves the model under another name, as a canary's elder, serves it.
+        let mut alike = self.deployments.keys().filter(|other| model(*other) == model(name));
+        is_said && !alike.any(|other| self.members(other).any(|(_, node)| serves(node)))
     }
 
     /// Nodes of the deployment that are there or coming, as far as launches go by them.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
@@ -13,6 +14,9 @@ use super::pulse::as_ms;
 /// Events kept while a controller is away. The next heartbeat carries the whole state anyway, so what is lost
 /// beyond this is history.
 const EVENTS_MAX: usize = 256;
+
+/// What an edge missed longer ago than this, it says again if it still does (every 5 s).
+const PASSES_AFTER: Duration = Duration::from_secs(15);
 
 /// The order of sending: notices before anything else, then by number.
 type Place = (bool, u64);
@@ -34,6 +38,9 @@ impl Outbox {
     /// Puts an event in. When full the oldest that is no notice makes room.
     pub(super) fn put(&self, seq: u64, event: NodeEvent, now: Mono) {
         let mut events = self.lock();
+        if is_passing(&event) {
+            events.retain(|_, waiting| waiting.event != event);
+        }
         if events.len() >= EVENTS_MAX {
             let oldest = events.keys().find(|(later, _)| *later).or_else(|| events.keys().next()).copied();
             if let Some(place) = oldest {
@@ -56,7 +63,9 @@ impl Outbox {
 
     /// All that waits, in the order to send it, as it reads at `now`.
     pub(super) fn waiting(&self, now: Mono) -> Vec<(u64, NodeEvent)> {
-        self.lock().iter().map(|((_, seq), waiting)| (*seq, waiting.at(now))).collect()
+        let mut events = self.lock();
+        events.retain(|_, waiting| !is_passing(&waiting.event) || now.since(waiting.told_at) < PASSES_AFTER);
+        events.iter().map(|((_, seq), waiting)| (*seq, waiting.at(now))).collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -82,6 +91,11 @@ impl Waiting {
         }
         event
     }
+}
+
+/// Whether it is said of a moment, and worth nothing when that is over.
+fn is_passing(event: &NodeEvent) -> bool {
+    matches!(event, NodeEvent::ReplicasMissing { .. })
 }
 
 fn is_later(event: &NodeEvent) -> bool {

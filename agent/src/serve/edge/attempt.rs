@@ -158,7 +158,7 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
         }
         if let Some(event) = framer.next() {
             match read(&event) {
-                Said::Moved => return Err(Failure::NotTaken("handed over at once".to_owned())),
+                Said::Moved => return Err(Failure::Refused("handed over at once".to_owned())),
                 Said::Done => return Err(broken("stream ended before it began".to_owned())),
                 Said::Chunk(chunk) => {
                     if let Some(why) = chunk.failure() {

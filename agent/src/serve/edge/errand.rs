@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cic_common::id::NodeId;
+use cic_common::route::Class;
 use cic_common::time::Mono;
 use hyper::header::HeaderMap;
 use hyper::{Response, StatusCode};
@@ -36,6 +37,8 @@ pub(super) struct Errand {
     pub(super) started: Mono,
     /// Tried last: the replica that this very stream was lost on.
     passed_over: Option<NodeId>,
+    /// One attempt may take so long.
+    answer_within: Duration,
     pub(super) broken_count: u32,
     attempt_count: u32,
     pub(super) last_why: String,
@@ -75,6 +78,7 @@ impl Errand {
             flight: None,
             started,
             passed_over: None,
+            answer_within: REQUEST_MAX,
             broken_count: 0,
             attempt_count: 0,
             last_why: "no node serves it now".to_owned(),
@@ -88,6 +92,10 @@ impl Errand {
     /// Tries `node` only when there is no other.
     pub(super) fn passing(self, node: NodeId) -> Self {
         Self { passed_over: Some(node), ..self }
+    }
+
+    pub(super) fn answered_within(self, answer_within: Duration) -> Self {
+        Self { answer_within, ..self }
     }
 
     fn is_over(&self, now: Mono) -> bool {
@@ -177,6 +185,7 @@ impl Edge {
                 excluded: &excluded,
             };
             let Some(turn) = self.shared.choice.pick(&wish) else {
+                errand.slot = None;
                 // A stalled engine is for requests that nobody takes, not for those that somebody has no room for yet.
                 if errand.full.is_none() && !std::mem::replace(&mut errand.request.is_last_resort, true) {
                     tried.clear();
@@ -201,7 +210,9 @@ impl Edge {
 
     async fn attempt(&self, errand: &mut Errand, upstream: &Upstream, turn: Turn) -> Result<Found, ()> {
         let shared = &self.shared;
-        let (class, admission) = (errand.request.class, &shared.scarcity.admission);
+        let admission = &shared.scarcity.admission;
+        // A stream was let in before: what it needs to go on is not shed half-way.
+        let class = if errand.flight.is_some() { errand.request.class } else { Class::LatencyCritical };
         let own_flight = match upstream {
             Upstream::Own { .. } => {
                 let Some(slot) = errand.slot.take().or_else(|| admission.enter(class)) else {
@@ -224,7 +235,7 @@ impl Edge {
         }
         let mut cut = self.until_lost(upstream);
         let sent_at = shared.clock.now();
-        let left = REQUEST_MAX.saturating_sub(sent_at.since(errand.started));
+        let left = REQUEST_MAX.saturating_sub(sent_at.since(errand.started)).min(errand.answer_within);
         // Cancel safe: an attempt that is dropped closes its connection.
         let result = tokio::select! {
             result = attempt(&shared.pool, upstream, &errand.request) => result,

@@ -21,7 +21,7 @@ use super::answer::{
     LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_full,
     refuse_peer,
 };
-use super::choice::Choice;
+use super::choice::{Candidate, Choice};
 use super::counts::{Counts, CutStreams, Flow};
 use super::errand::response_of;
 use super::lifeline::Lifeline;
@@ -34,6 +34,12 @@ use super::routes::Routes;
 use super::scarcity::{Scarcity, ScarcitySpec};
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
+
+/// Longest name of a model that is looked up, logged or told of; file systems allow no longer component.
+const MODEL_BYTES_MAX: usize = 255;
+
+/// Of a longer one, so much is shown to whoever asked for it.
+const MODEL_SHOWN_CHARS: usize = 32;
 
 /// Models whose engines' names are remembered: more than any fleet here serves.
 const FINGERPRINTS_MAX: usize = 256;
@@ -232,6 +238,8 @@ impl Edge {
     pub async fn from_peer(&self, request: Request<Incoming>) -> Response<PeerBody> {
         let is_last_resort = request.headers().contains_key(LAST_RESORT_HEADER);
         let is_resumable = request.headers().contains_key(RESUMABLE_HEADER);
+        // Before the mode is looked at, so that none is missed.
+        let mut handed_over = self.until_handed_over();
         let upstream = match &*self.shared.own.borrow() {
             Some(own) if own.takes(is_last_resort) => self.own(own.port),
             Some(own) => return refuse_peer(own.mode.reason()),
@@ -252,16 +260,16 @@ impl Edge {
         // Cancel safe: a request that is dropped closes its connection. Its sender has had nothing of the answer.
         let sent = tokio::select! {
             sent = sending => sent,
-            () = self.until_handed_over() => return refuse_peer("handed over"),
+            () = &mut handed_over => return refuse_peer("handed over"),
         };
         match sent {
             Ok((response, lease)) => {
                 let (head, body) = response.into_parts();
                 let rest = Some((body, lease));
                 let guards = Guards { flights: vec![flight], turn: None };
-                let cut = if is_resumable { self.until_handed_over() } else { Cut::never() };
+                let cut = if is_resumable { handed_over } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
-                let body = if is_resumable { body.with_last_words(Bytes::from_static(MOVED)) } else { body };
+                let body = if is_resumable { body.offering(Bytes::from_static(MOVED)) } else { body };
                 let mut response = response_of(head.status, head.headers, body);
                 self.mark(&mut response, upstream.node());
                 self.own_load().put(response.headers_mut());
@@ -331,7 +339,10 @@ impl Edge {
 
     /// Whether anyone but `node` may be asked for `model`.
     pub(super) fn has_other(&self, model: &str, node: &NodeId) -> bool {
-        self.candidates(model, false).iter().any(|candidate| candidate.node() != node)
+        let is_other = |candidate: &Arc<Candidate>| {
+            candidate.node() != node && !self.shared.lifeline.is_dead(candidate.upstream())
+        };
+        self.candidates(model, false).iter().any(is_other)
     }
 
     pub(super) fn rooms(&self) -> &Rooms {
@@ -339,9 +350,13 @@ impl Edge {
     }
 
     /// Counts a stream that was cut on `node`; requests pass that one over for a while.
-    pub(super) fn count_cut(&self, node: &NodeId) {
+    pub(super) fn count_cut(&self, node: &NodeId, is_unreached: bool) {
         self.shared.counts.cut();
-        self.shared.choice.failed(node);
+        if is_unreached {
+            self.shared.choice.failed(node);
+        } else {
+            self.shared.choice.erred(node);
+        }
     }
 
     /// Whether the budget pays for repeating what failed at `node`, which had it since `sent_at`.
@@ -382,6 +397,10 @@ impl Edge {
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
         let known = self.known_models();
+        if let Some(model) = request.model().filter(|model| model.len() > MODEL_BYTES_MAX) {
+            let model = model.chars().take(MODEL_SHOWN_CHARS).chain(['…']).collect();
+            return Err(Refusal::UnknownModel { model, known });
+        }
         let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
             (Some(model), []) => Ok(model),

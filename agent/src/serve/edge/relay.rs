@@ -63,8 +63,8 @@ pub(super) struct Relay {
     guards: Guards,
     /// Counts a stream that breaks; `None` where the receiver can still hide that.
     counts: Option<Counts>,
-    /// Said when it is cut, instead of breaking off.
-    last_words: Option<Bytes>,
+    /// Said when it is to be cut, instead of breaking off: a reader that can go on elsewhere does.
+    offer: Option<Bytes>,
 }
 
 impl Relay {
@@ -75,12 +75,12 @@ impl Relay {
         guards: Guards,
         counts: Option<Counts>,
     ) -> Self {
-        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts, last_words: None }
+        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts, offer: None }
     }
 
-    /// Ends with `last_words` when it is cut, so that the reader knows it for no fault.
-    pub(super) fn with_last_words(self, last_words: Bytes) -> Self {
-        Self { last_words: Some(last_words), ..self }
+    /// Says `offer` when it is to be cut, and goes on as long as its reader does.
+    pub(super) fn offering(self, offer: Bytes) -> Self {
+        Self { offer: Some(offer), ..self }
     }
 
     fn end(&mut self) {
@@ -128,9 +128,9 @@ impl Body for Relay {
             }
             Poll::Pending => {
                 if Pin::new(&mut this.cut).poll(context).is_ready() {
-                    if let Some(last_words) = this.last_words.take() {
-                        this.end();
-                        return Poll::Ready(Some(Ok(Frame::data(last_words))));
+                    if let Some(offer) = this.offer.take() {
+                        this.cut = Cut::never();
+                        return Poll::Ready(Some(Ok(Frame::data(offer))));
                     }
                     return this.broken("replica is presumed dead".into());
                 }

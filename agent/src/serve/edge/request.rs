@@ -80,6 +80,8 @@ impl Buffered {
         headers.remove(LAST_RESORT_HEADER);
         headers.remove(RESUMABLE_HEADER);
         headers.insert(REQUEST_ID_HEADER, request_id.clone());
+        // As it was capped, whatever a `Connection` header took away.
+        headers.insert(CLASS_HEADER, HeaderValue::from_static(class.as_str()));
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
         // A path that came in as part of a URI is one.
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
@@ -114,10 +116,10 @@ impl Buffered {
         let target = path.parse().unwrap_or_else(|_| Uri::from_static("/"));
         let body = body.unwrap_or_default();
         // It was let in before, and is not shed half-way.
-        let class = Class::LatencyCritical;
+        let admitted_as = HeaderValue::from_static(Class::LatencyCritical.as_str());
         let mut headers = self.headers.clone();
-        headers.insert(CLASS_HEADER, HeaderValue::from_static(class.as_str()));
-        Self { method, target, headers, body, class, is_last_resort: false, ..self.clone() }
+        headers.insert(CLASS_HEADER, admitted_as);
+        Self { method, target, headers, body, is_last_resort: false, ..self.clone() }
     }
 
     /// The same request for a stream that can be continued, with the body that makes it so.

@@ -1,5 +1,8 @@
 //! Finds another replica for a stream that was cut, and has it go on.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use cic_common::id::NodeId;
 use hyper::StatusCode;
@@ -18,8 +21,15 @@ use crate::serve::edge::request::Buffered;
 const DETOKENIZE: &str = "/detokenize";
 const NOT_WHOLE: char = '\u{FFFD}';
 
+/// One replica has so long for the first event of a continuation. Its prompt is processed anew, tens of thousands of
+/// tokens in seconds; an engine that hangs must not keep the stream while another could go on.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
 /// Tokens decoded to find the characters that were held back for stop strings, beyond one token for each of them.
 const PROOF_TOKENS: usize = 64;
+
+/// Distinct tokens that are decoded one by one, a millisecond or two each.
+const SPELLED_MAX: usize = 160;
 
 /// How it went on, if it did.
 #[derive(Debug)]
@@ -55,7 +65,10 @@ async fn resume(
     out: &mut BytesMut,
 ) -> Result<Option<Part>, Lost> {
     let asker = Asker { edge, ticket, lost };
-    if keeper.is_fresh() {
+    if let Some(why) = keeper.unkeepable() {
+        return Err(Lost::NotExact(why.to_owned()));
+    }
+    if keeper.is_fresh() || keeper.begins_anew() {
         return asker.stream(ticket.request.clone()).await.map(Some);
     }
     let seam = match keeper.seam() {
@@ -68,8 +81,15 @@ async fn resume(
         0 => String::new(),
         chars => {
             let begin = seam.saturating_sub(chars + PROOF_TOKENS);
-            let decoded = asker.decoded(&keeper.emitted[begin..seam]).await?;
-            keeper.held_in(&decoded).map_err(Lost::NotExact)?
+            let tokens = &keeper.emitted[begin..seam];
+            match keeper.held_in(&asker.decoded(tokens).await?) {
+                Ok(held) => held,
+                // The decoder spells special tokens out, which answers leave out.
+                Err(_) => {
+                    let spoken = asker.without_special(tokens).await?;
+                    keeper.held_in(&asker.decoded(&spoken).await?).map_err(Lost::NotExact)?
+                }
+            }
         }
     };
     let is_stop_engines = keeper.turn(seam, held).map_err(Lost::NotExact)?;
@@ -111,7 +131,7 @@ struct Model {
 impl Asker<'_> {
     async fn found(&self, request: Buffered) -> Result<Found, Lost> {
         let errand = Errand::new(self.ticket.model.clone(), request, self.edge.now());
-        let mut errand = errand.passing(self.lost.clone());
+        let mut errand = errand.passing(self.lost.clone()).answered_within(ANSWER_WITHIN);
         let Ok(found) = self.edge.find(&mut errand).await else {
             return Err(Lost::NoReplica(errand.last_why));
         };
@@ -141,6 +161,23 @@ impl Asker<'_> {
         let body = json!({"model": self.ticket.model, "tokens": tokens}).to_string();
         let decoded: Decoded = self.json(DETOKENIZE, Some(body.into())).await?;
         Ok(decoded.prompt)
+    }
+
+    /// `tokens` less those that are spelled as special tokens are: `<|im_end|>`, `</s>`, `[INST]`. What is made of them is
+    /// compared with what the client has.
+    async fn without_special(&self, tokens: &[u32]) -> Result<Vec<u32>, Lost> {
+        let distinct: BTreeSet<u32> = tokens.iter().copied().collect();
+        if distinct.len() > SPELLED_MAX {
+            return Err(Lost::NotExact("its stop strings cannot be followed across the cut".to_owned()));
+        }
+        let mut special = BTreeSet::new();
+        for token in distinct {
+            let text = self.decoded(&[token]).await?;
+            if text.len() > 2 && text.starts_with(['<', '[']) && text.ends_with(['>', ']']) {
+                special.insert(token);
+            }
+        }
+        Ok(tokens.iter().copied().filter(|token| !special.contains(token)).collect())
     }
 
     /// How many of `tokens`, of which the last `doubtful` came in one event with text, end in a whole character.

@@ -91,6 +91,8 @@ pub(in crate::serve::edge) struct Chunk<'a> {
     #[serde(borrow, default)]
     prompt_token_ids: Option<&'a RawValue>,
     #[serde(borrow, default)]
+    usage: Option<&'a RawValue>,
+    #[serde(borrow, default)]
     pub(super) system_fingerprint: Option<&'a RawValue>,
 }
 
@@ -148,12 +150,22 @@ impl<'a> Choice<'a> {
 impl<'a> Chunk<'a> {
     /// Why the engine failed at this stream, if this chunk says so: an error of its own, or an end that is none.
     pub(in crate::serve::edge) fn failure(&self) -> Option<String> {
-        if let Some(error) = self.error {
+        if let Some(error) = self.error.filter(|_| !self.is_client_error()) {
             return Some(format!("engine failed: {}", error.get()));
         }
         let ended = self.choices().iter().find_map(|choice| choice.finish_reason)?;
         matches!(ended.get(), "\"abort\"" | "\"error\"")
             .then(|| format!("engine ended the request with {}", ended.get()))
+    }
+
+    /// Whether it says that the request itself is at fault.
+    pub(in crate::serve::edge) fn is_client_error(&self) -> bool {
+        #[derive(Deserialize)]
+        struct Coded {
+            code: Option<u16>,
+        }
+        let coded = self.error.and_then(|error| serde_json::from_str::<Coded>(error.get()).ok());
+        coded.and_then(|coded| coded.code).is_some_and(|code| (400..500).contains(&code))
     }
 
     pub(super) fn choices(&self) -> &[Choice<'a>] {
@@ -163,12 +175,20 @@ impl<'a> Chunk<'a> {
     /// Whether it is the chunk with the usage, which follows the last of an answer. An engine that aborts a request
     /// before its first token sends this alone.
     pub(in crate::serve::edge) fn is_epilogue(&self) -> bool {
-        self.choices.as_ref().is_some_and(Vec::is_empty)
+        self.usage.is_some() && self.choices.as_ref().is_some_and(Vec::is_empty)
     }
 
     /// Whether an answer is whole with it.
     pub(in crate::serve::edge) fn is_last(&self) -> bool {
         self.choices().iter().any(|choice| choice.finish_reason.is_some())
+    }
+
+    /// Whether it only opens an answer: a role, without text or tokens.
+    pub(super) fn is_opening(&self) -> bool {
+        let is_empty = |choice: &Choice<'_>| {
+            choice.written().is_none() && choice.token_ids.is_none() && choice.finish_reason.is_none()
+        };
+        self.choices().iter().all(is_empty)
     }
 
     pub(super) fn prompt_ids(&self) -> Option<&'a RawValue> {
@@ -178,7 +198,8 @@ impl<'a> Chunk<'a> {
 
 /// Reads one whole event.
 pub(in crate::serve::edge) fn read(event: &[u8]) -> Said<'_> {
-    if event == MOVED {
+    // It may come behind half an event, which no JSON of a whole one can look like.
+    if event.ends_with(MOVED) {
         return Said::Moved;
     }
     let Some(data) = event.strip_prefix(b"data:") else { return Said::Other };
@@ -197,15 +218,36 @@ fn place(event: &[u8], value: &RawValue) -> Range<usize> {
 
 /// Writes `event` with its token ids replaced by null: what vLLM sends to whoever did not ask for them.
 pub(super) fn without_ids(event: &Bytes, chunk: &Chunk<'_>, out: &mut BytesMut) {
+    let changes = id_places(event, chunk).map(|place| (place, "null")).collect();
+    changed(event, changes, out);
+}
+
+/// Writes `event` as one of the answer that began with `id` and `created`.
+pub(super) fn renamed(
+    event: &Bytes,
+    chunk: &Chunk<'_>,
+    (id, created): (&str, &str),
+    hides_ids: bool,
+    out: &mut BytesMut,
+) {
+    let ids = id_places(event, chunk).filter(|_| hides_ids).map(|place| (place, "null"));
+    let names = [(chunk.id, id), (chunk.created, created)];
+    let names = names.into_iter().filter_map(|(value, name)| Some((place(event, value?), name)));
+    changed(event, ids.chain(names).collect(), out);
+}
+
+fn id_places<'a>(event: &'a Bytes, chunk: &'a Chunk<'_>) -> impl Iterator<Item = Range<usize>> + 'a {
     let of_choices = chunk.choices().iter().flat_map(|choice| [choice.prompt_token_ids, choice.token_ids]);
-    let values = of_choices.chain([chunk.prompt_token_ids]).flatten();
-    let mut places: Vec<Range<usize>> = values.map(|value| place(event, value)).collect();
-    places.sort_unstable_by_key(|place| place.start);
+    of_choices.chain([chunk.prompt_token_ids]).flatten().map(|value| place(event, value))
+}
+
+fn changed(event: &Bytes, mut changes: Vec<(Range<usize>, &str)>, out: &mut BytesMut) {
+    changes.sort_unstable_by_key(|(place, _)| place.start);
     out.reserve(event.len());
     let mut written = 0;
-    for place in places {
+    for (place, value) in changes {
         out.put_slice(&event[written..place.start]);
-        out.put_slice(b"null");
+        out.put_slice(value.as_bytes());
         written = place.end;
     }
     out.put_slice(&event[written..]);
@@ -252,6 +294,8 @@ mod tests {
             (br#"data: {"choices":[{"delta":{"content":"{\"error\""},"finish_reason":null}]}"#, false),
             (br#"data: {"choices":[{"text":"a","finish_reason":"stop"}]}"#, false),
             (br#"data: {"error":null,"choices":[]}"#, false),
+            (br#"data: {"error":{"message":"too long","code":400}}"#, false),
+            (br#"data: {"error":{"message":"died","code":500}}"#, true),
         ] {
             let Said::Chunk(chunk) = read(event) else { panic!("{}", String::from_utf8_lossy(event)) };
             assert_eq!(chunk.failure().is_some(), is_failure, "{}", String::from_utf8_lossy(event));

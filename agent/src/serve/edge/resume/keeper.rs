@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde_json::value::RawValue;
 
-use super::event::{Choice, Chunk, Said, add_ids, read, without_ids};
+use super::event::{Choice, Chunk, Said, add_ids, read, renamed, without_ids};
 use super::room::Room;
 use super::rule::Terms;
 use super::stops::{Stops, last_chars};
@@ -63,7 +63,7 @@ struct Envelope {
 
 #[derive(Debug)]
 enum Segment {
-    /// The replica that began; it looks for stop strings itself.
+    /// The replica that began, or one that began anew since the client had no text; it looks for stop strings itself.
     First,
     /// `expected` are tokens the client has seen the ids of, to be generated anew.
     Again { expected: VecDeque<u32>, stops: Option<Stops> },
@@ -84,6 +84,9 @@ pub(super) struct Keeper {
     fingerprint: Option<String>,
     is_finished: bool,
     is_usage_sent: bool,
+    /// A replica began anew: its answer goes on under the first one's name.
+    is_anew: bool,
+    unkeepable: Option<String>,
     room: Room,
 }
 
@@ -101,6 +104,8 @@ impl Keeper {
             fingerprint,
             is_finished: false,
             is_usage_sent: false,
+            is_anew: false,
+            unkeepable: None,
             room,
         }
     }
@@ -124,6 +129,11 @@ impl Keeper {
                     Heard::Unkept("events that are not understood".to_owned())
                 }
             }
+            Said::Chunk(chunk) if chunk.is_client_error() => {
+                out.put_slice(event);
+                (self.is_finished, self.is_usage_sent) = (true, true);
+                Heard::Goes
+            }
             Said::Chunk(chunk) => match chunk.failure() {
                 Some(why) if !self.is_finished => Heard::Cut(why),
                 // The answer is whole; only its last formalities are missing.
@@ -141,11 +151,16 @@ impl Keeper {
         if chunk.is_epilogue() && !self.is_finished {
             return Heard::Cut("engine gave the request up".to_owned());
         }
+        let before = self.envelope.clone();
         let taken = self.take(chunk);
-        if self.terms.with_ids {
-            out.put_slice(event);
-        } else {
-            without_ids(event, chunk, out);
+        match before.filter(|_| self.is_anew) {
+            // Begun anew, and the client has that of the first time.
+            Some(_) if chunk.is_opening() => {}
+            Some(Envelope { id, created, .. }) => {
+                renamed(event, chunk, (&id, &created), !self.terms.with_ids, out);
+            }
+            None if self.terms.with_ids => out.put_slice(event),
+            None => without_ids(event, chunk, out),
         }
         self.is_usage_sent |= chunk.is_epilogue();
         match taken {
@@ -226,9 +241,8 @@ impl Keeper {
         }
         let Some(choice) = chunk.choices().first() else { return Heard::Goes };
         let from = self.emitted.len();
-        if let Err(why) = self.add_tokens(choice) {
-            return Heard::Refused(why);
-        }
+        // What it has goes on; another cut would be its last.
+        self.unkeepable = self.add_tokens(choice).err().or(self.unkeepable.take());
         self.advance(from, choice.written().is_some());
         let mut text: String =
             choice.written().and_then(|text| serde_json::from_str(text.get()).ok()).unwrap_or_default();
@@ -350,6 +364,23 @@ impl Keeper {
     /// Whether the client has nothing but comments: such a stream is begun anew.
     pub(super) fn is_fresh(&self) -> bool {
         self.envelope.is_none()
+    }
+
+    /// Why it could not be continued once more, if it could not.
+    pub(super) fn unkeepable(&self) -> Option<&str> {
+        self.unkeepable.as_deref()
+    }
+
+    /// Whether the client has no text of a chat yet, nor ids: the same request can begin anew, which keeps whatever the
+    /// engine makes of the beginning of an answer.
+    pub(super) fn begins_anew(&mut self) -> bool {
+        let has_nothing = matches!(self.segment, Segment::First) && self.seam == Seam::At(0);
+        let can = has_nothing && self.terms.is_chat && (self.emitted.is_empty() || !self.terms.with_ids);
+        if can {
+            self.emitted.clear();
+            self.is_anew = true;
+        }
+        can
     }
 
     pub(super) fn seam(&self) -> Seam {

@@ -126,7 +126,8 @@ impl Terms {
             stop,
             keeps_stop: fields.get("include_stop_str_in_output").is_some_and(|value| value.get() == "true"),
             with_usage: stream_options.include_usage.unwrap_or(false),
-            with_usage_always: stream_options.continuous_usage_stats.unwrap_or(false),
+            with_usage_always: stream_options.include_usage == Some(true)
+                && stream_options.continuous_usage_stats == Some(true),
             with_ids,
         })
     }
@@ -223,7 +224,9 @@ fn judge(name: &str, value: &str, is_greedy: bool, fields: &Fields<'_>) -> Resul
         | "chat_template"
         | "chat_template_kwargs"
         | "reasoning_effort"
-        | "include_reasoning"
+        | "verbosity"
+        | "web_search_options"
+        | "prompt_cache_retention"
         | "parallel_tool_calls"
         | "length_penalty"
         | "truncation_side"
@@ -245,7 +248,8 @@ fn judge(name: &str, value: &str, is_greedy: bool, fields: &Fields<'_>) -> Resul
         },
         "top_logprobs" => only(&["0"]),
         "logprobs" | "echo" | "use_beam_search" | "watermarking" => only(&["false"]),
-        "spaces_between_special_tokens" => only(&["true"]),
+        "spaces_between_special_tokens" | "include_reasoning" => only(&["true"]),
+        "modalities" => only(&[r#"["text"]"#]),
         "bad_words" => only(&["[]"]),
         "prompt_logprobs"
         | "logprob_token_ids"
@@ -275,6 +279,8 @@ fn judge(name: &str, value: &str, is_greedy: bool, fields: &Fields<'_>) -> Resul
         "messages" => Err("a message that is more than text".to_owned()),
         "prompt" if is_one_prompt(value) => Ok(Use::Spent),
         "prompt" => Err("several prompts".to_owned()),
+        // Asks for nothing.
+        _ if value == "null" => Ok(Use::Spent),
         _ => Err(format!("`{name}`, which is not known here")),
     }
 }
@@ -379,6 +385,7 @@ mod tests {
             json!({"frequency_penalty": 0.0, "presence_penalty": 0, "repetition_penalty": 1.2}),
             json!({"response_format": {"type": "text"}, "tools": [], "user": "u"}),
             json!({"tools": [{"type": "function"}], "tool_choice": "none"}),
+            json!({"functions": null, "modalities": ["text"], "include_reasoning": true}),
             json!({"logit_bias": {"5": -1}, "min_tokens": 3, "stream_options": {"include_usage": true}}),
         ] {
             assert!(matches!(planned(CHATS, &fields), Plan::Keep(_)), "{fields}");
@@ -412,6 +419,7 @@ mod tests {
             (json!({"bad_words": ["x"]}), "bad_words"),
             (json!({"stop": ["x"], "min_tokens": 2}), "min_tokens"),
             (json!({"something_new": 1}), "something_new"),
+            (json!({"include_reasoning": false}), "include_reasoning"),
             (json!({"max_tokens": "many"}), "max_tokens"),
         ] {
             match planned(COMPLETIONS, &fields) {

@@ -18,7 +18,7 @@ use tokio::time::{Sleep, sleep};
 use tracing::{debug, info, warn};
 
 use super::again::{Lost, Outcome, go_on};
-use super::event::{EVENT_BYTES_MAX, Framer, Said, read};
+use super::event::{EVENT_BYTES_MAX, Framer, Said, read, without_ids};
 use super::keeper::{Heard, Keeper};
 use super::rule::Terms;
 use crate::serve::edge::counts::InFlight;
@@ -36,7 +36,7 @@ const CONTINUATIONS_MAX: u32 = 6;
 /// Events are gathered up to this before they are passed on together.
 const GATHERED_BYTES_MAX: usize = 16 << 10;
 
-/// A replica that sends nothing for one of these is given up if the stream can go on at another, and after four in any
+/// A replica that sends nothing for one whole span is given up if the stream can go on at another, after four in any
 /// case: between two tokens of one stream real engines
 /// under load stay under 10 s, and the engine's own stall rule kills at 120 s (design table).
 const QUIET: Duration = Duration::from_secs(30);
@@ -66,18 +66,30 @@ pub(in crate::serve::edge) struct Part {
 enum Loss {
     /// Its node drains: nothing is wrong.
     HandOver,
+    /// The engine says so, perhaps because of this request.
+    Failed(String),
+    /// It is not to be reached.
     Fault(String),
+}
+
+/// A stream that is not kept: only how it ends is seen.
+#[derive(Debug)]
+struct Watched {
+    /// Why it cannot be continued.
+    why: String,
+    /// Its request asked for one answer, so that an end is the end.
+    is_single: bool,
+    is_finished: bool,
+    /// Token ids were asked for by this edge, not by the user.
+    hides_ids: bool,
 }
 
 /// Whether the stream can be continued.
 #[derive(Debug)]
 enum Care {
     Keep(Box<Keeper>),
-    /// It cannot, for this reason.
-    Watch {
-        why: String,
-        is_finished: bool,
-    },
+    /// It cannot.
+    Watch(Watched),
     /// A continuation is under way and has the keeper.
     Away,
 }
@@ -103,6 +115,8 @@ pub(in crate::serve::edge) struct Stream {
     is_done: bool,
     fault_count: u32,
     timer: Pin<Box<Sleep>>,
+    /// Something came since the timer was set.
+    is_news: bool,
     quiet_count: u32,
 }
 
@@ -139,7 +153,13 @@ impl Stream {
         why: String,
         part: Part,
     ) -> Self {
-        Self::new(edge, ticket, flight, Care::Watch { why, is_finished: false }, part)
+        Self::new(
+            edge,
+            ticket,
+            flight,
+            Care::Watch(Watched { why, is_single: false, is_finished: false, hides_ids: false }),
+            part,
+        )
     }
 
     fn new(edge: Edge, ticket: Ticket, flight: Option<InFlight>, care: Care, part: Part) -> Self {
@@ -153,15 +173,18 @@ impl Stream {
             is_done: false,
             fault_count: 0,
             timer: Box::pin(sleep(QUIET)),
+            is_news: false,
             quiet_count: 0,
         }
     }
 
     /// Takes one event of the replica.
     fn hear(&mut self, event: Bytes) {
+        // Keep-alive comments of an engine that hangs are none.
+        self.is_news |= !event.starts_with(b":");
         let heard = match &mut self.care {
             Care::Keep(keeper) => keeper.hear(&event, &mut self.out),
-            Care::Watch { is_finished, .. } => watch(&event, is_finished, &mut self.out),
+            Care::Watch(watched) => watched.hear(&event, &mut self.out),
             Care::Away => Heard::Goes,
         };
         match heard {
@@ -174,11 +197,19 @@ impl Stream {
             }
             Heard::Over => self.state = State::Over,
             Heard::Moved => self.cut(Loss::HandOver),
-            Heard::Cut(why) => self.cut(Loss::Fault(why)),
+            Heard::Cut(why) => self.cut(Loss::Failed(why)),
             Heard::Unkept(why) => {
                 debug!(request_id = ?self.ticket.request.request_id, why, "stream cannot be continued");
-                let is_finished = matches!(&self.care, Care::Keep(keeper) if keeper.is_finished());
-                self.care = Care::Watch { why, is_finished };
+                if let Care::Keep(keeper) = &self.care {
+                    let (is_finished, hides_ids) = (keeper.is_finished(), !keeper.terms.with_ids);
+                    self.care = Care::Watch(Watched { why, is_single: true, is_finished, hides_ids });
+                }
+                if let State::Flows(part) = &mut self.state
+                    && part.node == *self.edge.node()
+                {
+                    // What cannot go on elsewhere is not handed over.
+                    part.cut = Cut::never();
+                }
             }
             Heard::Refused(why) => self.fail("stream_not_resumable", &why),
         }
@@ -193,15 +224,18 @@ impl Stream {
         let Part { node, sent_at, .. } = part;
         let care = match std::mem::replace(&mut self.care, Care::Away) {
             Care::Keep(mut keeper) if keeper.is_finished() => return keeper.close(&mut self.out),
-            Care::Watch { is_finished: true, .. } => return self.out.put_slice(b"data: [DONE]\n\n"),
+            Care::Watch(Watched { is_single: true, is_finished: true, .. }) => {
+                return self.out.put_slice(b"data: [DONE]\n\n");
+            }
             Care::Away => return,
-            care @ (Care::Keep(_) | Care::Watch { .. }) => care,
+            care @ (Care::Keep(_) | Care::Watch(_)) => care,
         };
+        let is_unreached = matches!(loss, Loss::Fault(_));
         let why = match loss {
             Loss::HandOver => "its node hands it over".to_owned(),
-            Loss::Fault(why) => {
+            Loss::Failed(why) | Loss::Fault(why) => {
                 self.fault_count += 1;
-                self.edge.count_cut(&node);
+                self.edge.count_cut(&node, is_unreached);
                 if self.fault_count > CONTINUATIONS_MAX {
                     return self
                         .fail("replicas_failed", &format!("cut off too often, last by {node}: {why}"));
@@ -220,7 +254,7 @@ impl Stream {
                 let (edge, ticket, now) = (self.edge.clone(), self.ticket.clone(), self.edge.now());
                 self.state = State::GoesOn(Box::pin(go_on(edge, ticket, keeper, node)), now);
             }
-            Care::Watch { why: reason, .. } => {
+            Care::Watch(Watched { why: reason, .. }) => {
                 let why = format!("{node}: {why}; it cannot be continued: {reason}");
                 self.fail("stream_not_resumable", &why);
             }
@@ -240,7 +274,7 @@ impl Stream {
                 let to = part.as_ref().map(|part| part.node.as_str());
                 info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
                 self.care = Care::Keep(keeper);
-                self.quiet_count = 0;
+                (self.is_news, self.quiet_count) = (true, 0);
                 self.state = part.map_or(State::Over, State::Flows);
             }
             Err(Lost::NotExact(why)) => self.fail("stream_not_resumable", &why),
@@ -269,7 +303,6 @@ impl Stream {
         };
         match Pin::new(body).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.quiet_count = 0;
                 if let Ok(data) = frame.into_data() {
                     part.framer.push(data);
                 }
@@ -293,7 +326,9 @@ impl Stream {
                 }
                 while self.timer.as_mut().poll(context).is_ready() {
                     self.timer.as_mut().set(sleep(QUIET));
-                    self.quiet_count += 1;
+                    // Of two whole spans at least one without news: between one and two of them long.
+                    self.quiet_count =
+                        if std::mem::take(&mut self.is_news) { 0 } else { self.quiet_count + 1 };
                 }
                 let may_move = matches!(self.care, Care::Keep(_)) && self.quiet_count > 0;
                 let is_lost = may_move && self.edge.has_other(&self.ticket.model, &part.node);
@@ -307,26 +342,32 @@ impl Stream {
     }
 }
 
-/// A stream that is not kept: only its failure is seen.
-fn watch(event: &Bytes, is_finished: &mut bool, out: &mut BytesMut) -> Heard {
-    let said = read(event);
-    match &said {
-        Said::Done if *is_finished => {}
-        Said::Done => return Heard::Cut("stream ended before its answer was whole".to_owned()),
-        Said::Moved => return Heard::Moved,
-        Said::Chunk(chunk) => {
-            if let Some(why) = chunk.failure() {
-                return Heard::Cut(why);
+impl Watched {
+    fn hear(&mut self, event: &Bytes, out: &mut BytesMut) -> Heard {
+        let said = read(event);
+        match &said {
+            Said::Done if self.is_finished => {}
+            Said::Done => return Heard::Cut("stream ended before its answer was whole".to_owned()),
+            // An offer, which such a stream cannot take: its replica goes on as long as it can.
+            Said::Moved => return Heard::Goes,
+            Said::Chunk(chunk) => {
+                if let Some(why) = chunk.failure() {
+                    return Heard::Cut(why);
+                }
+                if chunk.is_epilogue() && !self.is_finished {
+                    return Heard::Cut("engine gave the request up".to_owned());
+                }
+                self.is_finished |= chunk.is_last() || chunk.is_client_error();
+                if self.hides_ids {
+                    without_ids(event, chunk, out);
+                    return Heard::Goes;
+                }
             }
-            if chunk.is_epilogue() && !*is_finished {
-                return Heard::Cut("engine gave the request up".to_owned());
-            }
-            *is_finished |= chunk.is_last();
+            Said::Other => {}
         }
-        Said::Other => {}
+        out.put_slice(event);
+        if matches!(said, Said::Done) { Heard::Done } else { Heard::Goes }
     }
-    out.put_slice(event);
-    if matches!(said, Said::Done) { Heard::Done } else { Heard::Goes }
 }
 
 impl Body for Stream {

@@ -17,7 +17,7 @@ const TOKENS: [&[u8]; 12] =
 const PROMPT: [u32; 3] = [1, 2, 3];
 
 /// Writes the rest of the answer after `emitted` tokens, `merged` of them an event, as vLLM would.
-fn engine(body: &Value, is_chat: bool, merged: usize) -> Vec<Bytes> {
+fn engine(body: &Value, is_chat: bool, merged: usize, id: &str) -> Vec<Bytes> {
     let emitted = body["prompt"].as_array().map_or(0, |prompt| prompt.len() - PROMPT.len());
     let stops: Vec<&str> =
         body["stop"].as_array().map_or(Vec::new(), |stops| stops.iter().filter_map(Value::as_str).collect());
@@ -26,7 +26,7 @@ fn engine(body: &Value, is_chat: bool, merged: usize) -> Vec<Bytes> {
     let mut events = Vec::new();
     let event = |value: Value| Bytes::from(format!("data: {value}\n\n"));
     if is_chat {
-        events.push(event(json!({"id": "c", "created": 5, "model": "m", "prompt_token_ids": PROMPT,
+        events.push(event(json!({"id": id, "created": 5, "model": "m", "prompt_token_ids": PROMPT,
             "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]})));
     }
     let (mut bytes, mut text, mut sent) = (Vec::new(), String::new(), 0);
@@ -64,7 +64,7 @@ fn engine(body: &Value, is_chat: bool, merged: usize) -> Vec<Bytes> {
             choice["prompt_token_ids"] = if is_first { json!(PROMPT) } else { Value::Null };
         }
         is_first = false;
-        events.push(event(json!({"id": "c", "created": 5, "model": "m", "choices": [choice]})));
+        events.push(event(json!({"id": id, "created": 5, "model": "m", "choices": [choice]})));
         if is_last {
             break;
         }
@@ -137,11 +137,12 @@ fn run(path: &str, fields: &Value, merged: usize, cuts: &[usize]) -> Result<Seen
     let Plan::Keep(terms) = plan(path, &Bytes::from(body.to_string())) else { panic!("{fields}") };
     let mut asked: Value = serde_json::from_slice(&terms.body).unwrap();
     asked.as_object_mut().unwrap().remove("prompt");
+    let begun = asked.clone();
     let mut keeper = Keeper::new(*terms, None, Rooms::default().empty());
     let mut out = BytesMut::new();
     let mut is_chat = path.contains("chat");
-    for cut in cuts.iter().copied().chain([usize::MAX]) {
-        let events = engine(&asked, is_chat, merged);
+    for (number, cut) in cuts.iter().copied().chain([usize::MAX]).enumerate() {
+        let events = engine(&asked, is_chat, merged, &format!("c{number}"));
         let mut is_over = false;
         for event in events.iter().take(cut) {
             match keeper.hear(event, &mut out) {
@@ -162,7 +163,8 @@ fn run(path: &str, fields: &Value, merged: usize, cuts: &[usize]) -> Result<Seen
             keeper.close(&mut out);
             return Ok(see(&out));
         }
-        if keeper.is_fresh() {
+        if keeper.is_fresh() || keeper.begins_anew() {
+            (asked, is_chat) = (begun.clone(), path.contains("chat"));
             continue;
         }
         let seam = match keeper.seam() {
@@ -222,6 +224,9 @@ fn a_stream_cut_anywhere_and_more_than_once_shows_what_an_uninterrupted_one_show
                             // A stop string's last token may come with more of them in one event.
                             seen.usage = whole.usage;
                         }
+                        assert_eq!(seen.ids_of_answers.len(), 1, "{path} {fields} {merged} {cuts:?}");
+                        // A replica that was lost before its first event told its name to nobody.
+                        seen.ids_of_answers.clone_from(&whole.ids_of_answers);
                         assert_eq!(seen, whole, "{path} {fields} {merged} {cuts:?}");
                         cut_count += 1;
                     }

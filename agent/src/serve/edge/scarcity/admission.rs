@@ -45,7 +45,7 @@ impl Default for AdmissionLimits {
 /// What a class may fill of a bound; at least one place, so that a bound of one still serves everybody.
 ///
 /// A tenth is kept for those who wait for each token, three tenths from batch work: batch is shed first.
-fn share(most: u32, class: Class) -> u32 {
+pub(super) fn share(most: u32, class: Class) -> u32 {
     let percent = match class {
         Class::LatencyCritical => 100,
         Class::Standard => 90,
@@ -193,7 +193,9 @@ impl Admission {
         let mut gate = self.lock();
         let place = gate.ledger.stand(class)?;
         gate.callers.insert(place, caller);
-        drop(gate);
+        // A place may have become free since it was refused one.
+        let admitted = gate.ledger.let_in();
+        self.call(gate, &admitted);
         Some(InLine { admission: self.clone(), place, called })
     }
 

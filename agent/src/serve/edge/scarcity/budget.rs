@@ -7,7 +7,8 @@
 //! - A replica's death is one event. All that it had in flight fails in the same moment, and all of it must be
 //!   repeated, be it hundreds. The first failure pays and opens an incident; requests that were *sent before* it are
 //!   repeated for nothing, those sent to the same replica later knew better and pay, the first of them for all that
-//!   were sent before it fails. So one that breaks everything it is given, one after the other, pays for each.
+//!   were sent before it fails. That holds for two deaths in the window: one that breaks whatever it is given, be it many
+//!   at once, soon pays for each.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,12 +37,23 @@ struct Second {
     retries: u64,
 }
 
+/// Deaths of one replica within the window that are taken for such. A machine does not come back a third time within 10 s;
+/// one that fails more often than that only breaks what it is given.
+const INCIDENTS_EACH: u32 = 2;
+
+/// A replica's deaths of late.
+#[derive(Debug, Clone, Copy)]
+struct Incident {
+    first_at: Mono,
+    last_at: Mono,
+    count: u32,
+}
+
 /// What was asked and repeated of late, without a clock.
 #[derive(Debug, Default)]
 struct Account {
     seconds: [Second; WINDOW_S],
-    /// When each replica's last incident began.
-    incidents: BTreeMap<NodeId, Mono>,
+    incidents: BTreeMap<NodeId, Incident>,
 }
 
 impl Account {
@@ -52,8 +64,8 @@ impl Account {
     /// Whether the failure of what `replica` was sent at `sent_at` may be followed by another attempt.
     fn withdraw(&mut self, now: Mono, replica: &NodeId, sent_at: Mono) -> bool {
         let window = Duration::from_secs(WINDOW_S as u64);
-        self.incidents.retain(|_, began_at| now.since(*began_at) < window);
-        if self.incidents.get(replica).is_some_and(|began_at| sent_at <= *began_at) {
+        self.incidents.retain(|_, incident| now.since(incident.first_at) < window);
+        if self.incidents.get(replica).is_some_and(|incident| sent_at <= incident.last_at) {
             return true;
         }
         if self.left(now) == 0 {
@@ -61,7 +73,11 @@ impl Account {
         }
         self.second(now).retries += 1;
         if self.incidents.len() < INCIDENTS_MAX {
-            self.incidents.insert(replica.clone(), now);
+            let fresh = Incident { first_at: now, last_at: now, count: 0 };
+            let incident = self.incidents.entry(replica.clone()).or_insert(fresh);
+            if incident.count < INCIDENTS_EACH {
+                (incident.last_at, incident.count) = (now, incident.count + 1);
+            }
         }
         true
     }

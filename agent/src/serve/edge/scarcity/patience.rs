@@ -10,7 +10,6 @@ use super::super::errand::Errand;
 use super::super::front::{Edge, OwnEngine};
 use super::super::routes::Newest;
 use super::admission::InLine;
-use super::seats::Seat;
 use crate::serve::peer::PeerBody;
 
 /// How long a request waits for a replica to come to be. A replica that was replaced by a ready spare, or a
@@ -36,8 +35,10 @@ const OUTSIDE_TRIES_MAX: u32 = 2;
 #[derive(Debug)]
 pub(in super::super) struct Patience {
     began_at: Option<Mono>,
+    /// Since when some replica is full, as against none there.
+    full_at: Option<Mono>,
     pause: Duration,
-    seat: Option<Seat>,
+    is_counted: bool,
     in_line: Option<InLine>,
     outside_count: u32,
 }
@@ -54,7 +55,14 @@ pub(in super::super) enum Waited {
 
 impl Patience {
     pub(in super::super) fn new() -> Self {
-        Self { began_at: None, pause: PAUSE_INITIAL, seat: None, in_line: None, outside_count: 0 }
+        Self {
+            began_at: None,
+            full_at: None,
+            pause: PAUSE_INITIAL,
+            is_counted: false,
+            in_line: None,
+            outside_count: 0,
+        }
     }
 }
 
@@ -70,7 +78,11 @@ impl Edge {
         let scarcity = &self.shared.scarcity;
         let now = self.shared.clock.now();
         let waited = now.since(*patience.began_at.get_or_insert(now));
-        if errand.full.is_none() && errand.broken_count == 0 && scarcity.missing.seen(&errand.model) {
+        if errand.full.is_none()
+            && errand.broken_count == 0
+            && self.shared.routes.candidates(&errand.model).is_some()
+            && scarcity.missing.seen(&errand.model)
+        {
             scarcity.figures.missing();
         }
         if waited >= OUTSIDE_AFTER && patience.outside_count < OUTSIDE_TRIES_MAX {
@@ -79,20 +91,30 @@ impl Edge {
                 return Waited::Answered(response);
             }
         }
-        let usual = if errand.full.is_some() { FULL_WAIT } else { ABSENT_WAIT };
-        let limit = errand.request.wait.map_or(usual, |asked| asked.min(scarcity.wait_max));
+        let full_for = match errand.full {
+            Some(_) => Some(now.since(*patience.full_at.get_or_insert(now))),
+            None => patience.full_at.take().and(None),
+        };
+        let (limit, waited) = match (errand.request.wait, full_for) {
+            // A stream that was let in before is not turned away half-way for want of room.
+            _ if errand.flight.is_none() => (ABSENT_WAIT, waited),
+            (Some(asked), _) => (asked.min(scarcity.wait_max), waited),
+            (None, Some(full_for)) => (FULL_WAIT, full_for),
+            (None, None) => (ABSENT_WAIT, waited),
+        };
         let Some(left) = limit.checked_sub(waited).filter(|left| !left.is_zero()) else {
             return Waited::Over;
         };
-        if patience.seat.is_none() {
-            let Some(seat) = scarcity.seats.take() else {
-                scarcity.figures.turned_away();
-                return Waited::Over;
-            };
-            scarcity.figures.waited();
-            patience.seat = Some(seat);
+        // Held while it waits, not while it is served.
+        let seat = scarcity.seats.take(errand.request.class);
+        if seat.is_none() && errand.flight.is_some() {
+            scarcity.figures.turned_away();
+            return Waited::Over;
         }
-        if errand.full.is_some() && self.has_own(&errand.model) {
+        if !std::mem::replace(&mut patience.is_counted, true) {
+            scarcity.figures.waited();
+        }
+        if errand.full.is_some() && self.has_own(errand) {
             let before = patience.in_line.take().filter(InLine::rejoin);
             patience.in_line = before.or_else(|| scarcity.admission.stand(errand.request.class));
         }
@@ -105,17 +127,25 @@ impl Edge {
         }
         match (&errand.slot, &mut patience.in_line) {
             (Some(_), _) => patience.in_line = None,
-            (None, Some(in_line)) => errand.slot = in_line.step_aside(),
+            (None, Some(in_line)) => {
+                errand.slot = in_line.step_aside();
+                if errand.slot.is_some() {
+                    // It was called: there is nothing to go back to.
+                    patience.in_line = None;
+                }
+            }
             (None, None) => {}
         }
+        drop(seat);
         patience.pause = (patience.pause * 2).min(PAUSE_MAX);
         errand.full = None;
         Waited::Again
     }
 
-    fn has_own(&self, model: &str) -> bool {
+    /// Whether the own engine would take the request, had it room.
+    fn has_own(&self, errand: &Errand) -> bool {
         let own = self.shared.own.borrow();
-        own.as_ref().is_some_and(|own| own.takes(true) && own.model == model)
+        own.as_ref().is_some_and(|own| own.takes(errand.request.is_last_resort) && own.model == errand.model)
     }
 }
 

@@ -3,6 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use cic_common::route::Class;
+
+use super::admission::share;
+
 /// Requests that wait at once, whatever for. Each holds a connection and its body; at 8 KiB a body they hold 4 MiB, at
 /// the longest allowed one 4 GiB. Users' connections are bounded at 4096, so that some are left for those who do not
 /// wait.
@@ -21,9 +25,9 @@ pub(super) struct Seat {
 }
 
 impl Seats {
-    /// A seat, or none when all are taken.
-    pub(super) fn take(&self) -> Option<Seat> {
-        let next = |taken: u32| (taken < SEATS_MAX).then_some(taken + 1);
+    /// A seat, or none when all that `class` may have are taken.
+    pub(super) fn take(&self, class: Class) -> Option<Seat> {
+        let next = |taken: u32| (taken < share(SEATS_MAX, class)).then_some(taken + 1);
         self.taken.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()?;
         Some(Seat { seats: self.clone() })
     }
@@ -46,11 +50,13 @@ mod tests {
     #[test]
     fn no_more_wait_than_there_are_seats_and_a_seat_is_free_again_when_left() {
         let seats = Seats::default();
-        let mut taken: Vec<Seat> = std::iter::from_fn(|| seats.take()).take(10_000).collect();
+        let mut taken: Vec<Seat> =
+            std::iter::from_fn(|| seats.take(Class::LatencyCritical)).take(10_000).collect();
         assert_eq!(taken.len(), SEATS_MAX as usize);
         taken.pop();
         assert_eq!(seats.taken(), SEATS_MAX - 1);
-        let last = seats.take();
-        assert!(last.is_some() && seats.take().is_none());
+        assert!(seats.take(Class::Standard).is_none(), "the last are for those whom a person waits for");
+        let last = seats.take(Class::LatencyCritical);
+        assert!(last.is_some() && seats.take(Class::LatencyCritical).is_none());
     }
 }

@@ -135,6 +135,8 @@ async fn a_client_that_would_wait_gets_the_replica_that_comes_and_one_that_would
     let (tell, mut told) = mpsc::channel(4);
     let scarcity = ScarcitySpec { tell: Some(tell), ..ScarcitySpec::default() };
     let stand = Stand::scarce(Role::Gateway, scarcity).await;
+    // Nobody is told of a model that no deployment has.
+    stand.route(Vec::new());
     let at_once = ask(&stand, asking("standard", 0)).await;
     assert_eq!(at_once.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(at_once.headers()[RETRY_AFTER], "5");

@@ -66,6 +66,7 @@ pub(super) struct Bill {
     surge: Surge,
     estimate_microusd: u64,
     input_tokens_guess: u64,
+    output_tokens_guess: u64,
     /// The API has the request, and reads its prompt whatever becomes of the answer.
     is_sent: bool,
     is_settled: bool,
@@ -135,9 +136,17 @@ impl Surge {
                 if std::mem::take(&mut *is_stopped) {
                     info!("surge goes on: the hour's budget has room again");
                 }
-                let input_tokens_guess = asking.input_tokens_guess;
+                let (input_tokens_guess, output_tokens_guess) =
+                    (asking.input_tokens_guess, asking.output_tokens_max);
                 let surge = self.clone();
-                Some(Bill { surge, estimate_microusd, input_tokens_guess, is_sent: false, is_settled: false })
+                Some(Bill {
+                    surge,
+                    estimate_microusd,
+                    input_tokens_guess,
+                    output_tokens_guess,
+                    is_sent: false,
+                    is_settled: false,
+                })
             }
             Err(Stop::Full { .. }) => {
                 counts.stops_full.fetch_add(1, Ordering::Relaxed);
@@ -188,7 +197,9 @@ impl Bill {
 impl Drop for Bill {
     fn drop(&mut self) {
         if !self.is_settled {
-            self.pay(if self.is_sent { self.input_tokens_guess } else { 0 }, 0);
+            // Whoever left before the answer told its usage may have left a whole one behind.
+            let sent = u64::from(self.is_sent);
+            self.pay(sent * self.input_tokens_guess, sent * self.output_tokens_guess);
         }
     }
 }
@@ -255,9 +266,9 @@ impl Edge {
     }
 }
 
-/// An answer, or what is wrong with the request itself. A missing model, a wrong key, a limit: those are ours to see.
+/// An answer. What is refused there may be right here: other fields are known, other lengths allowed.
 fn is_for_user(status: StatusCode) -> bool {
-    [StatusCode::OK, StatusCode::BAD_REQUEST, StatusCode::UNPROCESSABLE_ENTITY].contains(&status)
+    status == StatusCode::OK
 }
 
 /// Trusts the public web's authorities, and nobody of this fleet.
