@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::{EdgeReport, Role};
-use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::{Clock, Mono};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
@@ -14,7 +14,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use rustls::ClientConfig;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::answer::{
     LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_full,
@@ -111,8 +110,8 @@ impl Edge {
         let (watcher, asker) = (lifeline.clone(), pool.clone());
         supervisor.spawn("replica lifeline", Kind::Vital, |token| watcher.run(asker, token));
         let scarcity = Scarcity::new(spec.scarcity.clone(), clock, supervisor);
-        let emptied = pool.clone();
-        supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
+        let swept = pool.clone();
+        supervisor.spawn("replica pool", Kind::Vital, |token| swept.sweep(token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock, spec.zone.clone()), Counts::default());
         let (queue, rooms, hand_overs) = (Queue::default(), Rooms::default(), watch::Sender::new(0));
@@ -234,9 +233,9 @@ impl Edge {
         let request_id = request.request_id.clone();
         let sent = self.shared.pool.send(&upstream, request.copy(&upstream.host())).await;
         match sent {
-            Ok((response, lease)) => {
+            Ok(response) => {
                 let (head, body) = response.into_parts();
-                let rest = Some((body, lease));
+                let rest = Some(body);
                 let guards = Guards { flights: vec![flight], turn: None };
                 let cut = if is_resumable { self.until_handed_over() } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
@@ -378,12 +377,6 @@ impl Edge {
             response.headers_mut().insert(NODE_HEADER, value);
         }
     }
-}
-
-async fn empty_at_end(pool: Pool, token: CancellationToken) -> TaskResult {
-    token.cancelled().await;
-    pool.clear();
-    Ok(())
 }
 
 fn entry(model: &str) -> serde_json::Value {

@@ -14,6 +14,7 @@
 mod answer;
 mod attempt;
 mod choice;
+mod connection;
 mod counts;
 mod errand;
 mod front;

@@ -7,12 +7,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 
 use super::choice::Turn;
+use super::connection::Inflow;
 use super::counts::{Counts, InFlight};
-use super::pool::Lease;
 use crate::serve::peer::BodyError;
 
 /// A stream without a frame for this long is dead. Between two tokens of one stream real engines under load stay
@@ -57,7 +57,7 @@ impl std::fmt::Debug for Cut {
 /// A body that frees connection, counters and turn when it ends, however it ends.
 pub(super) struct Relay {
     held: VecDeque<Frame<Bytes>>,
-    rest: Option<(Incoming, Lease)>,
+    rest: Option<Inflow>,
     idle: Pin<Box<Sleep>>,
     cut: Cut,
     guards: Guards,
@@ -70,7 +70,7 @@ pub(super) struct Relay {
 impl Relay {
     pub(super) fn new(
         held: VecDeque<Frame<Bytes>>,
-        rest: Option<(Incoming, Lease)>,
+        rest: Option<Inflow>,
         cut: Cut,
         guards: Guards,
         counts: Option<Counts>,
@@ -109,20 +109,17 @@ impl Body for Relay {
         if let Some(frame) = this.held.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let Some((body, _)) = &mut this.rest else {
+        let Some(body) = &mut this.rest else {
             this.end();
             return Poll::Ready(None);
         };
-        match Pin::new(body).poll_frame(context) {
+        match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.idle.as_mut().set(sleep(STREAM_IDLE_MAX));
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => this.broken(error.into()),
             Poll::Ready(None) => {
-                if let Some((_, lease)) = this.rest.take() {
-                    lease.give_back();
-                }
                 this.end();
                 Poll::Ready(None)
             }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use cic_common::id::NodeId;
 use cic_common::time::Mono;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use serde_json::json;
 use tokio::time::{Sleep, sleep};
 use tracing::{debug, info, warn};
@@ -21,10 +21,10 @@ use super::again::{Lost, Outcome, go_on};
 use super::event::{EVENT_BYTES_MAX, Framer, Said, read};
 use super::keeper::{Heard, Keeper};
 use super::rule::Terms;
+use crate::serve::edge::connection::Inflow;
 use crate::serve::edge::counts::InFlight;
 use crate::serve::edge::errand::Found;
 use crate::serve::edge::front::Edge;
-use crate::serve::edge::pool::Lease;
 use crate::serve::edge::relay::{Cut, Guards};
 use crate::serve::edge::request::Buffered;
 use crate::serve::peer::BodyError;
@@ -54,7 +54,7 @@ pub(in crate::serve::edge) struct Part {
     node: NodeId,
     sent_at: Mono,
     framer: Framer,
-    body: Option<(Incoming, Lease)>,
+    body: Option<Inflow>,
     cut: Cut,
     /// Held for what its drop does.
     _guards: Guards,
@@ -255,11 +255,11 @@ impl Stream {
     /// What the replica sends next; `None` while nothing is there.
     fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let State::Flows(part) = &mut self.state else { return Poll::Ready(()) };
-        let Some((body, _)) = &mut part.body else {
+        let Some(body) = &mut part.body else {
             self.cut(Loss::Fault("stream ended early".to_owned()));
             return Poll::Ready(());
         };
-        match Pin::new(body).poll_frame(context) {
+        match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 self.quiet_count = 0;
                 if let Ok(data) = frame.into_data() {
@@ -271,9 +271,7 @@ impl Stream {
             }
             Poll::Ready(Some(Err(error))) => self.cut(Loss::Fault(format!("connection broke: {error}"))),
             Poll::Ready(None) => {
-                if let Some((_, lease)) = part.body.take() {
-                    lease.give_back();
-                }
+                part.body = None;
                 self.cut(Loss::Fault("stream ended early".to_owned()));
             }
             Poll::Pending => {
