@@ -20,6 +20,7 @@ mod errand;
 mod front;
 mod lifeline;
 mod pool;
+mod quiet;
 mod relay;
 mod replicas;
 mod request;

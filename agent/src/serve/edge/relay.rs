@@ -4,20 +4,15 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
 
 use super::choice::Turn;
 use super::connection::Inflow;
 use super::counts::{Counts, InFlight};
+use super::quiet::Quiet;
 use crate::serve::peer::BodyError;
-
-/// A stream without a frame for this long is dead. Between two tokens of one stream real engines under load stay
-/// under 10 s; the engine's own stall rule kills at 120 s (design table).
-const STREAM_IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// What is counted in until the body ends.
 #[derive(Debug, Default)]
@@ -58,7 +53,7 @@ impl std::fmt::Debug for Cut {
 pub(super) struct Relay {
     held: VecDeque<Frame<Bytes>>,
     rest: Option<Inflow>,
-    idle: Pin<Box<Sleep>>,
+    quiet: Quiet,
     cut: Cut,
     guards: Guards,
     /// Counts a stream that breaks; `None` where the receiver can still hide that.
@@ -75,7 +70,7 @@ impl Relay {
         guards: Guards,
         counts: Option<Counts>,
     ) -> Self {
-        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts, last_words: None }
+        Self { held, rest, quiet: Quiet::default(), cut, guards, counts, last_words: None }
     }
 
     /// Ends with `last_words` when it is cut, so that the reader knows it for no fault.
@@ -115,7 +110,7 @@ impl Body for Relay {
         };
         match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.idle.as_mut().set(sleep(STREAM_IDLE_MAX));
+                this.quiet.heard();
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => this.broken(error.into()),
@@ -131,7 +126,7 @@ impl Body for Relay {
                     }
                     return this.broken("replica is presumed dead".into());
                 }
-                ready!(this.idle.as_mut().poll(context));
+                ready!(this.quiet.poll(context));
                 this.broken("replica sent nothing for too long".into())
             }
         }

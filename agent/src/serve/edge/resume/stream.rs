@@ -7,14 +7,12 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use cic_common::id::NodeId;
 use cic_common::time::Mono;
 use hyper::body::{Body, Frame, SizeHint};
 use serde_json::json;
-use tokio::time::{Sleep, sleep};
 use tracing::{debug, info, warn};
 
 use super::again::{Lost, Outcome, go_on};
@@ -25,6 +23,7 @@ use crate::serve::edge::connection::Inflow;
 use crate::serve::edge::counts::InFlight;
 use crate::serve::edge::errand::Found;
 use crate::serve::edge::front::Edge;
+use crate::serve::edge::quiet::Quiet;
 use crate::serve::edge::relay::{Cut, Guards};
 use crate::serve::edge::request::Buffered;
 use crate::serve::peer::BodyError;
@@ -35,11 +34,6 @@ const CONTINUATIONS_MAX: u32 = 6;
 
 /// Events are gathered up to this before they are passed on together.
 const GATHERED_BYTES_MAX: usize = 16 << 10;
-
-/// A replica that sends nothing for four of these in a row is given up: between two tokens of one stream real engines
-/// under load stay under 10 s, and the engine's own stall rule kills at 120 s (design table).
-const QUIET: Duration = Duration::from_secs(30);
-const QUIET_MAX: u32 = 4;
 
 /// What a continuation needs to know of the request.
 #[derive(Debug, Clone)]
@@ -101,8 +95,7 @@ pub(in crate::serve::edge) struct Stream {
     /// The last event was passed on; only the end of the replica's answer is awaited.
     is_done: bool,
     fault_count: u32,
-    timer: Pin<Box<Sleep>>,
-    quiet_count: u32,
+    quiet: Quiet,
 }
 
 impl Part {
@@ -151,8 +144,7 @@ impl Stream {
             out: BytesMut::new(),
             is_done: false,
             fault_count: 0,
-            timer: Box::pin(sleep(QUIET)),
-            quiet_count: 0,
+            quiet: Quiet::default(),
         }
     }
 
@@ -233,7 +225,7 @@ impl Stream {
                 let to = part.as_ref().map(|part| part.node.as_str());
                 info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
                 self.care = Care::Keep(keeper);
-                self.quiet_count = 0;
+                self.quiet.heard();
                 self.state = part.map_or(State::Over, State::Flows);
             }
             Err(Lost::NotExact(why)) => self.fail("stream_not_resumable", &why),
@@ -261,7 +253,7 @@ impl Stream {
         };
         match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                self.quiet_count = 0;
+                self.quiet.heard();
                 if let Ok(data) = frame.into_data() {
                     part.framer.push(data);
                 }
@@ -281,13 +273,7 @@ impl Stream {
                     self.cut(if is_own { Loss::HandOver } else { dead() });
                     return Poll::Ready(());
                 }
-                while self.timer.as_mut().poll(context).is_ready() {
-                    self.timer.as_mut().set(sleep(QUIET));
-                    self.quiet_count += 1;
-                }
-                if self.quiet_count < QUIET_MAX {
-                    return Poll::Pending;
-                }
+                std::task::ready!(self.quiet.poll(context));
                 self.cut(Loss::Fault("the replica sent nothing for too long".to_owned()));
             }
         }
