@@ -335,13 +335,21 @@ impl Edge {
         models
     }
 
+    fn is_known(&self, model: &str) -> bool {
+        self.shared.own.borrow().as_ref().is_some_and(|own| own.model == model)
+            || self.shared.routes.has(model)
+    }
+
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
+        if let Some(model) = request.model().filter(|model| self.is_known(model)) {
+            request.visit.asks_for(&model).map_err(Refusal::Denied)?;
+            return Ok(model);
+        }
         let known = self.known_models();
         let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
             (Some(model), []) => Ok(model),
-            (Some(model), _) if known.contains(&model) => Ok(model),
             (Some(model), _) => Err(Refusal::UnknownModel { model, known }),
             (None, [only]) => Ok(only.clone()),
             (None, _) => Err(Refusal::NoModelNamed { known }),
