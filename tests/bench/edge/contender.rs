@@ -63,6 +63,8 @@ impl Contender {
     pub(super) fn ours(place: &Path, continuation: Option<bool>) -> anyhow::Result<Self> {
         let mut options = SoloOptions::standin(place)?;
         options.engine = std::env::current_exe()?;
+        // No peer logs its requests here either.
+        options = options.with("CIC_EDGE_ACCESS_LOG", "false");
         if let Some(continuation) = continuation {
             options = options.with("CIC_EDGE_CONTINUATION", continuation.to_string());
         }

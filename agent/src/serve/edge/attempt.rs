@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use hyper::StatusCode;
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
 use hyper::http::response::Parts;
 use serde::Deserialize;
 
 use super::answer::{REFUSED_HEADER, RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
-use super::pool::{Lease, Pool, SendError, Upstream};
+use super::connection::Inflow;
+use super::pool::{Pool, SendError, Upstream};
 use super::request::Buffered;
 use super::resume::{EVENT_BYTES_MAX, Framer, Said, read};
 
@@ -26,7 +26,7 @@ pub(super) struct Held {
     pub(super) head: Parts,
     pub(super) frames: VecDeque<Frame<Bytes>>,
     /// What follows the frames; `None` when they are all.
-    pub(super) rest: Option<(Incoming, Lease)>,
+    pub(super) rest: Option<Inflow>,
 }
 
 impl Held {
@@ -60,7 +60,7 @@ pub(super) enum Failure {
 
 /// Sends `request` to `upstream` and holds the answer until it can be trusted.
 pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered) -> Result<Held, Failure> {
-    let (response, lease) = match pool.send(upstream, request.copy(&upstream.host())).await {
+    let response = match pool.send(upstream, request.copy(&upstream.host())).await {
         Ok(sent) => sent,
         Err(error) if error.is_unsent() => return Err(Failure::NotTaken(error.to_string())),
         Err(
@@ -90,12 +90,12 @@ pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered
             Err(Failure::NotTaken(format!("answered {status}")))
         }
         StatusCode::INTERNAL_SERVER_ERROR => {
-            let answer = hold(head, body, lease).await.ok();
+            let answer = hold(head, body).await.ok();
             Err(Failure::Broken { why: format!("answered {status}"), answer })
         }
-        StatusCode::OK if is_event_stream(&head.headers) => first_event(head, body, lease).await,
+        StatusCode::OK if is_event_stream(&head.headers) => first_event(head, body).await,
         _ => {
-            let held = hold(head, body, lease).await?;
+            let held = hold(head, body).await?;
             match &held.rest {
                 None if status == StatusCode::OK && was_aborted(&held) => {
                     Err(broken("engine aborted the request".to_owned()))
@@ -122,7 +122,7 @@ pub(super) fn is_event_stream(headers: &HeaderMap) -> bool {
 }
 
 /// Reads the body to its end, or up to the bound.
-async fn hold(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Failure> {
+async fn hold(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
     let mut frames = VecDeque::new();
     let mut length = 0;
     while length <= HELD_BYTES_MAX {
@@ -132,17 +132,14 @@ async fn hold(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Fai
                 frames.push_back(frame);
             }
             Some(Err(error)) => return Err(broken(format!("answer broke off: {error}"))),
-            None => {
-                lease.give_back();
-                return Ok(Held { head, frames, rest: None });
-            }
+            None => return Ok(Held { head, frames, rest: None }),
         }
     }
-    Ok(Held { head, frames, rest: Some((body, lease)) })
+    Ok(Held { head, frames, rest: Some(body) })
 }
 
 /// Reads until the first event is whole, and refuses one that only says that the engine failed.
-async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<Held, Failure> {
+async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
     let mut frames = VecDeque::new();
     let mut framer = Framer::default();
     loop {
@@ -177,10 +174,10 @@ async fn first_event(head: Parts, mut body: Incoming, lease: Lease) -> Result<He
         }
     }
     if body.is_end_stream() {
-        lease.give_back();
+        body.end();
         return Ok(Held { head, frames, rest: None });
     }
-    Ok(Held { head, frames, rest: Some((body, lease)) })
+    Ok(Held { head, frames, rest: Some(body) })
 }
 
 #[derive(Deserialize)]

@@ -118,7 +118,10 @@ impl Edge {
         flight: InFlight,
         plan: Plan,
     ) -> Response<PeerBody> {
-        let ticket = Ticket { model: model.clone(), request: request.clone() };
+        let ticket = match &plan {
+            Plan::Plain => None,
+            Plan::Keep(_) | Plan::Watch(_) => Some(Ticket { model: model.clone(), request: request.clone() }),
+        };
         self.shared.scarcity.budget.request();
         let mut errand = Errand { flight: Some(flight), ..Errand::new(model, request, self.now()) };
         let mut found = match self.find(&mut errand).await {
@@ -132,20 +135,20 @@ impl Edge {
             // What cannot go on elsewhere is not handed over.
             found.cut = Cut::never();
         }
-        let (status, headers) = (found.held.head.status, found.held.head.headers.clone());
+        let (status, headers) = (found.held.head.status, std::mem::take(&mut found.held.head.headers));
         let is_stream = status == StatusCode::OK && is_event_stream(&headers);
-        let mut response = match plan {
-            Plan::Keep(terms) if is_stream => response_of(
+        let mut response = match (plan, ticket) {
+            (Plan::Keep(terms), Some(ticket)) if is_stream => response_of(
                 status,
                 headers,
                 Stream::kept(self.clone(), ticket, flight, *terms, Part::new(found)),
             ),
-            Plan::Watch(why) if is_stream => response_of(
+            (Plan::Watch(why), Some(ticket)) if is_stream => response_of(
                 status,
                 headers,
                 Stream::watched(self.clone(), ticket, flight, why, Part::new(found)),
             ),
-            Plan::Keep(_) | Plan::Watch(_) | Plan::Plain => {
+            (Plan::Keep(_) | Plan::Watch(_) | Plan::Plain, _) => {
                 let Found { held, cut, mut guards, .. } = found;
                 guards.flights.extend(flight);
                 let body = Relay::new(held.frames, held.rest, cut, guards, Some(self.shared.counts.clone()));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::{EdgeReport, Role};
-use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::{Clock, Mono};
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
@@ -15,7 +15,6 @@ use hyper::{Method, Request, Response, StatusCode};
 use rustls::ClientConfig;
 use serde_json::json;
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 
 use super::answer::{
     LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_full,
@@ -123,8 +122,8 @@ impl Edge {
         let (watcher, asker) = (lifeline.clone(), pool.clone());
         supervisor.spawn("replica lifeline", Kind::Vital, |token| watcher.run(asker, token));
         let scarcity = Scarcity::new(spec.scarcity.clone(), clock, supervisor);
-        let emptied = pool.clone();
-        supervisor.spawn("replica pool", Kind::Vital, |token| empty_at_end(emptied, token));
+        let swept = pool.clone();
+        supervisor.spawn("replica pool", Kind::Vital, |token| swept.sweep(token));
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock, spec.zone.clone()), Counts::default());
         let (queue, rooms, hand_overs) = (Queue::default(), Rooms::default(), watch::Sender::new(0));
@@ -263,9 +262,9 @@ impl Edge {
             () = &mut handed_over => return refuse_peer("handed over"),
         };
         match sent {
-            Ok((response, lease)) => {
+            Ok(response) => {
                 let (head, body) = response.into_parts();
-                let rest = Some((body, lease));
+                let rest = Some(body);
                 let guards = Guards { flights: vec![flight], turn: None };
                 let cut = if is_resumable { handed_over } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
@@ -394,8 +393,17 @@ impl Edge {
         models
     }
 
+    fn is_known(&self, model: &str) -> bool {
+        self.shared.own.borrow().as_ref().is_some_and(|own| own.model == model)
+            || self.shared.routes.has(model)
+    }
+
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
+        if let Some(model) = request.model().filter(|model| self.is_known(model)) {
+            request.visit.asks_for(&model).map_err(Refusal::Denied)?;
+            return Ok(model);
+        }
         let known = self.known_models();
         if let Some(model) = request.model().filter(|model| model.len() > MODEL_BYTES_MAX) {
             let model = model.chars().take(MODEL_SHOWN_CHARS).chain(['…']).collect();
@@ -404,7 +412,6 @@ impl Edge {
         let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
             (Some(model), []) => Ok(model),
-            (Some(model), _) if known.contains(&model) => Ok(model),
             (Some(model), _) => Err(Refusal::UnknownModel { model, known }),
             (None, [only]) => Ok(only.clone()),
             (None, _) => Err(Refusal::NoModelNamed { known }),
@@ -440,12 +447,6 @@ impl Edge {
             response.headers_mut().insert(NODE_HEADER, value);
         }
     }
-}
-
-async fn empty_at_end(pool: Pool, token: CancellationToken) -> TaskResult {
-    token.cancelled().await;
-    pool.clear();
-    Ok(())
 }
 
 fn entry(model: &str) -> serde_json::Value {

@@ -14,11 +14,13 @@
 mod answer;
 mod attempt;
 mod choice;
+mod connection;
 mod counts;
 mod errand;
 mod front;
 mod lifeline;
 mod pool;
+mod quiet;
 mod relay;
 mod replicas;
 mod request;

@@ -7,21 +7,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cic_common::id::NodeId;
-use cic_common::supervise::{Kind, Supervisor};
+use cic_common::supervise::{Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
 use cic_common::tls::Peer;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::header::HeaderValue;
 use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_rustls::TlsConnector;
+use tokio_util::sync::CancellationToken;
+
+use super::connection::{Connection, Inflow};
 
 /// Name, TCP and TLS together. Between regions a handshake takes 0.5 s; a node that takes longer is passed over.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -35,14 +36,12 @@ const PEER_IDLE_MAX: Duration = Duration::from_secs(60);
 /// Load balancers before public APIs close an idle connection after 60 s or more (AWS's default).
 const OUTSIDE_IDLE_MAX: Duration = Duration::from_secs(30);
 
-/// Idle connections kept per replica.
-const IDLE_MAX: usize = 32;
+/// Idle connections kept per replica: as many as an engine runs requests at once (vLLM: 256), and as many again for its
+/// queue. With fewer, each request above them opens a connection anew.
+const IDLE_MAX: usize = 512;
 
-/// A connection that was given back is ready once its task has run; one that is not by then is broken.
-const READY_DEADLINE: Duration = Duration::from_millis(100);
-
-/// When the program stops: time for answers under way to end.
-const FINISH_WITHIN: Duration = Duration::from_secs(2);
+/// Between two looks at all idle connections. A replica that closes one has its side of it for so long.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// Where a request can be sent.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -106,8 +105,6 @@ impl SendError {
     }
 }
 
-type Sender = SendRequest<Full<Bytes>>;
-
 /// Open connections to replicas. Clones share them.
 #[derive(Clone)]
 pub(super) struct Pool {
@@ -122,7 +119,7 @@ struct Shared {
 }
 
 struct Idle {
-    sender: Sender,
+    connection: Connection,
     since: Mono,
 }
 
@@ -132,13 +129,12 @@ impl std::fmt::Debug for Pool {
     }
 }
 
-/// The connection a response comes on. Dropped before the body's end, it closes the connection, which is how a
-/// replica learns that nobody waits any more.
+/// The connection a response comes on. Dropped, it closes the connection.
 #[derive(Debug)]
 pub(super) struct Lease {
     pool: Pool,
     upstream: Upstream,
-    sender: Sender,
+    pub(super) connection: Connection,
 }
 
 impl Pool {
@@ -152,10 +148,10 @@ impl Pool {
         &self,
         upstream: &Upstream,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<(Response<Incoming>, Lease), SendError> {
-        while let Some(mut sender) = self.take(upstream).await {
-            match sender.try_send_request(request).await {
-                Ok(response) => return Ok((response, self.lease(upstream, sender))),
+    ) -> Result<Response<Inflow>, SendError> {
+        while let Some(mut connection) = self.take(upstream) {
+            match connection.send(request).await {
+                Ok(response) => return Ok(self.leased(upstream, connection, response)),
                 // Closed by the other side while it lay idle: it never saw the request.
                 Err(mut error) => match error.take_message() {
                     Some(unsent) => request = unsent,
@@ -163,9 +159,10 @@ impl Pool {
                 },
             }
         }
-        let mut sender = self.connect(upstream).await?;
-        let response = sender.send_request(request).await.map_err(SendError::Broken)?;
-        Ok((response, self.lease(upstream, sender)))
+        let mut connection = self.connect(upstream).await?;
+        let response = connection.send(request).await;
+        let response = response.map_err(|error| SendError::Broken(error.into_error()))?;
+        Ok(self.leased(upstream, connection, response))
     }
 
     /// Sends `request` on a new connection: what one that was frozen cannot answer.
@@ -174,93 +171,97 @@ impl Pool {
         upstream: &Upstream,
         request: Request<Full<Bytes>>,
     ) -> Result<Response<Incoming>, SendError> {
-        let mut sender = self.connect(upstream).await?;
-        sender.send_request(request).await.map_err(SendError::Broken)
+        let mut connection = self.connect(upstream).await?;
+        connection.send(request).await.map_err(|error| SendError::Broken(error.into_error()))
     }
 
-    /// Closes every idle connection.
-    pub(super) fn clear(&self) {
-        self.lock().clear();
-    }
-
-    fn lease(&self, upstream: &Upstream, sender: Sender) -> Lease {
-        Lease { pool: self.clone(), upstream: upstream.clone(), sender }
-    }
-
-    async fn take(&self, upstream: &Upstream) -> Option<Sender> {
+    /// Closes idle connections in time, and all of them when `token` is cancelled.
+    ///
+    /// # Errors
+    /// Never; the type is that of a supervised task.
+    pub(super) async fn sweep(self, token: CancellationToken) -> TaskResult {
+        let mut turns = interval(SWEEP_EVERY);
+        turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let idle = self.lock().get_mut(upstream)?.pop()?;
+            // Cancel safe: a tick that is dropped comes again.
+            tokio::select! {
+                () = token.cancelled() => break,
+                _ = turns.tick() => self.close_stale(),
+            }
+        }
+        self.lock().clear();
+        Ok(())
+    }
+
+    /// Closes what is idle for too long or was closed by its replica. Replicas come and go: a list that nobody takes
+    /// from any more ends here.
+    fn close_stale(&self) {
+        let now = self.shared.clock.now();
+        self.lock().retain(|upstream, list| {
+            list.retain_mut(|idle| {
+                now.since(idle.since) < upstream.idle_max() && idle.connection.is_usable()
+            });
+            !list.is_empty()
+        });
+    }
+
+    fn leased(
+        &self,
+        upstream: &Upstream,
+        connection: Connection,
+        response: Response<Incoming>,
+    ) -> Response<Inflow> {
+        let lease = Lease { pool: self.clone(), upstream: upstream.clone(), connection };
+        response.map(|body| Inflow::new(body, lease))
+    }
+
+    fn take(&self, upstream: &Upstream) -> Option<Connection> {
+        loop {
+            let mut idle = self.lock().get_mut(upstream)?.pop()?;
             let is_fresh = self.shared.clock.now().since(idle.since) < upstream.idle_max();
-            let mut sender = idle.sender;
-            if is_fresh && matches!(timeout(READY_DEADLINE, sender.ready()).await, Ok(Ok(()))) {
-                return Some(sender);
+            if is_fresh && idle.connection.is_usable() {
+                return Some(idle.connection);
             }
         }
     }
 
-    fn give_back(&self, upstream: Upstream, sender: Sender) {
-        if self.shared.supervisor.token().is_cancelled() || sender.is_closed() {
+    fn give_back(&self, upstream: Upstream, connection: Connection) {
+        if self.shared.supervisor.token().is_cancelled() {
             return;
         }
-        let now = self.shared.clock.now();
-        let mut idle = self.lock();
-        // Replicas come and go; a list nobody takes from any more ends here.
-        idle.retain(|upstream, list| {
-            list.retain(|idle| now.since(idle.since) < upstream.idle_max() && !idle.sender.is_closed());
-            !list.is_empty()
-        });
-        let list = idle.entry(upstream).or_default();
+        let idle = Idle { connection, since: self.shared.clock.now() };
+        let mut lists = self.lock();
+        let list = lists.entry(upstream).or_default();
         if list.len() < IDLE_MAX {
-            list.push(Idle { sender, since: now });
+            list.push(idle);
         }
     }
 
-    async fn connect(&self, upstream: &Upstream) -> Result<Sender, SendError> {
+    async fn connect(&self, upstream: &Upstream) -> Result<Connection, SendError> {
         let connecting = async {
             match upstream {
-                Upstream::Own { port, .. } => self.begin(tcp(&format!("127.0.0.1:{port}")).await?).await,
+                Upstream::Own { port, .. } => begin(tcp(&format!("127.0.0.1:{port}")).await?).await,
                 Upstream::Peer { node, address } => {
                     let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
                     let stream = tcp(address).await?;
                     let name = Peer::Node(node.clone()).server_name();
                     let stream = TlsConnector::from(tls).connect(name, stream).await;
-                    self.begin(stream.map_err(SendError::Connect)?).await
+                    begin(stream.map_err(SendError::Connect)?).await
                 }
                 Upstream::Outside { host, port, is_tls, .. } => {
                     let stream = tcp(&format!("{host}:{port}")).await?;
                     if !is_tls {
-                        return self.begin(stream).await;
+                        return begin(stream).await;
                     }
                     let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
                     let name = ServerName::try_from(host.clone())
                         .map_err(|error| SendError::Connect(io::Error::other(error)))?;
                     let stream = TlsConnector::from(tls).connect(name, stream).await;
-                    self.begin(stream.map_err(SendError::Connect)?).await
+                    begin(stream.map_err(SendError::Connect)?).await
                 }
             }
         };
         timeout(CONNECT_DEADLINE, connecting).await.unwrap_or(Err(SendError::ConnectLate))
-    }
-
-    async fn begin<S>(&self, stream: S) -> Result<Sender, SendError>
-    where
-        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    {
-        let (sender, connection) = handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| SendError::Connect(io::Error::other(error)))?;
-        self.shared.supervisor.spawn("replica connection", Kind::Passing, |token| async move {
-            let cut = async {
-                token.cancelled().await;
-                tokio::time::sleep(FINISH_WITHIN).await;
-            };
-            // Cancel safe: both ways the connection is over.
-            tokio::select! {
-                result = connection => Ok(result?),
-                () = cut => Ok(()),
-            }
-        });
-        Ok(sender)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<Upstream, Vec<Idle>>> {
@@ -271,8 +272,15 @@ impl Pool {
 impl Lease {
     /// The body was read to its end: the connection can carry another request.
     pub(super) fn give_back(self) {
-        self.pool.give_back(self.upstream, self.sender);
+        self.pool.give_back(self.upstream, self.connection);
     }
+}
+
+async fn begin<S>(stream: S) -> Result<Connection, SendError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    Connection::begin(stream).await.map_err(SendError::Connect)
 }
 
 async fn tcp(address: &str) -> Result<TcpStream, SendError> {

@@ -3,21 +3,16 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
-use tokio::time::{Sleep, sleep};
+use hyper::body::{Body, Frame, SizeHint};
 
 use super::choice::Turn;
+use super::connection::Inflow;
 use super::counts::{Counts, InFlight};
-use super::pool::Lease;
+use super::quiet::{QUIET_MAX, Quiet};
 use crate::serve::peer::BodyError;
-
-/// A stream without a frame for this long is dead. Between two tokens of one stream real engines under load stay
-/// under 10 s; the engine's own stall rule kills at 120 s (design table).
-const STREAM_IDLE_MAX: Duration = Duration::from_secs(120);
 
 /// What is counted in until the body ends.
 #[derive(Debug, Default)]
@@ -57,8 +52,8 @@ impl std::fmt::Debug for Cut {
 /// A body that frees connection, counters and turn when it ends, however it ends.
 pub(super) struct Relay {
     held: VecDeque<Frame<Bytes>>,
-    rest: Option<(Incoming, Lease)>,
-    idle: Pin<Box<Sleep>>,
+    rest: Option<Inflow>,
+    quiet: Quiet,
     cut: Cut,
     guards: Guards,
     /// Counts a stream that breaks; `None` where the receiver can still hide that.
@@ -70,12 +65,12 @@ pub(super) struct Relay {
 impl Relay {
     pub(super) fn new(
         held: VecDeque<Frame<Bytes>>,
-        rest: Option<(Incoming, Lease)>,
+        rest: Option<Inflow>,
         cut: Cut,
         guards: Guards,
         counts: Option<Counts>,
     ) -> Self {
-        Self { held, rest, idle: Box::pin(sleep(STREAM_IDLE_MAX)), cut, guards, counts, offer: None }
+        Self { held, rest, quiet: Quiet::default(), cut, guards, counts, offer: None }
     }
 
     /// Says `offer` when it is to be cut, and goes on as long as its reader does.
@@ -109,20 +104,17 @@ impl Body for Relay {
         if let Some(frame) = this.held.pop_front() {
             return Poll::Ready(Some(Ok(frame)));
         }
-        let Some((body, _)) = &mut this.rest else {
+        let Some(body) = &mut this.rest else {
             this.end();
             return Poll::Ready(None);
         };
-        match Pin::new(body).poll_frame(context) {
+        match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
-                this.idle.as_mut().set(sleep(STREAM_IDLE_MAX));
+                this.quiet.heard();
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => this.broken(error.into()),
             Poll::Ready(None) => {
-                if let Some((_, lease)) = this.rest.take() {
-                    lease.give_back();
-                }
                 this.end();
                 Poll::Ready(None)
             }
@@ -134,7 +126,9 @@ impl Body for Relay {
                     }
                     return this.broken("replica is presumed dead".into());
                 }
-                ready!(this.idle.as_mut().poll(context));
+                if this.quiet.spans(context) < QUIET_MAX {
+                    return Poll::Pending;
+                }
                 this.broken("replica sent nothing for too long".into())
             }
         }

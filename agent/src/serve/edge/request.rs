@@ -24,7 +24,7 @@ pub(super) const EDGE_BODY_BYTES_MAX: usize = 8 << 20;
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Headers that belong to one connection (RFC 9110, 7.6.1), or that are made anew for the next.
-const NOT_FORWARDED: [HeaderName; 10] = [
+static NOT_FORWARDED: [HeaderName; 10] = [
     header::CONNECTION,
     HeaderName::from_static("keep-alive"),
     header::PROXY_AUTHENTICATE,
@@ -168,14 +168,16 @@ pub(super) fn class_of(headers: &HeaderMap) -> Class {
 
 /// Removes what belongs to the connection the message came on, including what its `Connection` header names.
 pub(super) fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
+    // Most messages have one of these or none.
+    let present = headers.keys().filter(|name| NOT_FORWARDED.contains(name)).cloned();
+    let named = headers
         .get_all(header::CONNECTION)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in NOT_FORWARDED.into_iter().chain(named) {
+        .filter_map(|name| name.trim().parse().ok());
+    let names: Vec<HeaderName> = present.chain(named).collect();
+    for name in names {
         headers.remove(name);
     }
 }

@@ -109,6 +109,11 @@ impl Routes {
         newest.table.routes.iter().any(|route| route.model == model && route.routing.surge_allowed)
     }
 
+    /// Whether a route names `model`.
+    pub(super) fn has(&self, model: &str) -> bool {
+        self.newest.borrow().candidates.contains_key(model)
+    }
+
     /// Every model that is routed, sorted.
     pub(super) fn models(&self) -> Vec<String> {
         self.newest.borrow().candidates.keys().cloned().collect()

@@ -7,24 +7,23 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use cic_common::id::NodeId;
 use cic_common::time::Mono;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, SizeHint};
 use serde_json::json;
-use tokio::time::{Sleep, sleep};
 use tracing::{debug, info, warn};
 
 use super::again::{Lost, Outcome, go_on};
 use super::event::{EVENT_BYTES_MAX, Framer, Said, read, without_ids};
 use super::keeper::{Heard, Keeper};
 use super::rule::Terms;
+use crate::serve::edge::connection::Inflow;
 use crate::serve::edge::counts::InFlight;
 use crate::serve::edge::errand::Found;
 use crate::serve::edge::front::Edge;
-use crate::serve::edge::pool::Lease;
+use crate::serve::edge::quiet::{QUIET_MAX, Quiet};
 use crate::serve::edge::relay::{Cut, Guards};
 use crate::serve::edge::request::Buffered;
 use crate::serve::peer::BodyError;
@@ -35,12 +34,6 @@ const CONTINUATIONS_MAX: u32 = 6;
 
 /// Events are gathered up to this before they are passed on together.
 const GATHERED_BYTES_MAX: usize = 16 << 10;
-
-/// A replica that sends nothing for one whole span is given up if the stream can go on at another, after four in any
-/// case: between two tokens of one stream real engines
-/// under load stay under 10 s, and the engine's own stall rule kills at 120 s (design table).
-const QUIET: Duration = Duration::from_secs(30);
-const QUIET_MAX: u32 = 4;
 
 /// What a continuation needs to know of the request.
 #[derive(Debug, Clone)]
@@ -55,7 +48,7 @@ pub(in crate::serve::edge) struct Part {
     node: NodeId,
     sent_at: Mono,
     framer: Framer,
-    body: Option<(Incoming, Lease)>,
+    body: Option<Inflow>,
     cut: Cut,
     /// Held for what its drop does.
     _guards: Guards,
@@ -114,10 +107,7 @@ pub(in crate::serve::edge) struct Stream {
     /// The last event was passed on; only the end of the replica's answer is awaited.
     is_done: bool,
     fault_count: u32,
-    timer: Pin<Box<Sleep>>,
-    /// Something came since the timer was set.
-    is_news: bool,
-    quiet_count: u32,
+    quiet: Quiet,
 }
 
 impl Part {
@@ -172,16 +162,16 @@ impl Stream {
             out: BytesMut::new(),
             is_done: false,
             fault_count: 0,
-            timer: Box::pin(sleep(QUIET)),
-            is_news: false,
-            quiet_count: 0,
+            quiet: Quiet::default(),
         }
     }
 
     /// Takes one event of the replica.
     fn hear(&mut self, event: Bytes) {
         // Keep-alive comments of an engine that hangs are none.
-        self.is_news |= !event.starts_with(b":");
+        if !event.starts_with(b":") {
+            self.quiet.heard();
+        }
         let heard = match &mut self.care {
             Care::Keep(keeper) => keeper.hear(&event, &mut self.out),
             Care::Watch(watched) => watched.hear(&event, &mut self.out),
@@ -274,7 +264,7 @@ impl Stream {
                 let to = part.as_ref().map(|part| part.node.as_str());
                 info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
                 self.care = Care::Keep(keeper);
-                (self.is_news, self.quiet_count) = (true, 0);
+                self.quiet.heard();
                 self.state = part.map_or(State::Over, State::Flows);
             }
             Err(Lost::NotExact(why)) => self.fail("stream_not_resumable", &why),
@@ -297,11 +287,11 @@ impl Stream {
     /// What the replica sends next; `None` while nothing is there.
     fn poll_part(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let State::Flows(part) = &mut self.state else { return Poll::Ready(()) };
-        let Some((body, _)) = &mut part.body else {
+        let Some(body) = &mut part.body else {
             self.cut(Loss::Fault("stream ended early".to_owned()));
             return Poll::Ready(());
         };
-        match Pin::new(body).poll_frame(context) {
+        match body.poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     part.framer.push(data);
@@ -312,9 +302,7 @@ impl Stream {
             }
             Poll::Ready(Some(Err(error))) => self.cut(Loss::Fault(format!("connection broke: {error}"))),
             Poll::Ready(None) => {
-                if let Some((_, lease)) = part.body.take() {
-                    lease.give_back();
-                }
+                part.body = None;
                 self.cut(Loss::Fault("stream ended early".to_owned()));
             }
             Poll::Pending => {
@@ -324,15 +312,10 @@ impl Stream {
                     self.cut(if is_own { Loss::HandOver } else { dead() });
                     return Poll::Ready(());
                 }
-                while self.timer.as_mut().poll(context).is_ready() {
-                    self.timer.as_mut().set(sleep(QUIET));
-                    // Of two whole spans at least one without news: between one and two of them long.
-                    self.quiet_count =
-                        if std::mem::take(&mut self.is_news) { 0 } else { self.quiet_count + 1 };
-                }
-                let may_move = matches!(self.care, Care::Keep(_)) && self.quiet_count > 0;
+                let spans = self.quiet.spans(context);
+                let may_move = matches!(self.care, Care::Keep(_)) && spans > 0;
                 let is_lost = may_move && self.edge.has_other(&self.ticket.model, &part.node);
-                if self.quiet_count < QUIET_MAX && !is_lost {
+                if spans < QUIET_MAX && !is_lost {
                     return Poll::Pending;
                 }
                 self.cut(Loss::Fault("the replica sent nothing for too long".to_owned()));

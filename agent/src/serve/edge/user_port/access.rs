@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::time::{Clock, Mono};
-use hyper::{Method, StatusCode};
+use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode, Uri};
 use tracing::info;
 
 use super::allowance::Spent;
@@ -34,10 +35,10 @@ pub(super) enum End {
 /// Who asks for what.
 #[derive(Debug)]
 pub(super) struct Asked {
-    pub(super) request_id: String,
+    pub(super) request_id: HeaderValue,
     pub(super) client: IpAddr,
     pub(super) method: Method,
-    pub(super) path: String,
+    pub(super) uri: Uri,
     pub(super) version: hyper::Version,
 }
 
@@ -57,12 +58,6 @@ pub(super) struct Entry {
     end: Option<End>,
     _answering: Answering,
     _spent: Option<Spent>,
-}
-
-impl Asked {
-    pub(super) fn path_of(uri: &hyper::Uri) -> String {
-        uri.path().chars().take(PATH_CHARS_MAX).collect()
-    }
 }
 
 impl Entry {
@@ -127,11 +122,13 @@ impl Drop for Entry {
         let told = self.visit.told();
         let Told { model, class, nodes, attempt_count, bytes_in, continuation_count, is_cut } = told;
         let end = if is_cut { End::Cut } else { self.end.unwrap_or(End::Gone) };
-        let Asked { request_id, client, method, path, version } = &self.asked;
+        let Asked { request_id, client, method, uri, version } = &self.asked;
+        let request_id = String::from_utf8_lossy(request_id.as_bytes());
+        let path: String = uri.path().chars().take(PATH_CHARS_MAX).collect();
         let nodes: Vec<&str> = nodes.iter().map(cic_common::id::NodeId::as_str).collect();
         info!(
             target: "access",
-            request_id,
+            request_id = &*request_id,
             key = self.key.as_ref().map(|key| key.name.as_str()),
             %client,
             %method,

@@ -54,10 +54,10 @@ impl Gate {
         let answering = line.wire.request(request.version() >= Version::HTTP_2);
         let request_id = request_id_of(request.headers());
         let asked = Asked {
-            request_id: String::from_utf8_lossy(request_id.as_bytes()).into_owned(),
+            request_id: request_id.clone(),
             client: line.client,
             method: request.method().clone(),
-            path: Asked::path_of(request.uri()),
+            uri: request.uri().clone(),
             version: request.version(),
         };
         request.headers_mut().insert(REQUEST_ID_HEADER, request_id.clone());
@@ -158,10 +158,10 @@ mod tests {
         let wire = Wire::new(stream, &gate.limits, clock).unwrap();
         let entry = || {
             let asked = Asked {
-                request_id: String::new(),
+                request_id: HeaderValue::from_static("a"),
                 client: std::net::Ipv4Addr::LOCALHOST.into(),
                 method: hyper::Method::POST,
-                path: String::new(),
+                uri: hyper::Uri::default(),
                 version: Version::HTTP_11,
             };
             Entry::new(false, clock, asked, wire.request(false))

@@ -75,12 +75,8 @@ pub(super) struct Bill {
 impl Surge {
     pub(in super::super) fn new(spec: SurgeSpec, clock: Clock, supervisor: &Supervisor) -> Self {
         let pool = Pool::new(clock, supervisor.clone(), spec.url.is_tls.then(public_tls));
-        let emptied = pool.clone();
-        supervisor.spawn("surge connections", Kind::Vital, |token| async move {
-            token.cancelled().await;
-            emptied.clear();
-            Ok(())
-        });
+        let swept = pool.clone();
+        supervisor.spawn("surge connections", Kind::Vital, |token| swept.sweep(token));
         let upstream = Upstream::Outside {
             node: NodeId::new(NAME).expect("a label"),
             host: spec.url.host.clone(),
@@ -209,9 +205,7 @@ impl Edge {
     /// did not: the request goes on waiting for a replica.
     pub(in super::super) async fn ask_outside(&self, errand: &mut Errand) -> Option<Response<PeerBody>> {
         let surge = self.shared.scarcity.surge.as_ref()?;
-        if errand.flight.is_none() {
-            return None;
-        }
+        errand.flight.as_ref()?;
         if !self.shared.routes.allows_surge(&errand.model) || !surge.takes(errand.request.class) {
             return None;
         }
