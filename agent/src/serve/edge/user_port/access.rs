@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::time::{Clock, Mono};
-use hyper::{Method, StatusCode};
+use hyper::{Method, Request, StatusCode};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::allowance::Spent;
@@ -13,11 +14,11 @@ use super::keys::Key;
 use super::visit::{Told, Visit};
 use super::watched::Answering;
 
-/// What is said for the status of an answer whose client left before its head: nginx's number for it.
+/// What is said for the status of an answer that ended before its head: nginx's number for a client that left.
 const CLIENT_LEFT: u16 = 499;
 
-/// Of a path, which the client has chosen.
-const PATH_CHARS_MAX: usize = 128;
+/// Of a method or a path, which the client has chosen.
+const CHOSEN_CHARS_MAX: usize = 128;
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub(super) enum End {
     Stalled,
     /// No replica went on with it.
     Cut,
+    /// This agent stops.
+    Stopped,
 }
 
 /// Who asks for what.
@@ -36,7 +39,7 @@ pub(super) enum End {
 pub(super) struct Asked {
     pub(super) request_id: String,
     pub(super) client: IpAddr,
-    pub(super) method: Method,
+    pub(super) method: String,
     pub(super) path: String,
     pub(super) version: hyper::Version,
 }
@@ -55,18 +58,33 @@ pub(super) struct Entry {
     first_byte_at: Option<Mono>,
     bytes_out: u64,
     end: Option<End>,
+    stopping: CancellationToken,
     _answering: Answering,
     _spent: Option<Spent>,
 }
 
 impl Asked {
-    pub(super) fn path_of(uri: &hyper::Uri) -> String {
-        uri.path().chars().take(PATH_CHARS_MAX).collect()
+    pub(super) fn by<B>(client: IpAddr, request: &Request<B>, request_id: String) -> Self {
+        let shortened = |text: &str| text.chars().take(CHOSEN_CHARS_MAX).collect();
+        Self {
+            request_id,
+            client,
+            method: shortened(request.method().as_str()),
+            path: shortened(request.uri().path()),
+            version: request.version(),
+        }
     }
 }
 
 impl Entry {
-    pub(super) fn new(is_logged: bool, clock: Clock, asked: Asked, answering: Answering) -> Self {
+    /// `stopping` is cancelled when this agent stops.
+    pub(super) fn new(
+        is_logged: bool,
+        clock: Clock,
+        asked: Asked,
+        answering: Answering,
+        stopping: CancellationToken,
+    ) -> Self {
         Self {
             is_logged,
             clock,
@@ -79,6 +97,7 @@ impl Entry {
             first_byte_at: None,
             bytes_out: 0,
             end: None,
+            stopping,
             _answering: answering,
             _spent: None,
         }
@@ -91,7 +110,7 @@ impl Entry {
     /// The head of the answer is there.
     pub(super) fn answers(&mut self, status: StatusCode, overhead: Duration) {
         (self.status, self.overhead) = (Some(status), overhead);
-        if self.asked.method == Method::HEAD {
+        if self.asked.method == Method::HEAD.as_str() {
             // Its body is never asked for.
             self.end = Some(End::Whole);
         }
@@ -114,6 +133,7 @@ impl End {
             Self::Gone => "client_gone",
             Self::Stalled => "client_stalled",
             Self::Cut => "cut",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -126,7 +146,8 @@ impl Drop for Entry {
         let now = self.clock.now();
         let told = self.visit.told();
         let Told { model, class, nodes, attempt_count, bytes_in, continuation_count, is_cut } = told;
-        let end = if is_cut { End::Cut } else { self.end.unwrap_or(End::Gone) };
+        let unended = if self.stopping.is_cancelled() { End::Stopped } else { End::Gone };
+        let end = if is_cut { End::Cut } else { self.end.unwrap_or(unended) };
         let Asked { request_id, client, method, path, version } = &self.asked;
         let nodes: Vec<&str> = nodes.iter().map(cic_common::id::NodeId::as_str).collect();
         info!(
@@ -134,7 +155,7 @@ impl Drop for Entry {
             request_id,
             key = self.key.as_ref().map(|key| key.name.as_str()),
             %client,
-            %method,
+            method,
             path,
             ?version,
             model,

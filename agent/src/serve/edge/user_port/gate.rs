@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, Version};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::access::{Asked, Entry};
 use super::denial::Denial;
@@ -47,22 +48,19 @@ pub(super) struct Line {
     pub(super) client: IpAddr,
     pub(super) wire: Wire,
     pub(super) flows: Flows,
+    /// Cancelled when this agent stops.
+    pub(super) stopping: CancellationToken,
 }
 
 impl Gate {
     pub(super) async fn pass(&self, mut request: Request<Incoming>, line: Line) -> Response<Outflow> {
         let answering = line.wire.request(request.version() >= Version::HTTP_2);
         let request_id = request_id_of(request.headers());
-        let asked = Asked {
-            request_id: String::from_utf8_lossy(request_id.as_bytes()).into_owned(),
-            client: line.client,
-            method: request.method().clone(),
-            path: Asked::path_of(request.uri()),
-            version: request.version(),
-        };
+        let told_id = String::from_utf8_lossy(request_id.as_bytes()).into_owned();
+        let asked = Asked::by(line.client, &request, told_id);
         request.headers_mut().insert(REQUEST_ID_HEADER, request_id.clone());
         // Written when this is dropped, if the client does not wait for the answer.
-        let mut entry = Entry::new(self.is_logged, self.clock, asked, answering);
+        let mut entry = Entry::new(self.is_logged, self.clock, asked, answering, line.stopping);
         let (mut response, overhead) = timed(self.clock, self.answer(request, &mut entry)).await;
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID_HEADER, request_id);
@@ -157,14 +155,9 @@ mod tests {
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
         let wire = Wire::new(stream, &gate.limits, clock).unwrap();
         let entry = || {
-            let asked = Asked {
-                request_id: String::new(),
-                client: std::net::Ipv4Addr::LOCALHOST.into(),
-                method: hyper::Method::POST,
-                path: String::new(),
-                version: Version::HTTP_11,
-            };
-            Entry::new(false, clock, asked, wire.request(false))
+            let client = std::net::Ipv4Addr::LOCALHOST.into();
+            let asked = Asked::by(client, &Request::new(()), String::new());
+            Entry::new(false, clock, asked, wire.request(false), CancellationToken::new())
         };
         let headers = |key: &str| {
             let mut headers = HeaderMap::new();
