@@ -27,25 +27,26 @@ fn read_event(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_client_that_leaves_before_the_first_byte_stops_its_engine_s_work() {
-    // From the signal on no token moves, and nothing but a client that leaves ends what runs: no answer, and neither the
-    // agent nor the edge, who would wait much longer than this test does.
+    // Between the signals no token moves, and nothing but a client that leaves ends what runs: no answer, and neither
+    // the agent nor the edge, which wait longer than this test does.
     let stand = Stand::start(|options| {
         options
             .with("CIC_ENGINE_STALL_SUSPECT_MS", "600000")
-            .with_engine("CIC_STANDIN_FIRST_TOKEN_MS", "1000")
+            .with_engine("CIC_STANDIN_FIRST_TOKEN_MS", "2000")
     });
-    let engine = stand.solo.engine_pid().unwrap();
-    kill(Pid::from_raw(engine.cast_signed()), Signal::SIGUSR1).unwrap();
+    let engine = Pid::from_raw(stand.solo.engine_pid().unwrap().cast_signed());
     for (what, behind) in
         [("", ""), (" with more sent behind", "GET /healthz HTTP/1.1\r\nhost: edge\r\n\r\n")]
     {
         let mut stream = stand.connect();
-        stream.write_all((stream_request(10, "") + behind).as_bytes()).unwrap();
+        stream.write_all((stream_request(4000, "") + behind).as_bytes()).unwrap();
         stand.wait_running(1);
+        kill(engine, Signal::SIGUSR1).unwrap();
         drop(stream);
         let after = stand.wait_running(0);
         println!("left before the first byte{what}: the engine is free after {after:?}");
         stand.wait_quiet();
+        kill(engine, Signal::SIGUSR1).unwrap();
     }
 }
 
