@@ -155,7 +155,7 @@ impl Drop for Entry {
             request_id,
             key = self.key.as_ref().map(|key| key.name.as_str()),
             %client,
-            method,
+            %method,
             path,
             ?version,
             model,
