@@ -124,7 +124,7 @@ fn openais_client_sees_no_failure_when_nodes_lose_power() {
     let fleet = fleet_of_stand_ins();
     let at = |name: &str| fleet.path().join(name);
     let mut client =
-        openai_load(&python, &fleet.edge, &at("undisturbed.jsonl"), fleet.path()).expect("starts");
+        openai_load(&python, &fleet.edge, &at("undisturbed.jsonl"), &fleet.path()).expect("starts");
     let key = |line: &Value| line["number"].as_u64().expect("a number");
     let same = |line: &Value| [line["text"].clone(), line["finish"].clone(), line["tokens"].clone()];
     let undisturbed = lines_of(&client.wait(SOON).expect("undisturbed"));
