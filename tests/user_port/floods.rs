@@ -2,12 +2,12 @@
 
 use std::io::Write as _;
 use std::net::TcpStream;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::frames::*;
 use super::stand::{RSS_BYTES_MAX, SOON, Stand};
 
-const STREAM_FOREVER: &str =
+pub(crate) const STREAM_FOREVER: &str =
     r#"{"model":"tiny","prompt":"one","max_tokens":4000,"stream":true,"ignore_eos":true}"#;
 
 fn open(stand: &Stand, settings: &[(u16, u32)]) -> TcpStream {
@@ -16,14 +16,28 @@ fn open(stand: &Stand, settings: &[(u16, u32)]) -> TcpStream {
     stream
 }
 
-/// Writes `piece` again and again while the other side lets us, reading what it says. Returns what ended it (the code
-/// of a GOAWAY, if one came), how many pieces were sent, and the most memory that the agent had.
+/// How a flood went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    /// The code of a GOAWAY.
+    GoAway(u32),
+    /// Closed or reset, without a word that was still there to read.
+    Closed,
+    /// The other side still has the connection when everything is sent, or the time is over.
+    Borne,
+}
+
+/// Writes `piece` up to `count` times while the other side lets us, reading what it says. Where it `must_end`, its end
+/// is waited for. Returns the outcome, how many pieces were sent, and the most memory that the agent had.
 fn flood(
     stand: &Stand,
     mut stream: TcpStream,
     count: u32,
+    must_end: bool,
     piece: impl Fn(u32) -> Vec<u8>,
-) -> (Option<u32>, u32, u64) {
+) -> (Outcome, u32, u64) {
+    // A reader that waits for longer than this lasts has seen no end.
+    stream.set_read_timeout(Some(3 * SOON)).unwrap();
     let mut answers = stream.try_clone().unwrap();
     let reader = std::thread::spawn(move || read_until(&mut answers, |frame| frame.kind == GOAWAY));
     let (mut sent, mut rss_max) = (0, stand.rss());
@@ -38,8 +52,17 @@ fn flood(
             rss_max = stand.rss().max(rss_max);
         }
     }
-    let _ = stream.shutdown(std::net::Shutdown::Write);
-    (reader.join().unwrap().as_ref().map(goaway_code), sent, rss_max.max(stand.rss()))
+    while must_end && !reader.is_finished() && began.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(10)); // bounded wait: SOON
+    }
+    let is_over = reader.is_finished();
+    let _ = stream.shutdown(std::net::Shutdown::Both);
+    let outcome = match reader.join().unwrap() {
+        _ if !is_over => Outcome::Borne,
+        Some(goaway) => Outcome::GoAway(goaway_code(&goaway)),
+        None => Outcome::Closed,
+    };
+    (outcome, sent, rss_max.max(stand.rss()))
 }
 
 #[test]
@@ -60,10 +83,13 @@ fn floods_end_their_connection_and_hold_up_nobody() {
     bomb.extend([0x80 | 62; 1000]);
     let first_then =
         |first: Vec<u8>, then: Vec<u8>| move |n: u32| if n == 0 { first.clone() } else { then.clone() };
-    // What must end by an error of the connection, and what may be borne as long as it is cheap.
+    const PROTOCOL_ERROR: Option<u32> = Some(1);
+    const FRAME_SIZE_ERROR: Option<u32> = Some(6);
+    const ENHANCE_YOUR_CALM: Option<u32> = Some(11);
+    // What must end by which error of the connection, and what may be borne as long as it is cheap.
     type Piece = Box<dyn Fn(u32) -> Vec<u8>>;
-    let floods: Vec<(&str, u32, bool, Piece)> = vec![
-        ("resets as fast as they go", 20_000, false, {
+    let floods: Vec<(&str, u32, Option<u32>, Piece)> = vec![
+        ("resets as fast as they go", 20_000, ENHANCE_YOUR_CALM, {
             let request = request.clone();
             Box::new(move |n| {
                 [
@@ -73,7 +99,7 @@ fn floods_end_their_connection_and_hold_up_nobody() {
                 .concat()
             })
         }),
-        ("resets in one packet", 200, true, {
+        ("resets in one packet", 200, ENHANCE_YOUR_CALM, {
             let request = request.clone();
             Box::new(move |n| {
                 let one = |k: u32| {
@@ -87,44 +113,44 @@ fn floods_end_their_connection_and_hold_up_nobody() {
                 (0..100).flat_map(one).collect()
             })
         }),
-        ("errors that make the server reset", 20_000, true, {
+        // A window beyond 2^31 - 1 is an error of its stream alone (RFC 9113, 6.9.1).
+        ("errors that make the server reset", 20_000, ENHANCE_YOUR_CALM, {
             let request = request.clone();
             Box::new(move |n| {
-                [frame(HEADERS, END_HEADERS, id(n), &request), frame(WINDOW_UPDATE, 0, id(n), &[0; 4])]
-                    .concat()
+                [
+                    frame(HEADERS, END_HEADERS, id(n), &request),
+                    frame(WINDOW_UPDATE, 0, id(n), &[0x7f, 0xff, 0xff, 0xff]),
+                ]
+                .concat()
             })
         }),
-        ("pings", 50_000, false, Box::new(|_| frame(PING, 0, 0, b"12345678").repeat(10))),
-        (
-            "settings",
-            50_000,
-            false,
-            Box::new(|_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(10)),
-        ),
-        ("continuations", 50_000, true, Box::new(first_then(unended, more))),
-        ("empty data", 50_000, false, Box::new(first_then(begun, empty_data.repeat(10)))),
+        ("pings", 50_000, None, Box::new(|_| frame(PING, 0, 0, b"12345678").repeat(10))),
+        ("settings", 50_000, None, Box::new(|_| frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff]).repeat(10))),
+        ("continuations", 50_000, ENHANCE_YOUR_CALM, Box::new(first_then(unended, more))),
+        ("empty data", 50_000, ENHANCE_YOUR_CALM, Box::new(first_then(begun, empty_data.repeat(10)))),
         (
             "a header table bomb",
             1,
-            false,
+            ENHANCE_YOUR_CALM,
             Box::new(move |_| frame(HEADERS, END_HEADERS | END_STREAM, 1, &bomb)),
         ),
         (
             "an unknown frame of 16 MB",
             1,
-            true,
+            FRAME_SIZE_ERROR,
             Box::new(|_| [&[0xff, 0xff, 0xff, 0xfa, 0, 0, 0, 0, 0][..], &vec![0; 1 << 20]].concat()),
         ),
-        ("a stream with an even number", 1, true, {
+        ("a stream with an even number", 1, PROTOCOL_ERROR, {
             let request = request.clone();
             Box::new(move |_| frame(HEADERS, END_HEADERS, 2, &request))
         }),
     ];
-    for (what, count, must_end, piece) in floods {
-        let (code, sent, rss_max) = flood(&stand, open(&stand, &[]), count, piece);
-        println!("{what}: {sent} sent, GOAWAY {code:?}, the agent had {} MiB at most", rss_max >> 20);
-        if must_end {
-            assert!(code.is_some_and(|code| code != 0) || sent < count, "{what} went on");
+    for (what, count, end, piece) in floods {
+        let (outcome, sent, rss_max) = flood(&stand, open(&stand, &[]), count, end.is_some(), piece);
+        println!("{what}: {sent} sent, {outcome:?}, the agent had {} MiB at most", rss_max >> 20);
+        if let Some(code) = end {
+            // Who writes on into a connection that was closed can lose the GOAWAY to the reset.
+            assert!([Outcome::GoAway(code), Outcome::Closed].contains(&outcome), "{what}: {outcome:?}");
         }
         assert!(rss_max < RSS_BYTES_MAX, "{what}: {rss_max}");
         stand.assert_serves_others();
@@ -135,7 +161,8 @@ fn floods_end_their_connection_and_hold_up_nobody() {
 #[test]
 fn streams_that_open_no_window_free_their_engine_and_pings_keep_nothing() {
     let stand = Stand::start(|options| {
-        options.with("CIC_EDGE_STALL_CUT_MS", "2000").with_engine("CIC_STANDIN_TOKEN_MS", "20")
+        // On a loaded machine all 50 must be seen running before the first is freed.
+        options.with("CIC_EDGE_STALL_CUT_MS", "10000").with_engine("CIC_STANDIN_TOKEN_MS", "20")
     });
     const INITIAL_WINDOW_SIZE: u16 = 4;
     let mut stream = open(&stand, &[(INITIAL_WINDOW_SIZE, 0)]);

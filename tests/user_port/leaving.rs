@@ -3,8 +3,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::floods::STREAM_FOREVER;
+use super::frames::{opening, post};
 use super::stand::{SOON, Stand, stream_request};
 
 /// Reads until the first event of a stream is there.
@@ -22,18 +27,26 @@ fn read_event(stream: &mut TcpStream) -> bool {
 
 #[test]
 fn a_client_that_leaves_before_the_first_byte_stops_its_engine_s_work() {
-    let stand = Stand::start(|options| options.with_engine("CIC_STANDIN_FIRST_TOKEN_MS", "5000"));
+    // Between the signals no token moves, and nothing but a client that leaves ends what runs: no answer, and neither
+    // the agent nor the edge, which wait longer than this test does.
+    let stand = Stand::start(|options| {
+        options
+            .with("CIC_ENGINE_STALL_SUSPECT_MS", "600000")
+            .with_engine("CIC_STANDIN_FIRST_TOKEN_MS", "2000")
+    });
+    let engine = Pid::from_raw(stand.solo.engine_pid().unwrap().cast_signed());
     for (what, behind) in
         [("", ""), (" with more sent behind", "GET /healthz HTTP/1.1\r\nhost: edge\r\n\r\n")]
     {
         let mut stream = stand.connect();
-        stream.write_all((stream_request(10, "") + behind).as_bytes()).unwrap();
+        stream.write_all((stream_request(4000, "") + behind).as_bytes()).unwrap();
         stand.wait_running(1);
+        kill(engine, Signal::SIGUSR1).unwrap();
         drop(stream);
         let after = stand.wait_running(0);
-        assert!(after < Duration::from_secs(4), "{after:?}: not by leaving, but by its first token");
         println!("left before the first byte{what}: the engine is free after {after:?}");
         stand.wait_quiet();
+        kill(engine, Signal::SIGUSR1).unwrap();
     }
 }
 
@@ -56,6 +69,20 @@ fn a_client_that_leaves_in_mid_stream_stops_its_engine_s_work() {
         println!("{how} in mid-stream: the engine is free after {after:?}");
         stand.wait_quiet();
     }
+}
+
+#[test]
+fn what_the_agent_s_own_stop_cuts_is_not_said_to_have_left() {
+    let mut stand = Stand::start(|options| options.with_engine("CIC_STANDIN_TOKEN_MS", "20"));
+    let mut one = stand.connect();
+    one.write_all(stream_request(4000, "").as_bytes()).unwrap();
+    let mut two = stand.connect();
+    two.write_all(&[opening(&[]), post(1, STREAM_FOREVER)].concat()).unwrap();
+    assert!(read_event(&mut one) && read_event(&mut two));
+    stand.wait_running(2);
+    stand.solo.end_agent(Signal::SIGTERM).unwrap();
+    let counts = ["stopped", "client_gone"].map(|end| stand.access_count(&format!("ended=\"{end}\"")));
+    assert_eq!(counts, [2, 0], "{}", stand.log());
 }
 
 #[test]

@@ -1,14 +1,15 @@
 """Requests through OpenAI's own client, its retries off: chats and completions, streamed and whole.
 
-usage: openai_load.py BASE_URL MODEL CLIENTS COUNT SECONDS
+usage: openai_load.py BASE_URL MODEL CLIENTS COUNT ENOUGH
 
-Makes COUNT different requests, again from the first until SECONDS are over, and prints what became of each as one line of
+Makes COUNT different requests, again from the first until there is a file ENOUGH, and prints what became of each as one line of
 JSON: number, kind, text, finish, tokens, the longest time between two chunks, and the error if there was one.
 """
 
 import asyncio
 import itertools
 import json
+import os
 import sys
 import time
 
@@ -62,12 +63,12 @@ async def ask(client: openai.AsyncOpenAI, number: int, model: str) -> dict:
     return found
 
 
-async def main(base_url: str, model: str, clients: int, count: int, seconds: float) -> None:
-    numbers, began = itertools.count(), time.monotonic()
+async def main(base_url: str, model: str, clients: int, count: int, enough: str) -> None:
+    numbers = itertools.count()
 
     async def one(client: openai.AsyncOpenAI) -> None:
         for number in numbers:
-            if number >= count and time.monotonic() - began >= seconds:
+            if number >= count and os.path.exists(enough):
                 return
             print(json.dumps(await ask(client, number % count, model)), flush=True)
 
@@ -78,4 +79,4 @@ async def main(base_url: str, model: str, clients: int, count: int, seconds: flo
 if __name__ == "__main__":
     if len(sys.argv) != 6:
         sys.exit(__doc__)
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), float(sys.argv[5])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]))

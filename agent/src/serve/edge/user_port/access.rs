@@ -7,6 +7,7 @@ use std::time::Duration;
 use cic_common::time::{Clock, Mono};
 use hyper::header::HeaderValue;
 use hyper::{Method, StatusCode, Uri};
+use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use super::allowance::Spent;
@@ -14,11 +15,11 @@ use super::keys::Key;
 use super::visit::{Told, Visit};
 use super::watched::Answering;
 
-/// What is said for the status of an answer whose client left before its head: nginx's number for it.
+/// What is said for the status of an answer that ended before its head: nginx's number for a client that left.
 const CLIENT_LEFT: u16 = 499;
 
-/// Of a path, which the client has chosen.
-const PATH_CHARS_MAX: usize = 128;
+/// Of a method or a path, which the client has chosen.
+const CHOSEN_CHARS_MAX: usize = 128;
 
 /// How an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,8 @@ pub(super) enum End {
     Stalled,
     /// No replica went on with it.
     Cut,
+    /// This agent stops.
+    Stopped,
 }
 
 /// Who asks for what.
@@ -56,12 +59,20 @@ pub(super) struct Entry {
     first_byte_at: Option<Mono>,
     bytes_out: u64,
     end: Option<End>,
+    stopping: CancellationToken,
     _answering: Answering,
     _spent: Option<Spent>,
 }
 
 impl Entry {
-    pub(super) fn new(is_logged: bool, clock: Clock, asked: Asked, answering: Answering) -> Self {
+    /// `stopping` is cancelled when this agent stops.
+    pub(super) fn new(
+        is_logged: bool,
+        clock: Clock,
+        asked: Asked,
+        answering: Answering,
+        stopping: CancellationToken,
+    ) -> Self {
         Self {
             is_logged,
             clock,
@@ -74,6 +85,7 @@ impl Entry {
             first_byte_at: None,
             bytes_out: 0,
             end: None,
+            stopping,
             _answering: answering,
             _spent: None,
         }
@@ -86,7 +98,7 @@ impl Entry {
     /// The head of the answer is there.
     pub(super) fn answers(&mut self, status: StatusCode, overhead: Duration) {
         (self.status, self.overhead) = (Some(status), overhead);
-        if self.asked.method == Method::HEAD {
+        if self.asked.method == Method::HEAD.as_str() {
             // Its body is never asked for.
             self.end = Some(End::Whole);
         }
@@ -109,6 +121,7 @@ impl End {
             Self::Gone => "client_gone",
             Self::Stalled => "client_stalled",
             Self::Cut => "cut",
+            Self::Stopped => "stopped",
         }
     }
 }
@@ -121,10 +134,12 @@ impl Drop for Entry {
         let now = self.clock.now();
         let told = self.visit.told();
         let Told { model, class, nodes, attempt_count, bytes_in, continuation_count, is_cut } = told;
-        let end = if is_cut { End::Cut } else { self.end.unwrap_or(End::Gone) };
+        let unended = if self.stopping.is_cancelled() { End::Stopped } else { End::Gone };
+        let end = if is_cut { End::Cut } else { self.end.unwrap_or(unended) };
         let Asked { request_id, client, method, uri, version } = &self.asked;
         let request_id = String::from_utf8_lossy(request_id.as_bytes());
-        let path: String = uri.path().chars().take(PATH_CHARS_MAX).collect();
+        let shortened = |text: &str| text.chars().take(CHOSEN_CHARS_MAX).collect::<String>();
+        let (method, path) = (shortened(method.as_str()), shortened(uri.path()));
         let nodes: Vec<&str> = nodes.iter().map(cic_common::id::NodeId::as_str).collect();
         info!(
             target: "access",

@@ -30,7 +30,7 @@ use super::watched::{Sentence, Wire};
 /// Between two looks at a connection's deadlines, at most; shorter where they are.
 const LOOK_EVERY_MAX: Duration = Duration::from_secs(1);
 
-/// Serves `stream` until it ends, is cut, or `token` is cancelled.
+/// Serves `stream` until it ends, is cut, or `token` is cancelled; what runs then has [`FINISH_WITHIN`].
 pub(super) async fn serve(
     gate: Arc<Gate>,
     certificate: Option<Certificate>,
@@ -41,7 +41,7 @@ pub(super) async fn serve(
 ) -> TaskResult {
     let wire = Wire::new(stream, &gate.limits, gate.clock)?;
     let (client, flows) = (address.ip().to_canonical(), Flows::new(gate.clock));
-    let line = Line { client, wire, flows };
+    let line = Line { client, wire, flows, stopping: token.clone() };
     match certificate {
         None => exchange(gate, line.wire.watched(), line, supervisor, token).await,
         Some(certificate) => {
@@ -75,6 +75,7 @@ where
     });
     let builder = builder(Streams(supervisor));
     let connection = builder.serve_connection(TokioIo::new(stream), service);
+    let mut is_closing = false;
     tokio::pin!(connection);
     let mut looks = interval(look_every);
     looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -95,8 +96,12 @@ where
                         debug!(client = %line.client, why, "connection cut");
                         return Ok(());
                     }
-                    Some(Sentence::Close) => break,
-                    None => {}
+                    Some(Sentence::Close) if !is_closing => {
+                        // A request may be on its way to us: it is answered like any other.
+                        is_closing = true;
+                        connection.as_mut().graceful_shutdown();
+                    }
+                    Some(Sentence::Close) | None => {}
                 }
             }
         }

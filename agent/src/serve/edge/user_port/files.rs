@@ -1,5 +1,6 @@
 //! The keys file and the certificate, read again when they change. What is broken changes nothing.
 
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ struct Watched<T> {
     paths: Vec<PathBuf>,
     /// As they were read last, whether or not they were of use.
     seen: Vec<Vec<u8>>,
+    /// Why they could not be read at the last look.
+    fault: Option<String>,
     current: watch::Sender<T>,
 }
 
@@ -52,7 +55,7 @@ impl Files {
     /// When one of them is of no use.
     pub(super) fn open(keys: Option<&Path>, certificate: Option<(&Path, &Path)>) -> Result<Self, FilesError> {
         let keys = keys.map(|path| {
-            let ring = std::fs::read(path).map_err(KeyRingError::Read).and_then(|bytes| {
+            let ring = read_bounded(path).map_err(KeyRingError::Read).and_then(|bytes| {
                 let ring = KeyRing::parse(&bytes)?;
                 Ok(Watched::new([path], [bytes], ring))
             });
@@ -60,7 +63,7 @@ impl Files {
         });
         let certificate = certificate.map(|(certificate, key)| {
             let read = |path: &Path| {
-                std::fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source })
+                read_bounded(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source })
             };
             let bytes = [read(certificate)?, read(key)?];
             let parsed = Certificate::parse(&bytes[0], &bytes[1])?;
@@ -129,19 +132,33 @@ impl<T> Watched<T> {
         Self {
             paths: paths.map(Path::to_owned).into(),
             seen: seen.into(),
+            fault: None,
             current: watch::Sender::new(first),
         }
     }
 
-    /// What the files hold, when that is not what they held at the last look. A file that cannot be read now says
-    /// nothing: it is being replaced, or gone by mistake.
+    /// What the files hold, when that is not what they held at the last look. A file that cannot be read now changes
+    /// nothing, since it may be gone by mistake; but whoever revoked a key in it must hear that it was not read.
     async fn changed(&mut self) -> Option<&[Vec<u8>]> {
         let mut read = Vec::with_capacity(self.paths.len());
         for path in &self.paths {
-            match tokio::time::timeout(READ_WITHIN, read_file(path)).await {
-                Ok(Ok(bytes)) => read.push(bytes),
-                Ok(Err(_)) | Err(_) => return None,
+            match read_soon(path).await {
+                Ok(bytes) => read.push(bytes),
+                Err(error) => {
+                    let fault = format!("{}: {error}", path.display());
+                    if self.fault.as_ref() != Some(&fault) {
+                        warn!(
+                            fault,
+                            "file of the user port cannot be read; what it held before is in use on"
+                        );
+                        self.fault = Some(fault);
+                    }
+                    return None;
+                }
             }
+        }
+        if self.fault.take().is_some() {
+            info!(paths = ?self.paths, "files of the user port can be read again");
         }
         if read == self.seen {
             return None;
@@ -151,11 +168,23 @@ impl<T> Watched<T> {
     }
 }
 
-async fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
-    if tokio::fs::metadata(path).await?.len() > FILE_BYTES_MAX {
-        return Err(std::io::ErrorKind::FileTooLarge.into());
+async fn read_soon(path: &Path) -> std::io::Result<Vec<u8>> {
+    let late =
+        || std::io::Error::new(std::io::ErrorKind::TimedOut, format!("not read within {READ_WITHIN:?}"));
+    let file = path.to_owned();
+    let read = tokio::task::spawn_blocking(move || read_bounded(&file));
+    tokio::time::timeout(READ_WITHIN, read).await.map_err(|_| late())??
+}
+
+/// Reads a file of the port, the same way at start and later: what loads once loads again.
+pub(super) fn read_bounded(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > FILE_BYTES_MAX {
+        let why = format!("longer than {FILE_BYTES_MAX} bytes");
+        return Err(std::io::Error::new(std::io::ErrorKind::FileTooLarge, why));
     }
-    tokio::fs::read(path).await
+    Ok(bytes)
 }
 
 #[cfg(test)]
@@ -196,5 +225,19 @@ mod tests {
         std::fs::remove_file(&keys).unwrap();
         files.look().await;
         assert_eq!(ring.borrow().len(), 2, "no file is no word that every key is refused");
+        let fault = |files: &Files| files.keys.as_ref().and_then(|keys| keys.fault.clone());
+        assert!(fault(&files).is_some_and(|fault| fault.contains("keys.toml: No such file")));
+        std::fs::write(&keys, &entry).unwrap();
+        files.look().await;
+        assert_eq!((ring.borrow().len(), fault(&files)), (1, None), "back, with a key less");
+
+        let comment = format!("{entry}#{}", " ".repeat(8 << 20));
+        std::fs::write(&keys, &comment).unwrap();
+        files.look().await;
+        assert!(fault(&files).is_some_and(|fault| fault.contains("longer than 8388608 bytes")));
+        assert!(Files::open(Some(&keys), None).is_err(), "what could not be read again is not read at first");
+        assert!(KeyRing::read(&keys).is_err());
+        std::fs::write(&keys, &comment[..8 << 20]).unwrap();
+        assert!(Files::open(Some(&keys), None).is_ok());
     }
 }

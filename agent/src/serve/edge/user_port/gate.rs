@@ -9,6 +9,7 @@ use hyper::body::Incoming;
 use hyper::header::{AUTHORIZATION, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Request, Response, Version};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::access::{Asked, Entry};
 use super::denial::Denial;
@@ -47,6 +48,8 @@ pub(super) struct Line {
     pub(super) client: IpAddr,
     pub(super) wire: Wire,
     pub(super) flows: Flows,
+    /// Cancelled when this agent stops.
+    pub(super) stopping: CancellationToken,
 }
 
 impl Gate {
@@ -62,7 +65,7 @@ impl Gate {
         };
         request.headers_mut().insert(REQUEST_ID_HEADER, request_id.clone());
         // Written when this is dropped, if the client does not wait for the answer.
-        let mut entry = Entry::new(self.is_logged, self.clock, asked, answering);
+        let mut entry = Entry::new(self.is_logged, self.clock, asked, answering, line.stopping);
         let (mut response, overhead) = timed(self.clock, self.answer(request, &mut entry)).await;
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID_HEADER, request_id);
@@ -164,7 +167,7 @@ mod tests {
                 uri: hyper::Uri::default(),
                 version: Version::HTTP_11,
             };
-            Entry::new(false, clock, asked, wire.request(false))
+            Entry::new(false, clock, asked, wire.request(false), CancellationToken::new())
         };
         let headers = |key: &str| {
             let mut headers = HeaderMap::new();

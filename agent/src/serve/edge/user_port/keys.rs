@@ -12,6 +12,7 @@ use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
 use super::allowance::{Allowance, Bounds};
+use super::files::read_bounded;
 
 /// How Anthropic's and Azure's clients show a key; OpenAI's send `Authorization: Bearer`.
 pub(super) const API_KEY_HEADER: HeaderName = HeaderName::from_static("x-api-key");
@@ -89,7 +90,7 @@ impl KeyRing {
     /// # Errors
     /// When it cannot be read or one of its keys is of no use: none of them is taken then.
     pub fn read(path: &Path) -> Result<Self, KeyRingError> {
-        Self::parse(&std::fs::read(path).map_err(KeyRingError::Read)?)
+        Self::parse(&read_bounded(path).map_err(KeyRingError::Read)?)
     }
 
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, KeyRingError> {

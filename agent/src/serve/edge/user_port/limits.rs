@@ -70,6 +70,10 @@ pub(super) const KERNEL_SEND_BYTES_MAX: usize = 128 << 10;
 pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
 pub(super) const PING_ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
+/// From the word that an idle connection ends to its end: HTTP/2 needs a round trip for it (RFC 9113, 6.8), and a
+/// client that answers no ping within this time is gone anyway.
+pub(super) const LEAVE_WITHIN: Duration = PING_ANSWER_WITHIN;
+
 /// A TLS handshake is two round trips and one signature.
 pub(super) const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
 

@@ -1,7 +1,8 @@
 //! A body on its way to a client, which frees its replica when the client takes nothing of it.
 //!
 //! A socket that is full is seen at the socket. A client of HTTP/2 can also take everything of the socket and open no
-//! window for one stream: hyper then asks the body for nothing, and only who looks from outside sees it.
+//! window for one stream: hyper then asks the body for nothing, and only who looks from outside sees it. What it asks
+//! for is given in pieces, so that a client that takes a long answer slowly is seen to take it.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -15,6 +16,9 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::access::{End, Entry};
 use crate::serve::peer::{BodyError, PeerBody};
+
+/// Given at a time: a DATA frame of HTTP/2 (RFC 9113, 4.2). In 30 s a client of 560 bytes/s has taken one.
+const PIECE_BYTES_MAX: usize = 16 << 10;
 
 /// The bodies of one connection. Clones share them.
 #[derive(Debug, Clone)]
@@ -32,6 +36,8 @@ struct Running {
 /// What is left to send, and what is to be said when it is sent.
 #[derive(Debug)]
 struct Flow {
+    /// What is left of the frame that is given in pieces.
+    begun: Bytes,
     rest: Option<(PeerBody, Entry)>,
     /// When the client's side was given something, and has not asked for more since. `None`: it waits for us.
     given_at: Option<Mono>,
@@ -51,7 +57,7 @@ impl Flows {
     }
 
     pub(super) fn begin(&self, body: PeerBody, entry: Entry) -> Outflow {
-        let flow = Flow { rest: Some((body, entry)), given_at: Some(self.clock.now()) };
+        let flow = Flow { begun: Bytes::new(), rest: Some((body, entry)), given_at: Some(self.clock.now()) };
         let flow = Arc::new(Mutex::new(flow));
         let mut running = self.lock();
         let number = running.next;
@@ -68,7 +74,7 @@ impl Flows {
             |flow: &&Arc<Mutex<Flow>>| lock(flow).given_at.is_some_and(|at| now.since(at) >= stall_max);
         let stalled: Vec<_> = self.lock().flows.values().filter(is_stalled).cloned().collect();
         for flow in stalled {
-            let rest = lock(&flow).rest.take();
+            let rest = lock(&flow).end();
             if let Some((body, mut entry)) = rest {
                 entry.ends(End::Stalled);
                 drop((body, entry));
@@ -90,42 +96,138 @@ impl Body for Outflow {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut flow = lock(&self.flow);
-        let Some((body, entry)) = &mut flow.rest else {
-            return Poll::Ready(Some(Err("client took nothing for too long".into())));
-        };
-        let polled = Pin::new(body).poll_frame(context);
-        let now = self.flows.clock.now();
-        match &polled {
-            Poll::Ready(Some(Ok(frame))) => entry.sends(frame.data_ref().map_or(0, Bytes::len), now),
-            Poll::Ready(Some(Err(_))) => entry.ends(End::Cut),
-            Poll::Ready(None) => entry.ends(End::Whole),
-            Poll::Pending => {}
-        }
-        flow.given_at = polled.is_ready().then_some(now);
+        let polled = flow.poll_piece(context, self.flows.clock.now());
+        flow.given_at = polled.is_ready().then(|| self.flows.clock.now());
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        lock(&self.flow).rest.as_ref().is_some_and(|(body, _)| body.is_end_stream())
+        lock(&self.flow).is_end()
     }
 
     fn size_hint(&self) -> SizeHint {
-        lock(&self.flow).rest.as_ref().map(|(body, _)| body.size_hint()).unwrap_or_default()
+        let flow = lock(&self.flow);
+        let mut hint = flow.rest.as_ref().map(|(body, _)| body.size_hint()).unwrap_or_default();
+        let begun = flow.begun.len() as u64;
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + begun);
+        }
+        hint.set_lower(hint.lower() + begun);
+        hint
+    }
+}
+
+impl Flow {
+    fn poll_piece(
+        &mut self,
+        context: &mut Context<'_>,
+        now: Mono,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Some((body, entry)) = &mut self.rest else {
+            return Poll::Ready(Some(Err("client took nothing for too long".into())));
+        };
+        if self.begun.is_empty() {
+            let polled = Pin::new(body).poll_frame(context);
+            match polled {
+                Poll::Ready(Some(Ok(frame))) => match frame.into_data() {
+                    Ok(data) => self.begun = data,
+                    Err(frame) => return Poll::Ready(Some(Ok(frame))),
+                },
+                Poll::Ready(Some(Err(_))) => {
+                    entry.ends(End::Cut);
+                    return polled;
+                }
+                Poll::Ready(None) => {
+                    entry.ends(End::Whole);
+                    return polled;
+                }
+                Poll::Pending => return polled,
+            }
+        }
+        let piece = self.begun.split_to(self.begun.len().min(PIECE_BYTES_MAX));
+        entry.sends(piece.len(), now);
+        Poll::Ready(Some(Ok(Frame::data(piece))))
+    }
+
+    fn is_end(&self) -> bool {
+        self.begun.is_empty() && self.rest.as_ref().is_some_and(|(body, _)| body.is_end_stream())
+    }
+
+    /// Takes everything out of it.
+    fn end(&mut self) -> Option<(PeerBody, Entry)> {
+        self.begun = Bytes::new();
+        self.rest.take()
     }
 }
 
 impl Drop for Outflow {
     fn drop(&mut self) {
         self.flows.lock().flows.remove(&self.number);
-        let rest = lock(&self.flow).rest.take();
-        if let Some((body, mut entry)) = rest
-            && body.is_end_stream()
-        {
-            entry.ends(End::Whole);
+        let mut flow = lock(&self.flow);
+        let is_end = flow.is_end();
+        let rest = flow.end();
+        drop(flow);
+        if let Some((body, mut entry)) = rest {
+            if is_end {
+                entry.ends(End::Whole);
+            }
+            drop((body, entry));
         }
     }
 }
 
 fn lock(flow: &Mutex<Flow>) -> MutexGuard<'_, Flow> {
     flow.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::Request;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_util::sync::CancellationToken;
+
+    use super::super::access::Asked;
+    use super::super::limits::Limits;
+    use super::super::watched::Wire;
+    use super::*;
+
+    #[tokio::test]
+    async fn a_long_answer_is_given_in_pieces_and_each_that_is_taken_is_progress() {
+        let clock = Clock::start();
+        let listener = TcpListener::bind((std::net::Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let wire = Wire::new(stream, &Limits::default(), clock).unwrap();
+        let flows = Flows::new(clock);
+        let begin = |length: usize| {
+            let asked = Asked {
+                request_id: hyper::header::HeaderValue::from_static("a"),
+                client: std::net::Ipv4Addr::LOCALHOST.into(),
+                method: hyper::Method::POST,
+                uri: hyper::Uri::default(),
+                version: hyper::Version::HTTP_11,
+            };
+            let entry = Entry::new(false, clock, asked, wire.request(false), CancellationToken::new());
+            let body = Full::new(Bytes::from(vec![b'a'; length])).map_err(|never| match never {});
+            flows.begin(body.boxed_unsync(), entry)
+        };
+        let given_at = |outflow: &Outflow| lock(&outflow.flow).given_at.unwrap();
+
+        let mut outflow = begin(2 * PIECE_BYTES_MAX + 1);
+        let (mut left, mut given) = (2 * PIECE_BYTES_MAX + 1, given_at(&outflow));
+        for length in [PIECE_BYTES_MAX, PIECE_BYTES_MAX, 1] {
+            assert!(!outflow.is_end_stream());
+            assert_eq!(outflow.size_hint().exact(), Some(left as u64));
+            let piece = outflow.frame().await.unwrap().unwrap().into_data().unwrap();
+            assert_eq!(piece.len(), length);
+            assert!(given_at(&outflow) > given);
+            (left, given) = (left - length, given_at(&outflow));
+        }
+        assert!(outflow.is_end_stream() && outflow.frame().await.is_none());
+
+        let mut stalled = begin(2 * PIECE_BYTES_MAX);
+        stalled.frame().await.unwrap().unwrap();
+        flows.free_stalled(Duration::ZERO);
+        assert!(stalled.frame().await.unwrap().is_err(), "nothing of it is kept");
+    }
 }

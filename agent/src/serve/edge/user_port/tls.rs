@@ -7,6 +7,8 @@ use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::files::read_bounded;
+
 /// In the order in which they are preferred.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
@@ -38,7 +40,7 @@ impl Certificate {
     /// When one cannot be read, or they do not belong together.
     pub fn read(certificate: &Path, key: &Path) -> Result<Self, CertificateError> {
         let read = |path: &Path| {
-            std::fs::read(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source })
+            read_bounded(path).map_err(|source| CertificateError::Read { path: path.to_owned(), source })
         };
         Self::parse(&read(certificate)?, &read(key)?)
     }

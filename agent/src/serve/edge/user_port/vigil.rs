@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cic_common::time::Mono;
 
-use super::limits::{IDLE_MAX, LINGER_MAX, Limits};
+use super::limits::{IDLE_MAX, LEAVE_WITHIN, LINGER_MAX, Limits};
 
 /// The deadlines of one connection.
 #[derive(Debug)]
@@ -49,6 +49,8 @@ enum Stage {
 pub(super) enum Verdict {
     HeadLate,
     Idle,
+    /// Idle on, after it had time to close.
+    Overstayed,
     Stalled,
     Lingered,
 }
@@ -114,6 +116,9 @@ impl Vigil {
         }
         let (since, within, verdict) = match self.stage {
             Stage::Fresh { since } | Stage::Head { since } => (since, self.head_within, Verdict::HeadLate),
+            Stage::Idle { since } if now.since(since) >= IDLE_MAX + LEAVE_WITHIN => {
+                return Some(Verdict::Overstayed);
+            }
             Stage::Idle { since } => (since, IDLE_MAX, Verdict::Idle),
             Stage::Closing { since } => (since, LINGER_MAX, Verdict::Lingered),
             Stage::Busy { .. } => return None,
@@ -141,7 +146,7 @@ mod tests {
     fn every_stage_but_an_answer_under_way_has_its_time() {
         use Event::*;
         type Case<'a> = (&'a [(u64, Event)], u64, Option<Verdict>);
-        let cases: [Case<'_>; 17] = [
+        let cases: [Case<'_>; 20] = [
             (&[], 9, None),
             (&[], 10, Some(Verdict::HeadLate)),
             // Byte by byte does not buy time.
@@ -149,6 +154,10 @@ mod tests {
             (&[(9, Request)], 600, None),
             (&[(1, Request), (2, Answered)], 76, None),
             (&[(1, Request), (2, Answered)], 77, Some(Verdict::Idle)),
+            (&[(1, Request), (2, Answered)], 96, Some(Verdict::Idle)),
+            (&[(1, Request), (2, Answered)], 97, Some(Verdict::Overstayed)),
+            // Told that its connection ends, but its next request was under way.
+            (&[(1, Stream), (2, Answered), (78, Stream), (79, Answered)], 153, None),
             (&[(1, Request), (2, Answered), (50, Byte)], 59, None),
             (&[(1, Request), (2, Answered), (50, Byte), (59, Byte)], 60, Some(Verdict::HeadLate)),
             // A ping is no head, and does not keep a connection either.

@@ -37,7 +37,7 @@ struct Shared {
 /// Why a connection is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sentence {
-    /// It may finish what it is answering.
+    /// It is told that it ends, and ends when what still comes is answered.
     Close,
     /// It takes nothing of what it is sent.
     Stalled,
@@ -76,6 +76,7 @@ impl Wire {
             Some(Verdict::Stalled) => Some(Sentence::Stalled),
             Some(Verdict::Lingered) => Some(Sentence::Cut("closed")),
             Some(Verdict::Idle) => Some(Sentence::Close),
+            Some(Verdict::Overstayed) => Some(Sentence::Cut("stays although told that its connection ends")),
             // hyper sees the end by itself, but not when the client has sent something before it that is not its
             // turn to be read.
             None if shared.vigil.is_busy() && has_left(&shared.stream) => {
