@@ -11,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Body as _, Frame, Incoming};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
@@ -95,10 +95,10 @@ impl Inflow {
     }
 
     pub(super) async fn frame(&mut self) -> Option<hyper::Result<Frame<Bytes>>> {
-        poll_fn(|context| self.poll_frame(context)).await
+        poll_fn(|context| self.poll_next(context)).await
     }
 
-    pub(super) fn poll_frame(
+    pub(super) fn poll_next(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
@@ -120,6 +120,18 @@ impl Inflow {
     /// Frames come by driving and in no other way.
     fn poll_body(&mut self) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
         Pin::new(&mut self.body).poll_frame(&mut quietly())
+    }
+}
+
+impl Body for Inflow {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<hyper::Result<Frame<Bytes>>>> {
+        self.get_mut().poll_next(context)
     }
 }
 

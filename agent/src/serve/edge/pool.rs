@@ -159,10 +159,7 @@ impl Pool {
                 },
             }
         }
-        let mut connection = self.connect(upstream).await?;
-        let response = connection.send(request).await;
-        let response = response.map_err(|error| SendError::Broken(error.into_error()))?;
-        Ok(self.leased(upstream, connection, response))
+        self.send_afresh(upstream, request).await
     }
 
     /// Sends `request` on a new connection: what one that was frozen cannot answer.
@@ -170,9 +167,11 @@ impl Pool {
         &self,
         upstream: &Upstream,
         request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, SendError> {
+    ) -> Result<Response<Inflow>, SendError> {
         let mut connection = self.connect(upstream).await?;
-        connection.send(request).await.map_err(|error| SendError::Broken(error.into_error()))
+        let response = connection.send(request).await;
+        let response = response.map_err(|error| SendError::Broken(error.into_error()))?;
+        Ok(self.leased(upstream, connection, response))
     }
 
     /// Closes idle connections in time, and all of them when `token` is cancelled.

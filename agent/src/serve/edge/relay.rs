@@ -108,7 +108,7 @@ impl Body for Relay {
             this.end();
             return Poll::Ready(None);
         };
-        match body.poll_frame(context) {
+        match body.poll_next(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.quiet.heard();
                 Poll::Ready(Some(Ok(frame)))

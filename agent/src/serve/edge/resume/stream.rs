@@ -291,7 +291,7 @@ impl Stream {
             self.cut(Loss::Fault("stream ended early".to_owned()));
             return Poll::Ready(());
         };
-        match body.poll_frame(context) {
+        match body.poll_next(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Ok(data) = frame.into_data() {
                     part.framer.push(data);

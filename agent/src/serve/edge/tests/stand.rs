@@ -16,7 +16,7 @@ use cic_common::time::{Clock, unix_ms};
 use cic_common::tls::config::{tcp_client, tcp_server};
 use cic_common::tls::{CertificateAuthority, Identity, Peer, Trust};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
@@ -296,7 +296,7 @@ pub(super) fn chunk(event: &str) -> String {
     format!("{:x}\r\n{event}\r\n", event.len())
 }
 
-pub(super) async fn text(response: Response<Incoming>) -> String {
+pub(super) async fn text(response: Response<impl Body<Data = Bytes, Error = hyper::Error>>) -> String {
     let body = within("body", response.into_body().collect()).await.unwrap().to_bytes();
     String::from_utf8(body.to_vec()).unwrap()
 }
