@@ -183,7 +183,6 @@ fn lock(flow: &Mutex<Flow>) -> MutexGuard<'_, Flow> {
 #[cfg(test)]
 mod tests {
     use http_body_util::{BodyExt as _, Full};
-    use hyper::Request;
     use tokio::net::{TcpListener, TcpStream};
     use tokio_util::sync::CancellationToken;
 
