@@ -154,7 +154,7 @@ fn openais_client_sees_no_failure_when_nodes_lose_power() {
     );
     assert!(failed.is_empty(), "{} failed, such as {:#?}", failed.len(), &failed[..failed.len().min(4)]);
     assert!(differ.is_empty(), "{} differ, such as {:#?}", differ.len(), &differ[..differ.len().min(2)]);
-    assert!(heard.len() > 64 && cut >= KILLS && stall <= STALL_MAX_S, "{cut} cut, {stall} s");
+    assert!(heard.len() >= 64 && cut >= KILLS && stall <= STALL_MAX_S, "{cut} cut, {stall} s");
     fleet.stop().expect("nothing is left");
 }
 
