@@ -165,12 +165,7 @@ fn what_no_replica_takes_is_answered_outside_counted_and_costed() {
     let edge = solo.address("edge").expect("an edge");
 
     let answer = ask(&edge, "standard", "30", 8).expect("an answer");
-    assert_eq!(
-        (answer.status, answer.header("x-cic-node")),
-        (200, Some("surge")),
-        "{}",
-        answer.body
-    );
+    assert_eq!((answer.status, answer.header("x-cic-node")), (200, Some("surge")), "{}", answer.body);
     let usage = answer.json().expect("JSON")["usage"].clone();
     let (input, output) = (usage["prompt_tokens"].as_u64().expect("a count"), 8);
     assert_eq!(usage["completion_tokens"], output);

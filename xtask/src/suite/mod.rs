@@ -7,6 +7,7 @@
 //! ```
 
 mod counts;
+mod left_out;
 mod machine;
 mod report;
 mod runner;

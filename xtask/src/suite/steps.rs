@@ -8,6 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 
 use super::counts::Counts;
+use super::left_out;
 use super::machine;
 use super::report::Outcome;
 use super::runner::Wanted;
@@ -129,6 +130,9 @@ fn nextest(wanted: &mut Wanted) -> Result<Outcome> {
         counts = Counts::of_nextest(&line).or(counts);
     }
     let status = child.wait()?;
+    for (test, reason) in left_out::tests()? {
+        eprintln!("skipped: {test}: {reason}");
+    }
     Ok(match counts {
         Some(counts) => Outcome::Tested { counts, ended_well: status.success() },
         None => Outcome::Failed(format!("nextest ran no test: {status}")),

@@ -9,7 +9,7 @@
 //! A request is repeated on another replica as long as its client has had no byte: streams are held back until
 //! their first event, other answers until they are whole. Which replicas there are says the newest [`Routes`],
 //! remembered on disk, so that traffic goes on with no controller anywhere. What happens when there are too few of
-//! them, or none, is in [`scarcity`]; docs/edge.md tells it case by case.
+//! them, or none, is in `scarcity/`; docs/edge.md tells it case by case.
 
 mod answer;
 mod attempt;
