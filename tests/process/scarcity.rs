@@ -4,7 +4,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use cic_common::process::{Process, family};
 use fleet_tests::process::{Answer, Solo, SoloOptions, binary, request_as};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(60);
@@ -130,7 +133,11 @@ impl Outside {
 
 impl Drop for Outside {
     fn drop(&mut self) {
-        let _ = self.child.kill();
+        // Its core would live on without it.
+        let all = Process::all().unwrap_or_default();
+        for process in family(&all, |one| one.pid == self.child.id()) {
+            let _ = kill(Pid::from_raw(process.pid.cast_signed()), Signal::SIGKILL);
+        }
         let _ = self.child.wait();
     }
 }
