@@ -262,7 +262,7 @@ fn serve_peers(
     let edge = edge.clone();
     let answer = move |request, _peer| {
         let edge = edge.clone();
-        Box::pin(async move { edge.from_peer(request).await }) as crate::serve::peer::PeerReply
+        Box::pin(async move { edge.answer_peer(request).await }) as crate::serve::peer::PeerReply
     };
     let port =
         PeerPort { tls: tcp_server(identity, trust)?, pulse: Arc::clone(pulse), edge: Arc::new(answer) };

@@ -1,6 +1,7 @@
 //! Identifiers, each a type of its own so that one cannot stand where another is meant.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -36,7 +37,7 @@ macro_rules! label {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        pub struct $name(Arc<str>);
 
         impl $name {
             /// # Errors
@@ -44,7 +45,7 @@ macro_rules! label {
             pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
                 let text = text.into();
                 check_label(&text)?;
-                Ok(Self(text))
+                Ok(Self(text.into()))
             }
 
             pub fn as_str(&self) -> &str {
@@ -61,7 +62,7 @@ macro_rules! label {
 
         impl From<$name> for String {
             fn from(id: $name) -> String {
-                id.0
+                id.as_str().to_owned()
             }
         }
 

@@ -16,6 +16,9 @@ use super::view::View;
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
+/// A folder of programs that are taken instead of those of this build: a benchmark measures what is shipped.
+const SHIPPED_VARIABLE: &str = "CIC_BENCH_SHIPPED";
+
 /// From [`Fault::Notice`] to the loss of the node: what Azure and Google Cloud leave, the shortest but RunPod's.
 pub const NOTICE_WITHIN: Duration = Duration::from_secs(30);
 
@@ -275,6 +278,12 @@ impl Drop for DevFleet {
 /// # Errors
 /// When it was not. One from `$PATH` would test some other build.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
+    if let Some(shipped) =
+        std::env::var_os(SHIPPED_VARIABLE).map(|directory| Path::new(&directory).join(name))
+        && shipped.is_file()
+    {
+        return Ok(shipped);
+    }
     let this = std::env::current_exe().context("find the running program")?;
     let beside = this.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
     beside.with_context(|| {

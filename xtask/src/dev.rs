@@ -31,7 +31,7 @@ pub(crate) fn build() -> Result<()> {
 
 /// `cic dev args…` with the engine of this repository.
 pub(crate) fn command(args: &[String]) -> Result<Command> {
-    let mut dev = Command::new(repository::debug_builds()?.join("cic"));
+    let mut dev = Command::new(repository::builds("debug")?.join("cic"));
     dev.arg("dev").args(args);
     if !args.iter().any(|arg| arg == "--engine-dir" || arg.starts_with("--engine-dir=")) {
         dev.arg("--engine-dir").arg(repository::root()?.join(".engine"));

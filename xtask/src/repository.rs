@@ -18,13 +18,13 @@ pub(crate) fn cargo(args: &[&str]) -> Result<Command> {
     Ok(cargo)
 }
 
-/// The folder of debug builds.
-pub(crate) fn debug_builds() -> Result<PathBuf> {
+/// The folder of builds of `profile`, as cargo names it there: `debug`, `release`, `dist`.
+pub(crate) fn builds(profile: &str) -> Result<PathBuf> {
     let target = match std::env::var_os("CARGO_TARGET_DIR") {
         Some(target) => root()?.join(target),
         None => root()?.join("target"),
     };
-    Ok(target.join("debug"))
+    Ok(target.join(profile))
 }
 
 /// Runs `command` to its end with our own input and output.

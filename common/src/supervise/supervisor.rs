@@ -71,7 +71,8 @@ impl Supervisor {
     {
         let token = self.token.child_token();
         let number = self.enter(name);
-        let future = work(token.clone());
+        // In a place of its own: the task below would have room for it twice.
+        let future = Box::pin(work(token.clone()));
         let guard = Guard { supervisor: self.clone(), number, name, kind, finished: false };
         self.tracker.spawn(async move {
             let mut guard = guard;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper::StatusCode;
 use hyper::body::Frame;
-use hyper::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::response::Parts;
 use serde::Deserialize;
 
@@ -58,9 +58,14 @@ pub(super) enum Failure {
     Broken { why: String, answer: Option<Held> },
 }
 
-/// Sends `request` to `upstream` and holds the answer until it can be trusted.
-pub(super) async fn attempt(pool: &Pool, upstream: &Upstream, request: &Buffered) -> Result<Held, Failure> {
-    let response = match pool.send(upstream, request.copy(&upstream.host())).await {
+/// Sends `request` to `upstream`, which is called `host`, and holds the answer until it can be trusted.
+pub(super) async fn attempt(
+    pool: &Pool,
+    upstream: &Upstream,
+    host: &HeaderValue,
+    request: &Buffered,
+) -> Result<Held, Failure> {
+    let response = match pool.send(upstream, request.copy(host)).await {
         Ok(sent) => sent,
         Err(error) if error.is_unsent() => return Err(Failure::NotTaken(error.to_string())),
         Err(
@@ -199,7 +204,6 @@ fn is_aborted(answer: &Answer) -> bool {
 /// Whether a whole answer was cut short by an engine that stops. Looks closer only when the word is there.
 fn was_aborted(held: &Held) -> bool {
     let whole = held.whole();
-    let word = b"\"abort\"";
-    whole.windows(word.len()).any(|window| window == word)
+    memchr::memmem::find(&whole, b"\"abort\"").is_some()
         && serde_json::from_slice(&whole).is_ok_and(|answer| is_aborted(&answer))
 }

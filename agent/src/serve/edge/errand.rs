@@ -89,6 +89,11 @@ impl Errand {
         }
     }
 
+    /// On behalf of the user that `flight` counts.
+    pub(super) fn for_user(self, flight: InFlight) -> Self {
+        Self { flight: Some(flight), ..self }
+    }
+
     /// Tries `node` only when there is no other.
     pub(super) fn passing(self, node: NodeId) -> Self {
         Self { passed_over: Some(node), ..self }
@@ -111,22 +116,17 @@ impl Errand {
 
 impl Edge {
     /// Answers a request, as long as any replica can.
-    pub(super) async fn run(
-        &self,
-        model: String,
-        request: Buffered,
-        flight: InFlight,
-        plan: Plan,
-    ) -> Response<PeerBody> {
+    pub(super) async fn run(&self, mut errand: Box<Errand>, plan: Plan) -> Response<PeerBody> {
         let ticket = match &plan {
             Plan::Plain => None,
-            Plan::Keep(_) | Plan::Watch(_) => Some(Ticket { model: model.clone(), request: request.clone() }),
+            Plan::Keep(_) | Plan::Watch(_) => {
+                Some(Ticket { model: errand.model.clone(), request: errand.request.clone() })
+            }
         };
         self.shared.scarcity.budget.request();
-        let mut errand = Errand { flight: Some(flight), ..Errand::new(model, request, self.now()) };
         let mut found = match self.find(&mut errand).await {
             Ok(found) => found,
-            Err(Missed::Over) => return self.give_up(errand),
+            Err(Missed::Over) => return self.give_up(*errand),
             Err(Missed::Answered(response)) => return response,
         };
         let flight = errand.flight.take();
@@ -150,7 +150,7 @@ impl Edge {
             ),
             (Plan::Keep(_) | Plan::Watch(_) | Plan::Plain, _) => {
                 let Found { held, cut, mut guards, .. } = found;
-                guards.flights.extend(flight);
+                guards.user = flight;
                 let body = Relay::new(held.frames, held.rest, cut, guards, Some(self.shared.counts.clone()));
                 response_of(status, headers, body)
             }
@@ -194,7 +194,8 @@ impl Edge {
                     tried.clear();
                     continue;
                 }
-                match self.wait(errand, &mut patience, &mut routes, &mut own).await {
+                // In a place of its own, like all that is rare: requests are moved about, and this is the most of one.
+                match Box::pin(self.wait(errand, &mut patience, &mut routes, &mut own)).await {
                     Waited::Again => tried.clear(),
                     Waited::Over => return Err(Missed::Over),
                     Waited::Answered(response) => return Err(Missed::Answered(response)),
@@ -202,12 +203,11 @@ impl Edge {
                 continue;
             };
             let upstream = turn.upstream().clone();
-            tried.insert(turn.node().clone());
             match self.attempt(errand, &upstream, turn).await {
                 Ok(found) => return Ok(found),
                 Err(()) if errand.is_over(self.shared.clock.now()) => return Err(Missed::Over),
-                Err(()) => {}
-            }
+                Err(()) => tried.insert(upstream.node().clone()),
+            };
         }
     }
 
@@ -239,9 +239,10 @@ impl Edge {
         let mut cut = self.until_lost(upstream);
         let sent_at = shared.clock.now();
         let left = REQUEST_MAX.saturating_sub(sent_at.since(errand.started)).min(errand.answer_within);
-        // Cancel safe: an attempt that is dropped closes its connection.
+        // Cancel safe: an attempt that is dropped closes its connection. In this order: an answer that is there counts.
         let result = tokio::select! {
-            result = attempt(&shared.pool, upstream, &errand.request) => result,
+            biased;
+            result = attempt(&shared.pool, upstream, turn.host(), &errand.request) => result,
             () = &mut cut => Err(match upstream {
                 Upstream::Own { .. } => Failure::Refused("its requests are handed over".to_owned()),
                 Upstream::Peer { .. } | Upstream::Outside { .. } => {
@@ -254,14 +255,11 @@ impl Edge {
         };
         let failure = match result {
             Ok(mut held) => {
-                shared.choice.answered(upstream.node());
-                if let Some(load) = Load::take(&mut held.head.headers) {
-                    shared.choice.loaded(upstream.node(), load);
-                }
-                if is_event_stream(&held.head.headers) {
-                    shared.choice.first_token(upstream.node(), shared.clock.now().since(sent_at));
-                }
-                let guards = Guards { flights: own_flight.into_iter().collect(), turn: Some(turn) };
+                let load = Load::take(&mut held.head.headers);
+                let first_token =
+                    is_event_stream(&held.head.headers).then(|| shared.clock.now().since(sent_at));
+                shared.choice.answered(upstream.node(), load, first_token);
+                let guards = Guards { user: None, own: own_flight, turn: Some(turn) };
                 return Ok(Found { held, node: upstream.node().clone(), cut, guards, sent_at });
             }
             // It is well, only busy: its standing stays.

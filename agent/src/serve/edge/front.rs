@@ -22,15 +22,16 @@ use super::answer::{
 };
 use super::choice::{Candidate, Choice};
 use super::counts::{Counts, CutStreams, Flow};
-use super::errand::response_of;
+use super::errand::{Errand, response_of};
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Cut, Guards, Relay};
-use super::replicas::Queue;
+use super::replicas::{OwnCandidate, Queue};
 use super::request::{Buffered, class_of};
 use super::resume::{MOVED, Plan, Rooms, plan};
 use super::routes::Routes;
 use super::scarcity::{Scarcity, ScarcitySpec};
+use super::user_port::Visit;
 use crate::core::EdgeMode;
 use crate::serve::peer::PeerBody;
 
@@ -103,6 +104,7 @@ pub(super) struct Shared {
     pub(super) routes: Routes,
     pub(super) choice: Choice,
     pub(super) queue: Queue,
+    pub(super) own_candidate: OwnCandidate,
     pub(super) counts: Counts,
     pub(super) pool: Pool,
     pub(super) lifeline: Lifeline,
@@ -134,6 +136,7 @@ impl Edge {
             routes,
             choice,
             queue,
+            own_candidate: OwnCandidate::default(),
             counts,
             pool,
             lifeline,
@@ -203,13 +206,16 @@ impl Edge {
     }
 
     /// Answers a user, from whichever replica can.
-    pub async fn from_user(&self, request: Request<Incoming>) -> Response<PeerBody> {
+    pub(super) async fn answer_user(&self, request: Request<Incoming>, visit: Visit) -> Response<PeerBody> {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
-        let path = request.uri().path().to_owned();
-        match path.as_str() {
+        let uri = request.uri().clone();
+        let path = uri.path();
+        match path {
             "/healthz" => return self.health(),
             "/v1/models" if is_read => return self.models(),
-            _ if !path.starts_with("/v1/") => return Refusal::UnknownPath { path }.into_response(),
+            _ if !path.starts_with("/v1/") => {
+                return Refusal::UnknownPath { path: path.to_owned() }.into_response();
+            }
             _ => {}
         }
         if let Some(model) = path.strip_prefix("/v1/models/").filter(|_| is_read) {
@@ -217,7 +223,7 @@ impl Edge {
         }
         let flight = self.shared.counts.enter(Flow::Users);
         self.shared.counts.request();
-        let request = match Buffered::read(request).await {
+        let request = match Buffered::read(request, visit).await {
             Ok(request) => request,
             Err(refusal) => return refusal.into_response(),
         };
@@ -225,7 +231,8 @@ impl Edge {
         let mut response = match self.model_of(&request) {
             Ok(model) => {
                 let (request, plan) = self.planned(request);
-                self.run(model, request, flight, plan).await
+                let errand = Errand::new(model, request, self.now()).for_user(flight);
+                self.run(Box::new(errand), plan).await
             }
             Err(refusal) => refusal.into_response(),
         };
@@ -234,7 +241,7 @@ impl Edge {
     }
 
     /// Answers a peer, from the own engine or not at all: a request is passed on once only.
-    pub async fn from_peer(&self, request: Request<Incoming>) -> Response<PeerBody> {
+    pub async fn answer_peer(&self, request: Request<Incoming>) -> Response<PeerBody> {
         let is_last_resort = request.headers().contains_key(LAST_RESORT_HEADER);
         let is_resumable = request.headers().contains_key(RESUMABLE_HEADER);
         // Before the mode is looked at, so that none is missed.
@@ -250,7 +257,7 @@ impl Edge {
             return refuse_full(scarcity.admission.retry_after());
         };
         let flight = self.shared.counts.enter(Flow::OwnEngine).holding(slot);
-        let request = match Buffered::read(request).await {
+        let request = match Buffered::read(request, Visit::default()).await {
             Ok(request) => request,
             Err(refusal) => return refusal.into_response(),
         };
@@ -265,7 +272,7 @@ impl Edge {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 let rest = Some(body);
-                let guards = Guards { flights: vec![flight], turn: None };
+                let guards = Guards { own: Some(flight), ..Guards::default() };
                 let cut = if is_resumable { handed_over } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
                 let body = if is_resumable { body.offering(Bytes::from_static(MOVED)) } else { body };
@@ -288,7 +295,7 @@ impl Edge {
 
     /// What is asked of replicas for `request`, and what becomes of its stream when one is lost.
     fn planned(&self, request: Buffered) -> (Buffered, Plan) {
-        if !self.shared.spec.continuation {
+        if !self.shared.spec.continuation || !request.prompt().is_stream {
             return (request, Plan::Plain);
         }
         match plan(request.path(), request.body()) {
@@ -401,8 +408,8 @@ impl Edge {
     /// The model a request is for: the one it names, or the only one there is.
     fn model_of(&self, request: &Buffered) -> Result<String, Refusal> {
         if let Some(model) = request.model().filter(|model| self.is_known(model)) {
-            request.visit.asks_for(&model).map_err(Refusal::Denied)?;
-            return Ok(model);
+            request.visit.asks_for(model).map_err(Refusal::Denied)?;
+            return Ok(model.to_owned());
         }
         let known = self.known_models();
         if let Some(model) = request.model().filter(|model| model.len() > MODEL_BYTES_MAX) {
@@ -411,8 +418,8 @@ impl Edge {
         }
         let model = match (request.model(), known.as_slice()) {
             // A gateway that has just started knows nothing yet; waiting for its first table is not for ever.
-            (Some(model), []) => Ok(model),
-            (Some(model), _) => Err(Refusal::UnknownModel { model, known }),
+            (Some(model), []) => Ok(model.to_owned()),
+            (Some(model), _) => Err(Refusal::UnknownModel { model: model.to_owned(), known }),
             (None, [only]) => Ok(only.clone()),
             (None, _) => Err(Refusal::NoModelNamed { known }),
         }?;

@@ -1,10 +1,10 @@
 //! The OpenAI-compatible front of the fleet, on every node.
 //!
 //! ```text
-//! user -> user_port -> Edge::from_user -> Choice -> Pool -> peer's port or own engine
+//! user -> user_port -> Edge::answer_user -> Choice -> Pool -> peer's port or own engine
 //!                         |   ^ nothing sent yet? another replica  |
 //!                         '---+---- attempt (held head) <----------'
-//! peer -> PeerPort -> Edge::from_peer -> own engine, or 503 with `x-cic-refused`: never on to a third node
+//! peer -> PeerPort -> Edge::answer_peer -> own engine, or 503 with `x-cic-refused`: never on to a third node
 //! ```
 //! A request is repeated on another replica as long as its client has had no byte: streams are held back until
 //! their first event, other answers until they are whole. Which replicas there are says the newest [`Routes`],

@@ -49,7 +49,7 @@ pub(super) enum Upstream {
     /// This node's engine on 127.0.0.1.
     Own { node: NodeId, port: u16 },
     /// Another node's peer port. Its certificate must name `node`, whatever the address.
-    Peer { node: NodeId, address: String },
+    Peer { node: NodeId, address: Arc<str> },
     /// An API that is none of this fleet's, under a name of ours. With TLS its certificate must name `host`.
     Outside { node: NodeId, host: String, port: u16, is_tls: bool },
 }
@@ -65,7 +65,7 @@ impl Upstream {
     pub(super) fn host(&self) -> HeaderValue {
         let host = match self {
             Self::Own { port, .. } => format!("127.0.0.1:{port}"),
-            Self::Peer { address, .. } => address.clone(),
+            Self::Peer { address, .. } => address.to_string(),
             // RFC 9110, 7.2: without the port where it is the scheme's own.
             Self::Outside { host, port: 443, is_tls: true, .. } => host.clone(),
             Self::Outside { host, port, .. } => format!("{host}:{port}"),
@@ -159,7 +159,8 @@ impl Pool {
                 },
             }
         }
-        self.send_afresh(upstream, request).await
+        // In a place of its own: a handshake takes much more room than all else that a request needs.
+        Box::pin(self.send_afresh(upstream, request)).await
     }
 
     /// Sends `request` on a new connection: what one that was frozen cannot answer.

@@ -18,7 +18,8 @@ use crate::serve::peer::BodyError;
 #[derive(Debug, Default)]
 #[expect(dead_code, reason = "held for what their drop does")]
 pub(super) struct Guards {
-    pub(super) flights: Vec<InFlight>,
+    pub(super) user: Option<InFlight>,
+    pub(super) own: Option<InFlight>,
     pub(super) turn: Option<Turn>,
 }
 

@@ -3,12 +3,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use cic_common::id::Term;
 use cic_common::name::ClusterName;
 use cic_common::time::Mono;
 
 use super::choice::{Candidate, Load};
 use super::counts::Flow;
-use super::front::Edge;
+use super::front::{Edge, OwnEngine};
 
 /// An older probe says nothing of the queue: three probes of 2 s.
 const QUEUE_FRESH_FOR: Duration = Duration::from_secs(6);
@@ -28,6 +29,18 @@ impl Queue {
         let probed = *self.probed.lock().unwrap_or_else(PoisonError::into_inner);
         probed.filter(|(at, _)| now.since(*at) <= QUEUE_FRESH_FOR).map(|(_, waiting)| waiting)
     }
+}
+
+/// This node's own engine as a candidate, and what that was drawn from.
+#[derive(Debug, Default)]
+pub(super) struct OwnCandidate(Mutex<Option<Drawn>>);
+
+#[derive(Debug)]
+struct Drawn {
+    port: u16,
+    model: String,
+    table: (Term, u64),
+    candidate: Arc<Candidate>,
 }
 
 impl Edge {
@@ -50,13 +63,28 @@ impl Edge {
         candidates.retain(|candidate| candidate.node() != node);
         let own = self.shared.own.borrow();
         if let Some(own) = own.as_ref().filter(|own| own.takes(is_last_resort) && own.model == model) {
-            let routing = self.shared.routes.routing(model, node);
-            let cluster = ClusterName::parse_node(node).ok();
-            let gpu = cluster.as_ref().and_then(|(cluster, _)| cluster.gpu_model());
-            let zone = self.shared.spec.zone.clone();
-            candidates.push(Arc::new(Candidate::new(self.own(own.port), zone, gpu, &routing)));
+            candidates.push(self.own_candidate(own));
             self.shared.choice.loaded(node, self.own_load());
         }
         candidates
+    }
+
+    fn own_candidate(&self, own: &OwnEngine) -> Arc<Candidate> {
+        let table = self.shared.routes.stamp();
+        let mut drawn = self.shared.own_candidate.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_same =
+            |drawn: &&Drawn| drawn.port == own.port && drawn.table == table && drawn.model == own.model;
+        if let Some(drawn) = drawn.as_ref().filter(is_same) {
+            return Arc::clone(&drawn.candidate);
+        }
+        let node = &self.shared.spec.node;
+        let routing = self.shared.routes.routing(&own.model, node);
+        let cluster = ClusterName::parse_node(node).ok();
+        let gpu = cluster.as_ref().and_then(|(cluster, _)| cluster.gpu_model());
+        let zone = self.shared.spec.zone.clone();
+        let candidate = Arc::new(Candidate::new(self.own(own.port), zone, gpu, &routing));
+        let (port, model) = (own.port, own.model.clone());
+        *drawn = Some(Drawn { port, model, table, candidate: Arc::clone(&candidate) });
+        candidate
     }
 }

@@ -61,9 +61,8 @@ pub(super) struct Buffered {
 
 impl Buffered {
     /// Reads `request` to its end.
-    pub(super) async fn read(request: Request<Incoming>) -> Result<Self, Refusal> {
+    pub(super) async fn read(request: Request<Incoming>, visit: Visit) -> Result<Self, Refusal> {
         let (parts, body) = request.into_parts();
-        let visit = Visit::of(&parts.extensions);
         let body = Upload::read(body, EDGE_BODY_BYTES_MAX, &visit).await?;
         Ok(Self::new(parts, body, visit))
     }
@@ -101,8 +100,8 @@ impl Buffered {
     }
 
     /// The model named in a JSON body.
-    pub(super) fn model(&self) -> Option<String> {
-        self.prompt().model.clone()
+    pub(super) fn model(&self) -> Option<&str> {
+        self.prompt().model.as_deref()
     }
 
     /// What its body tells the choice of a replica.
@@ -189,6 +188,11 @@ pub(super) fn request_id_of(headers: &HeaderMap) -> HeaderValue {
 }
 
 fn fresh_id() -> HeaderValue {
-    let id = format!("cic-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..));
-    HeaderValue::from_str(&id).unwrap_or_else(|_| HeaderValue::from_static("cic"))
+    let mut id = *b"cic-00000000000000000000000000000000";
+    let mut drawn = u128::from(fastrand::u64(..)) << 64 | u128::from(fastrand::u64(..));
+    for digit in &mut id[4..] {
+        *digit = b"0123456789abcdef"[(drawn & 0xf) as usize];
+        drawn >>= 4;
+    }
+    HeaderValue::from_bytes(&id).unwrap_or_else(|_| HeaderValue::from_static("cic"))
 }

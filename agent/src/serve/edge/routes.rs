@@ -90,6 +90,12 @@ impl Routes {
         }
     }
 
+    /// Which table it is.
+    pub(super) fn stamp(&self) -> (Term, u64) {
+        let newest = self.newest.borrow();
+        (newest.table.term, newest.table.version)
+    }
+
     /// Replicas of `model`; `None` when no route names it.
     pub(super) fn candidates(&self, model: &str) -> Option<Vec<Arc<Candidate>>> {
         self.newest.borrow().candidates.get(model).cloned()

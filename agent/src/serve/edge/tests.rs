@@ -169,12 +169,12 @@ async fn a_request_of_a_peer_is_answered_by_the_own_engine_or_refused_and_never_
         pulse: Arc::new(Pulse::new(node("n0"), Incarnation(1), Clock::start())),
         edge: Arc::new(move |request, _| {
             let edge = edge.clone();
-            Box::pin(async move { edge.from_peer(request).await })
+            Box::pin(async move { edge.answer_peer(request).await })
         }),
     };
     let listener = listen().await;
     let upstream =
-        Upstream::Peer { node: node("n0"), address: address(listener.local_addr().unwrap().port()) };
+        Upstream::Peer { node: node("n0"), address: address(listener.local_addr().unwrap().port()).into() };
     let inner = stand.supervisor.clone();
     stand.supervisor.spawn("peer port", Kind::Vital, |token| port.run(listener, inner, token));
     let tls = tcp_client(&stand.identity("n2"), &stand.trust).unwrap();
@@ -265,7 +265,7 @@ async fn only_a_peer_that_gives_no_answer_of_any_kind_is_silent() {
     let stand = Stand::start(Role::Gateway).await;
     let tls = tcp_client(&stand.identity("n2"), &stand.trust).unwrap();
     let pool = Pool::new(Clock::start(), stand.supervisor.clone(), Some(tls));
-    let peer = |port| Upstream::Peer { node: node("n1"), address: address(port) };
+    let peer = |port| Upstream::Peer { node: node("n1"), address: address(port).into() };
 
     let answering = stand.fake(Side::Peer, Act::Say(GOOD.to_owned())).await;
     let refusing = stand.fake(Side::Peer, Act::Refuse).await;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use cic_common::id::NodeId;
 use cic_common::route::Class;
 use cic_common::time::{Clock, Mono};
+use hyper::header::HeaderValue;
 use tracing::debug;
 
 use super::super::pool::Upstream;
@@ -79,14 +80,23 @@ impl Choice {
         self.note(node, |now, standing| standing.refused(now));
     }
 
-    /// The replica answered.
-    pub(in super::super) fn answered(&self, node: &NodeId) {
-        self.note(node, |_, standing| standing.answered());
-    }
-
-    /// The first event of a streamed answer came after this long.
-    pub(in super::super) fn first_token(&self, node: &NodeId, after: Duration) {
-        self.note(node, |now, standing| standing.first_token(now, after));
+    /// The replica answered: with what its node says that its engine carries, and of a streamed answer, with its first
+    /// event after so long.
+    pub(in super::super) fn answered(
+        &self,
+        node: &NodeId,
+        load: Option<Load>,
+        first_token: Option<Duration>,
+    ) {
+        self.note(node, |now, standing| {
+            standing.answered();
+            if let Some(load) = load {
+                standing.loaded(now, load);
+            }
+            if let Some(after) = first_token {
+                standing.first_token(now, after);
+            }
+        });
     }
 
     /// The replica's node says what its engine carries.
@@ -101,12 +111,12 @@ impl Choice {
 }
 
 impl Turn {
-    pub(in super::super) fn node(&self) -> &NodeId {
-        self.candidate.node()
-    }
-
     pub(in super::super) fn upstream(&self) -> &Upstream {
         self.candidate.upstream()
+    }
+
+    pub(in super::super) fn host(&self) -> &HeaderValue {
+        self.candidate.host()
     }
 }
 

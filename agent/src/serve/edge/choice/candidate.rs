@@ -3,6 +3,7 @@
 use cic_common::id::NodeId;
 use cic_common::route::Replica;
 use cic_common::routing::{Policy, Routing};
+use hyper::header::HeaderValue;
 
 use super::super::pool::Upstream;
 use super::affinity::hash;
@@ -11,6 +12,7 @@ use super::affinity::hash;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in super::super) struct Candidate {
     upstream: Upstream,
+    host: HeaderValue,
     zone: Option<String>,
     key: u64,
     pub(super) tier: u8,
@@ -31,6 +33,7 @@ impl Candidate {
         Self {
             zone,
             key: key(upstream.node()),
+            host: upstream.host(),
             tier: routing.tier,
             weight: routing.weight,
             policy: routing.policy,
@@ -42,7 +45,8 @@ impl Candidate {
 
     /// Another node's replica.
     pub(in super::super) fn peer(replica: &Replica, routing: &Routing) -> Self {
-        let upstream = Upstream::Peer { node: replica.node.clone(), address: replica.address.clone() };
+        let upstream =
+            Upstream::Peer { node: replica.node.clone(), address: replica.address.as_str().into() };
         Self::new(upstream, replica.zone.clone(), replica.gpu.as_deref(), routing)
     }
 
@@ -52,6 +56,11 @@ impl Candidate {
 
     pub(in super::super) fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// What it is called in the `Host` header.
+    pub(in super::super) fn host(&self) -> &HeaderValue {
+        &self.host
     }
 
     /// Stands for the node's id where texts would be slow.

@@ -8,6 +8,7 @@ use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
 
 use super::affinity::hash;
 
@@ -20,6 +21,8 @@ const PREFIX_BYTES: usize = 1024;
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(in super::super) struct Prompt {
     pub(in super::super) model: Option<String>,
+    /// The answer is to come as events.
+    pub(in super::super) is_stream: bool,
     /// Hash of the first [`PREFIX_BYTES`] of `prompt` or of the texts of `messages`; `None` for shorter ones.
     pub(in super::super) prefix: Option<u64>,
 }
@@ -49,6 +52,7 @@ impl<'de> Visitor<'de> for Body {
         while let Some(key) = map.next_key::<Key<'de>>()? {
             match key.0.as_ref() {
                 "model" => prompt.model = map.next_value()?,
+                "stream" => prompt.is_stream = map.next_value::<&RawValue>()?.get() == "true",
                 "messages" | "prompt" => map.next_value_seed(Text(&mut beginning))?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;

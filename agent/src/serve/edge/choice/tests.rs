@@ -81,7 +81,7 @@ impl Replica {
 
 fn candidate(name: &str, zone: Option<&str>, gpu: Option<&str>, routing: &Routing) -> Candidate {
     let node = NodeId::new(name).unwrap();
-    let upstream = Upstream::Peer { node, address: String::new() };
+    let upstream = Upstream::Peer { node, address: "".into() };
     Candidate::new(upstream, zone.map(str::to_owned), gpu, routing)
 }
 
@@ -318,13 +318,13 @@ fn a_turn_counts_as_in_flight_until_it_is_dropped_and_what_was_tried_is_left_out
     };
     let first = pick(&[]).unwrap();
     let second = pick(&[]).unwrap();
-    assert_ne!(first.node(), second.node(), "the other is in flight");
-    let (kept, dropped) = (second.node().clone(), first.node().clone());
+    assert_ne!(first.upstream().node(), second.upstream().node(), "the other is in flight");
+    let (kept, dropped) = (second.upstream().node().clone(), first.upstream().node().clone());
     drop(first);
     for _ in 0..4 {
-        assert_eq!(pick(&[]).unwrap().node(), &dropped);
+        assert_eq!(pick(&[]).unwrap().upstream().node(), &dropped);
     }
-    assert_eq!(pick(&[&dropped]).unwrap().node(), &kept);
+    assert_eq!(pick(&[&dropped]).unwrap().upstream().node(), &kept);
     assert!(pick(&[&dropped, &kept]).is_none());
 }
 
@@ -337,7 +337,7 @@ fn a_replica_that_failed_erred_or_refused_is_passed_over_until_it_answers() {
         let excluded = BTreeSet::new();
         let wish =
             Wish { candidates: &candidates, class: Class::Standard, prefix: None, excluded: &excluded };
-        let names = (0..20).map(|_| choice.pick(&wish).unwrap().node().to_string());
+        let names = (0..20).map(|_| choice.pick(&wish).unwrap().upstream().node().to_string());
         names.collect::<BTreeSet<String>>().len()
     };
     for (what, act) in [
@@ -347,7 +347,7 @@ fn a_replica_that_failed_erred_or_refused_is_passed_over_until_it_answers() {
     ] {
         act(&choice, &bad);
         assert_eq!(picked(), 1, "{what}");
-        choice.answered(&bad);
+        choice.answered(&bad, None, None);
         assert_eq!(picked(), 2, "{what}, then answered");
     }
 }

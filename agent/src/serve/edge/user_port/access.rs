@@ -59,7 +59,7 @@ pub(super) struct Entry {
     first_byte_at: Option<Mono>,
     bytes_out: u64,
     end: Option<End>,
-    stopping: CancellationToken,
+    stopping: Arc<CancellationToken>,
     _answering: Answering,
     _spent: Option<Spent>,
 }
@@ -71,7 +71,7 @@ impl Entry {
         clock: Clock,
         asked: Asked,
         answering: Answering,
-        stopping: CancellationToken,
+        stopping: Arc<CancellationToken>,
     ) -> Self {
         Self {
             is_logged,

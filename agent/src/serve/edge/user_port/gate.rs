@@ -1,6 +1,7 @@
 //! What every user's request goes through before the edge, and its answer after it.
 
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use cic_common::route::Class;
@@ -49,7 +50,7 @@ pub(super) struct Line {
     pub(super) wire: Wire,
     pub(super) flows: Flows,
     /// Cancelled when this agent stops.
-    pub(super) stopping: CancellationToken,
+    pub(super) stopping: Arc<CancellationToken>,
 }
 
 impl Gate {
@@ -66,7 +67,10 @@ impl Gate {
         request.headers_mut().insert(REQUEST_ID_HEADER, request_id.clone());
         // Written when this is dropped, if the client does not wait for the answer.
         let mut entry = Entry::new(self.is_logged, self.clock, asked, answering, line.stopping);
-        let (mut response, overhead) = timed(self.clock, self.answer(request, &mut entry)).await;
+        let (mut response, overhead) = {
+            let answer = pin!(self.answer(request, &mut entry));
+            timed(self.clock, answer).await
+        };
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID_HEADER, request_id);
         headers.insert(
@@ -78,12 +82,9 @@ impl Gate {
     }
 
     async fn answer(&self, mut request: Request<Incoming>, entry: &mut Entry) -> Response<PeerBody> {
-        let path = request.uri().path().to_owned();
-        match self.admit(&path, request.headers_mut(), entry) {
-            Ok(visit) => {
-                request.extensions_mut().insert(visit);
-                self.edge.from_user(request).await
-            }
+        let uri = request.uri().clone();
+        match self.admit(uri.path(), request.headers_mut(), entry) {
+            Ok(visit) => self.edge.answer_user(request, visit).await,
             Err(denial) => denial.into_response(),
         }
     }
@@ -167,7 +168,7 @@ mod tests {
                 uri: hyper::Uri::default(),
                 version: Version::HTTP_11,
             };
-            Entry::new(false, clock, asked, wire.request(false), CancellationToken::new())
+            Entry::new(false, clock, asked, wire.request(false), Arc::default())
         };
         let headers = |key: &str| {
             let mut headers = HeaderMap::new();

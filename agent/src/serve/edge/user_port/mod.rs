@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! accept -> Places -> Line (Wire: deadlines of the socket; Flows: bodies on their way out)
-//!              request -> Gate: key, allowance, class -> Edge::from_user, with its Visit -> Outflow -> access line
+//!              request -> Gate: key, allowance, class -> Edge::answer_user, with its Visit -> Outflow -> access line
 //! files  -> Files: keys and certificate, read again when they change
 //! ```
 //! Clients are strangers: whatever one of them sends or does not send costs a bounded amount of memory for a bounded

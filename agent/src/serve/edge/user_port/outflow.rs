@@ -4,7 +4,6 @@
 //! window for one stream: hyper then asks the body for nothing, and only who looks from outside sees it. What it asks
 //! for is given in pieces, so that a client that takes a long answer slowly is seen to take it.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
@@ -30,7 +29,8 @@ pub(super) struct Flows {
 #[derive(Debug, Default)]
 struct Running {
     next: u64,
-    flows: BTreeMap<u64, Arc<Mutex<Flow>>>,
+    /// By number. One on HTTP/1.1, some on HTTP/2.
+    flows: Vec<(u64, Arc<Mutex<Flow>>)>,
 }
 
 /// What is left to send, and what is to be said when it is sent.
@@ -62,7 +62,7 @@ impl Flows {
         let mut running = self.lock();
         let number = running.next;
         running.next += 1;
-        running.flows.insert(number, Arc::clone(&flow));
+        running.flows.push((number, Arc::clone(&flow)));
         drop(running);
         Outflow { number, flow, flows: self.clone() }
     }
@@ -72,7 +72,8 @@ impl Flows {
         let now = self.clock.now();
         let is_stalled =
             |flow: &&Arc<Mutex<Flow>>| lock(flow).given_at.is_some_and(|at| now.since(at) >= stall_max);
-        let stalled: Vec<_> = self.lock().flows.values().filter(is_stalled).cloned().collect();
+        let stalled: Vec<_> =
+            self.lock().flows.iter().map(|(_, flow)| flow).filter(is_stalled).cloned().collect();
         for flow in stalled {
             let rest = lock(&flow).end();
             if let Some((body, mut entry)) = rest {
@@ -96,8 +97,9 @@ impl Body for Outflow {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let mut flow = lock(&self.flow);
-        let polled = flow.poll_piece(context, self.flows.clock.now());
-        flow.given_at = polled.is_ready().then(|| self.flows.clock.now());
+        let now = self.flows.clock.now();
+        let polled = flow.poll_piece(context, now);
+        flow.given_at = polled.is_ready().then_some(now);
         polled
     }
 
@@ -162,7 +164,11 @@ impl Flow {
 
 impl Drop for Outflow {
     fn drop(&mut self) {
-        self.flows.lock().flows.remove(&self.number);
+        let mut running = self.flows.lock();
+        if let Some(at) = running.flows.iter().position(|(number, _)| *number == self.number) {
+            running.flows.swap_remove(at);
+        }
+        drop(running);
         let mut flow = lock(&self.flow);
         let is_end = flow.is_end();
         let rest = flow.end();
@@ -184,7 +190,6 @@ fn lock(flow: &Mutex<Flow>) -> MutexGuard<'_, Flow> {
 mod tests {
     use http_body_util::{BodyExt as _, Full};
     use tokio::net::{TcpListener, TcpStream};
-    use tokio_util::sync::CancellationToken;
 
     use super::super::access::Asked;
     use super::super::limits::Limits;
@@ -206,7 +211,7 @@ mod tests {
                 uri: hyper::Uri::default(),
                 version: hyper::Version::HTTP_11,
             };
-            let entry = Entry::new(false, clock, asked, wire.request(false), CancellationToken::new());
+            let entry = Entry::new(false, clock, asked, wire.request(false), Arc::default());
             let body = Full::new(Bytes::from(vec![b'a'; length])).map_err(|never| match never {});
             flows.begin(body.boxed_unsync(), entry)
         };

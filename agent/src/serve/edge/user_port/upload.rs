@@ -1,6 +1,8 @@
 //! A request's body, read whole: bounded in bytes, in time, and together with all others.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -48,8 +50,12 @@ impl Upload {
         bytes_max: usize,
         visit: &Visit,
     ) -> Result<Self, Refusal> {
-        let within = visit.body_within();
-        timeout(within, collect(body, bytes_max, visit)).await.unwrap_or(Err(Refusal::BodyLate))
+        let mut collecting = pin!(collect(body, bytes_max, visit));
+        // Most bodies came with their head: no clock is read for them.
+        if let Poll::Ready(read) = futures_util::poll!(collecting.as_mut()) {
+            return read;
+        }
+        timeout(visit.body_within(), collecting).await.unwrap_or(Err(Refusal::BodyLate))
     }
 }
 
@@ -63,11 +69,17 @@ async fn collect(mut body: Incoming, bytes_max: usize, visit: &Visit) -> Result<
     let mut held = Held::default();
     let mut taken = None;
     while !body.is_end_stream() {
-        let frame = match timeout(BODY_GAP_MAX, body.frame()).await {
-            Ok(Some(Ok(frame))) => frame,
-            Ok(Some(Err(_))) => return Err(Refusal::BodyBroken),
-            Ok(None) => break,
-            Err(_) => return Err(Refusal::BodyLate),
+        let next = match futures_util::poll!(body.frame()) {
+            Poll::Ready(next) => next,
+            Poll::Pending => match timeout(BODY_GAP_MAX, body.frame()).await {
+                Ok(next) => next,
+                Err(_) => return Err(Refusal::BodyLate),
+            },
+        };
+        let frame = match next {
+            Some(Ok(frame)) => frame,
+            Some(Err(_)) => return Err(Refusal::BodyBroken),
+            None => break,
         };
         // Trailers mean nothing here.
         let Ok(data) = frame.into_data() else { continue };

@@ -1,14 +1,12 @@
 //! One request's visit: what the port lets it do, and what is to be said of it at its end.
 //!
-//! It goes through the edge as an extension of the request. A request from a peer brings none: its first edge has
-//! done all this.
+//! It goes through the edge beside the request. A request from a peer has none: its first edge has done all this.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cic_common::id::NodeId;
 use cic_common::route::Class;
-use hyper::http::Extensions;
 
 use super::denial::Denial;
 use super::keys::Key;
@@ -49,11 +47,6 @@ impl Visit {
     pub(super) fn new(key: Option<Arc<Key>>, class: Class, limits: &Limits, room: Room) -> Self {
         let told = Mutex::new(Told { class, ..Told::default() });
         Self(Some(Arc::new(Inner { key, body_within: limits.body_within, room, told })))
-    }
-
-    /// That of a request with these extensions.
-    pub(in crate::serve::edge) fn of(extensions: &Extensions) -> Self {
-        extensions.get::<Self>().cloned().unwrap_or_default()
     }
 
     /// The request is for `model`.

@@ -215,7 +215,7 @@ impl Edge {
         counts.requests.fetch_add(1, Ordering::Relaxed);
         bill.is_sent = true;
         let left = REQUEST_MAX.saturating_sub(clock.now().since(errand.started));
-        let result = timeout(left, attempt(pool, upstream, &asking.request)).await;
+        let result = timeout(left, attempt(pool, upstream, &upstream.host(), &asking.request)).await;
         let why = match result {
             Ok(Ok(held)) if is_for_user(held.head.status) => {
                 let flight = errand.flight.take();
@@ -243,7 +243,7 @@ impl Edge {
         upstream: &Upstream,
     ) -> Response<PeerBody> {
         let reading = Reading::new(asking.is_stream && held.head.status.is_success(), asking.strips_usage);
-        let guards = Guards { flights: flight.into_iter().collect(), turn: None };
+        let guards = Guards { user: flight, ..Guards::default() };
         let relay =
             Relay::new(held.frames, held.rest, Cut::never(), guards, Some(self.shared.counts.clone()));
         let body = http_body_util::BodyExt::boxed_unsync(Metered::new(relay, reading, bill));
