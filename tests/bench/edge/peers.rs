@@ -172,7 +172,7 @@ impl Running {
             if let Some(status) = self.child.try_wait()? {
                 bail!("ended with {status}");
             }
-            std::thread::sleep(Duration::from_millis(50));
+            std::thread::sleep(Duration::from_millis(50)); // bounded wait: one pause
         }
         bail!("not ready within {} s: {last}", READY_WITHIN.as_secs())
     }

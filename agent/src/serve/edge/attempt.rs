@@ -11,6 +11,7 @@ use hyper::http::response::Parts;
 use serde::Deserialize;
 
 use super::answer::{REFUSED_HEADER, RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
+use super::choice::{Choice, Load};
 use super::connection::Inflow;
 use super::pool::{Pool, SendError, Upstream};
 use super::request::Buffered;
@@ -58,9 +59,11 @@ pub(super) enum Failure {
     Broken { why: String, answer: Option<Held> },
 }
 
-/// Sends `request` to `upstream`, which is called `host`, and holds the answer until it can be trusted.
+/// Sends `request` to `upstream`, which is called `host`, and holds the answer until it can be trusted. Whatever the
+/// answer is, the load that it tells is noted with `choice`.
 pub(super) async fn attempt(
     pool: &Pool,
+    choice: &Choice,
     upstream: &Upstream,
     host: &HeaderValue,
     request: &Buffered,
@@ -77,7 +80,10 @@ pub(super) async fn attempt(
             return Err(broken(error.to_string()));
         }
     };
-    let (head, body) = response.into_parts();
+    let (mut head, body) = response.into_parts();
+    if let Some(load) = Load::take(&mut head.headers) {
+        choice.loaded(upstream.node(), load);
+    }
     let status = head.status;
     if let Some(reason) = head.headers.get(REFUSED_HEADER) {
         let why = format!("refused: {}", String::from_utf8_lossy(reason.as_bytes()));
@@ -188,11 +194,11 @@ async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
 #[derive(Deserialize)]
 struct Answer {
     #[serde(default)]
-    choices: Vec<Choice>,
+    choices: Vec<Ending>,
 }
 
 #[derive(Deserialize)]
-struct Choice {
+struct Ending {
     #[serde(default)]
     finish_reason: Option<String>,
 }

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::answer::Refusal;
 use super::attempt::{Failure, Held, attempt, is_event_stream};
-use super::choice::{Load, Turn, Wish};
+use super::choice::{Turn, Wish};
 use super::counts::{Flow, InFlight};
 use super::front::Edge;
 use super::pool::Upstream;
@@ -242,7 +242,7 @@ impl Edge {
         // Cancel safe: an attempt that is dropped closes its connection. In this order: an answer that is there counts.
         let result = tokio::select! {
             biased;
-            result = attempt(&shared.pool, upstream, turn.host(), &errand.request) => result,
+            result = attempt(&shared.pool, &shared.choice, upstream, turn.host(), &errand.request) => result,
             () = &mut cut => Err(match upstream {
                 Upstream::Own { .. } => Failure::Refused("its requests are handed over".to_owned()),
                 Upstream::Peer { .. } | Upstream::Outside { .. } => {
@@ -254,11 +254,10 @@ impl Edge {
             }
         };
         let failure = match result {
-            Ok(mut held) => {
-                let load = Load::take(&mut held.head.headers);
+            Ok(held) => {
                 let first_token =
                     is_event_stream(&held.head.headers).then(|| shared.clock.now().since(sent_at));
-                shared.choice.answered(upstream.node(), load, first_token);
+                shared.choice.answered(upstream.node(), first_token);
                 let guards = Guards { user: None, own: own_flight, turn: Some(turn) };
                 return Ok(Found { held, node: upstream.node().clone(), cut, guards, sent_at });
             }
@@ -297,7 +296,9 @@ impl Edge {
     }
 
     fn give_up(&self, errand: Errand) -> Response<PeerBody> {
-        if let (Some(retry_after), None) = (errand.full, &errand.last_answer) {
+        // What an engine broke on is not turned away for want of room, though the last replica it came to was full.
+        let is_given_up = errand.is_spent || errand.broken_count >= BROKEN_MAX;
+        if let (Some(retry_after), None, false) = (errand.full, &errand.last_answer, is_given_up) {
             self.shared.scarcity.figures.shed(errand.request.class);
             debug!(model = errand.model, last = errand.last_why, "request shed");
             return Refusal::Full { model: errand.model, why: errand.last_why, retry_after }.into_response();

@@ -254,7 +254,9 @@ impl Edge {
         let (class, scarcity) = (class_of(request.headers()), &self.shared.scarcity);
         let Some(slot) = scarcity.admission.enter(class) else {
             scarcity.figures.refused(class);
-            return refuse_full(scarcity.admission.retry_after());
+            let mut response = refuse_full(scarcity.admission.retry_after());
+            self.own_load().put(response.headers_mut());
+            return response;
         };
         let flight = self.shared.counts.enter(Flow::OwnEngine).holding(slot);
         let request = match Buffered::read(request, Visit::default()).await {

@@ -80,19 +80,10 @@ impl Choice {
         self.note(node, |now, standing| standing.refused(now));
     }
 
-    /// The replica answered: with what its node says that its engine carries, and of a streamed answer, with its first
-    /// event after so long.
-    pub(in super::super) fn answered(
-        &self,
-        node: &NodeId,
-        load: Option<Load>,
-        first_token: Option<Duration>,
-    ) {
+    /// The replica answered; a streamed answer's first event came after `first_token`.
+    pub(in super::super) fn answered(&self, node: &NodeId, first_token: Option<Duration>) {
         self.note(node, |now, standing| {
             standing.answered();
-            if let Some(load) = load {
-                standing.loaded(now, load);
-            }
             if let Some(after) = first_token {
                 standing.first_token(now, after);
             }

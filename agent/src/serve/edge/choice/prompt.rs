@@ -30,14 +30,19 @@ pub(in super::super) struct Prompt {
 impl Prompt {
     /// Empty where the body is no JSON object.
     pub(in super::super) fn read(body: &[u8]) -> Self {
-        let mut reader = serde_json::Deserializer::from_slice(body);
-        let read = reader.deserialize_map(Body).and_then(|prompt| reader.end().map(|()| prompt));
-        read.unwrap_or_default()
+        let read = |reads_text: bool| {
+            let mut reader = serde_json::Deserializer::from_slice(body);
+            reader.deserialize_map(Body { reads_text }).and_then(|prompt| reader.end().map(|()| prompt))
+        };
+        // Half of a surrogate pair is JSON and no text: engines take it, and it has no beginning here.
+        read(true).or_else(|_| read(false)).unwrap_or_default()
     }
 }
 
 /// The whole body.
-struct Body;
+struct Body {
+    reads_text: bool,
+}
 
 impl<'de> Visitor<'de> for Body {
     type Value = Prompt;
@@ -53,7 +58,7 @@ impl<'de> Visitor<'de> for Body {
             match key.0.as_ref() {
                 "model" => prompt.model = map.next_value()?,
                 "stream" => prompt.is_stream = map.next_value::<&RawValue>()?.get() == "true",
-                "messages" | "prompt" => map.next_value_seed(Text(&mut beginning))?,
+                "messages" | "prompt" if self.reads_text => map.next_value_seed(Text(&mut beginning))?,
                 _ => {
                     map.next_value::<IgnoredAny>()?;
                 }
@@ -163,6 +168,7 @@ mod tests {
             (r#"{"model":"tiny","messages":[{"role":"user","content":"a"}]}"#, Some("tiny")),
             (r#"{"messages":"odd","prompt":{"x":[1,-2,0.5,null,true]},"model":"tiny"}"#, Some("tiny")),
             (r#"{"\u006dodel":"ti\u006ey"}"#, Some("tiny")),
+            (r#"{"model":"tiny","prompt":"\ud800"}"#, Some("tiny")),
             (r#"{"model":null}"#, None),
             (r#"{"model":7}"#, None),
             (r#"{"model":"tiny"} and more"#, None),

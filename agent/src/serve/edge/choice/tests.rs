@@ -347,7 +347,7 @@ fn a_replica_that_failed_erred_or_refused_is_passed_over_until_it_answers() {
     ] {
         act(&choice, &bad);
         assert_eq!(picked(), 1, "{what}");
-        choice.answered(&bad, None, None);
+        choice.answered(&bad, None);
         assert_eq!(picked(), 2, "{what}, then answered");
     }
 }

@@ -96,17 +96,13 @@ impl Ledger {
 
     /// Takes a place in line; `None` when the line is full for that class.
     fn stand(&mut self, class: Class) -> Option<Place> {
-        let place = Place { class, number: self.places + 1 };
-        self.rejoin(place).then(|| {
+        let length = u32::try_from(self.line.len()).unwrap_or(u32::MAX);
+        (length < share(LINE_MAX, class)).then(|| {
             self.places += 1;
+            let place = Place { class, number: self.places };
+            self.line.insert(place);
             place
         })
-    }
-
-    /// Takes the same place in line again, if that is not full by now.
-    fn rejoin(&mut self, place: Place) -> bool {
-        let length = u32::try_from(self.line.len()).unwrap_or(u32::MAX);
-        length < share(LINE_MAX, place.class) && self.line.insert(place)
     }
 
     fn release(&mut self, now: Mono) -> Vec<Place> {
@@ -207,12 +203,11 @@ impl Admission {
         self.call(gate, &admitted);
     }
 
-    fn rejoin(&self, place: Place) -> bool {
+    fn rejoin(&self, place: Place) {
         let mut gate = self.lock();
-        let is_back = gate.ledger.rejoin(place);
+        gate.ledger.line.insert(place);
         let admitted = gate.ledger.let_in();
         self.call(gate, &admitted);
-        is_back
     }
 
     /// When one who is turned away may come again.
@@ -259,9 +254,9 @@ impl InLine {
         self.called.try_recv().ok()
     }
 
-    /// Goes back to its place in line; false when there is no room for it any more.
-    pub(in super::super) fn rejoin(&self) -> bool {
-        self.admission.rejoin(self.place)
+    /// Goes back to its place in line, however long that has become: whoever came meanwhile stands behind it.
+    pub(in super::super) fn rejoin(&self) {
+        self.admission.rejoin(self.place);
     }
 
     /// Resolves with the place at the engine. Cancel safe: a place that was given is kept until it is taken.
@@ -387,7 +382,7 @@ mod tests {
         // One who looks elsewhere is not called, and finds its place again.
         assert!(stays.step_aside().is_none());
         assert_eq!(admission.occupancy(), (1, 1));
-        assert!(stays.rejoin());
+        stays.rejoin();
         // Called while it leaves: the place must not be lost.
         drop(slot);
         drop(leaves);
@@ -395,5 +390,19 @@ mod tests {
         assert_eq!(admission.occupancy(), (1, 0));
         drop(slot);
         assert_eq!(admission.occupancy(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn who_looked_elsewhere_finds_its_place_again_though_the_line_has_filled_behind_it() {
+        let limits = AdmissionLimits { in_flight_max: 1, queue_max: 10 };
+        let admission = Admission::new(Clock::start(), limits);
+        let slot = admission.enter(Standard).unwrap();
+        let mut first = admission.stand(Standard).unwrap();
+        assert!(first.step_aside().is_none());
+        let others: Vec<_> = std::iter::from_fn(|| admission.stand(Standard)).collect();
+        assert_eq!(others.len(), share(LINE_MAX, Standard) as usize);
+        first.rejoin();
+        drop(slot);
+        drop(tokio::time::timeout(Duration::from_secs(5), first.called()).await.unwrap());
     }
 }

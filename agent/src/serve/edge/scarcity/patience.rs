@@ -115,8 +115,10 @@ impl Edge {
             scarcity.figures.waited();
         }
         if errand.full.is_some() && self.has_own(errand) {
-            let before = patience.in_line.take().filter(InLine::rejoin);
-            patience.in_line = before.or_else(|| scarcity.admission.stand(errand.request.class));
+            match &patience.in_line {
+                Some(in_line) => in_line.rejoin(),
+                None => patience.in_line = scarcity.admission.stand(errand.request.class),
+            }
         }
         // Cancel safe: all four only wait; a place at the engine that was given is kept until it is taken.
         tokio::select! {

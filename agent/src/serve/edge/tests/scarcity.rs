@@ -131,6 +131,26 @@ async fn when_every_peer_is_full_the_soonest_that_expects_room_says_when_to_come
 }
 
 #[tokio::test]
+async fn a_full_peer_that_tells_its_load_is_passed_over_for_one_with_room_and_users_hear_of_no_load() {
+    for head in ["429 Full\r\nx-cic-refused: full", "500 Internal Server Error"] {
+        let stand = Stand::scarce(Role::Gateway, ScarcitySpec::default()).await;
+        let said = format!("HTTP/1.1 {head}\r\nx-cic-load: in_flight=256\r\ncontent-length: 0\r\n\r\n");
+        let full = stand.fake(Side::Peer, Act::Say(said)).await;
+        stand.admit(&full);
+        let answer = ask(&stand, asking("standard", 0)).await;
+        assert!(head.starts_with(answer.status().as_str()), "{}", answer.status());
+        assert!(!answer.headers().contains_key("x-cic-load"));
+        let before = *full.asked.borrow();
+        let good = stand.fake(Side::Own, Act::Say(GOOD.to_owned())).await;
+        stand.admit(&good);
+        for _ in 0..4 {
+            assert_eq!(ask(&stand, asking("standard", 0)).await.status(), StatusCode::OK);
+        }
+        assert_eq!(*full.asked.borrow(), before, "{head}");
+    }
+}
+
+#[tokio::test]
 async fn a_client_that_would_wait_gets_the_replica_that_comes_and_one_that_would_not_is_told_at_once() {
     let (tell, mut told) = mpsc::channel(4);
     let scarcity = ScarcitySpec { tell: Some(tell), ..ScarcitySpec::default() };

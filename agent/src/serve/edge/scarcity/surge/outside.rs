@@ -215,7 +215,9 @@ impl Edge {
         counts.requests.fetch_add(1, Ordering::Relaxed);
         bill.is_sent = true;
         let left = REQUEST_MAX.saturating_sub(clock.now().since(errand.started));
-        let result = timeout(left, attempt(pool, upstream, &upstream.host(), &asking.request)).await;
+        let result =
+            timeout(left, attempt(pool, &self.shared.choice, upstream, &upstream.host(), &asking.request))
+                .await;
         let why = match result {
             Ok(Ok(held)) if is_for_user(held.head.status) => {
                 let flight = errand.flight.take();
