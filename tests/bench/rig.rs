@@ -17,7 +17,7 @@ use cic_common::tls::{CertificateAuthority, Peer};
 use cic_common::wire::message::NodeEvent;
 use cic_controller::core::{Event, Message};
 use cic_controller::ingest::{Ingest, IngestSpec, JoinRefusal};
-use fleet_tests::process::{SoloOptions, StandInGpus, binary};
+use fleet_tests::process::{SoloOptions, StandInGpus, shipped};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -57,7 +57,7 @@ pub(crate) struct Bins {
 
 impl Bins {
     pub(crate) fn built() -> anyhow::Result<Self> {
-        Ok(Self { agent: binary("cic-agent")?, probe: binary("cic-gpu-probe")? })
+        Ok(Self { agent: shipped("cic-agent")?, probe: shipped("cic-gpu-probe")? })
     }
 }
 

@@ -16,7 +16,7 @@ use super::view::View;
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(10);
 
-/// A folder of programs that are taken instead of those of this build: a benchmark measures what is shipped.
+/// A folder with the agent and its probe as they are shipped, for benchmarks that measure an agent by itself.
 const SHIPPED_VARIABLE: &str = "CIC_BENCH_SHIPPED";
 
 /// From [`Fault::Notice`] to the loss of the node: what Azure and Google Cloud leave, the shortest but RunPod's.
@@ -278,17 +278,22 @@ impl Drop for DevFleet {
 /// # Errors
 /// When it was not. One from `$PATH` would test some other build.
 pub fn binary(name: &str) -> anyhow::Result<PathBuf> {
-    if let Some(shipped) =
-        std::env::var_os(SHIPPED_VARIABLE).map(|directory| Path::new(&directory).join(name))
-        && shipped.is_file()
-    {
-        return Ok(shipped);
-    }
     let this = std::env::current_exe().context("find the running program")?;
     let beside = this.ancestors().map(|dir| dir.join(name)).find(|path| path.is_file());
     beside.with_context(|| {
         format!("no {name} beside {}: run `cargo build --workspace --bins` first", this.display())
     })
+}
+
+/// As [`binary`], but as it is shipped where a benchmark says so.
+///
+/// # Errors
+/// When there is none.
+pub fn shipped(name: &str) -> anyhow::Result<PathBuf> {
+    let Some(directory) = std::env::var_os(SHIPPED_VARIABLE) else { return binary(name) };
+    let path = Path::new(&directory).join(name);
+    ensure!(path.is_file(), "no {}: `cargo xtask bench NAME --release` builds it", path.display());
+    Ok(path)
 }
 
 /// The repository's root.

@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
-use super::dev_fleet::{binary, repository};
+use super::dev_fleet::{binary, repository, shipped};
 use super::http::request;
 use super::streams::Streams;
 
@@ -349,7 +349,7 @@ impl Drop for Solo {
 
 fn spawn(dir: &Path, options: &SoloOptions) -> anyhow::Result<Child> {
     let log = File::options().create(true).append(true).open(dir.join("agent.out"))?;
-    Command::new(binary("cic-agent")?)
+    Command::new(shipped("cic-agent")?)
         .arg("run")
         .arg("--config")
         .arg(dir.join("agent.toml"))

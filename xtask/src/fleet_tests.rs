@@ -25,7 +25,7 @@ pub(crate) fn bench(args: &[String]) -> Result<()> {
         return run("cic-bench", &[], &rest);
     }
     repository::must(build.arg("--release"))?;
-    // The agent as it is shipped: there it is one of many programs on a paid machine.
+    // Where an agent is measured by itself, in the profile in which it is shipped.
     repository::must(&mut repository::cargo(&[
         "build",
         "--quiet",

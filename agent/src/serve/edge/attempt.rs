@@ -81,8 +81,12 @@ pub(super) async fn attempt(
         }
     };
     let (mut head, body) = response.into_parts();
-    if let Some(load) = Load::take(&mut head.headers) {
-        choice.loaded(upstream.node(), load);
+    let is_refused = head.headers.contains_key(REFUSED_HEADER);
+    match (Load::take(&mut head.headers), upstream) {
+        // An API outside has no say in what nodes of ours carry.
+        (None, _) | (Some(_), Upstream::Outside { .. }) => {}
+        (Some(load), _) if is_refused => choice.loaded_without_us(upstream.node(), load),
+        (Some(load), _) => choice.loaded(upstream.node(), load),
     }
     let status = head.status;
     if let Some(reason) = head.headers.get(REFUSED_HEADER) {

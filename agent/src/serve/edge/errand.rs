@@ -296,7 +296,8 @@ impl Edge {
     }
 
     fn give_up(&self, errand: Errand) -> Response<PeerBody> {
-        // What an engine broke on is not turned away for want of room, though the last replica it came to was full.
+        // One that broke as many engines as it may, or whose retries are spent, is not turned away for want of room: to
+        // come again would break more. One or two that failed under it were most likely dying anyway.
         let is_given_up = errand.is_spent || errand.broken_count >= BROKEN_MAX;
         if let (Some(retry_after), None, false) = (errand.full, &errand.last_answer, is_given_up) {
             self.shared.scarcity.figures.shed(errand.request.class);

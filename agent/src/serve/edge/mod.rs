@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! user -> user_port -> Edge::answer_user -> Choice -> Pool -> peer's port or own engine
-//!                         |   ^ nothing sent yet? another replica  |
-//!                         '---+---- attempt (held head) <----------'
+//!                           |   ^ nothing sent yet? another replica  |
+//!                           '---+---- attempt (held head) <----------'
 //! peer -> PeerPort -> Edge::answer_peer -> own engine, or 503 with `x-cic-refused`: never on to a third node
 //! ```
 //! A request is repeated on another replica as long as its client has had no byte: streams are held back until

@@ -5,8 +5,10 @@ mod stand;
 
 use std::sync::Arc;
 
-use cic_common::id::Incarnation;
+use cic_common::id::{DeploymentName, Incarnation, Term};
 use cic_common::report::Role;
+use cic_common::route::{Route, RoutingTable};
+use cic_common::routing::Routing;
 use cic_common::supervise::Kind;
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -15,6 +17,7 @@ use hyper::header::{HeaderValue, RETRY_AFTER};
 
 use self::stand::*;
 use super::answer::Refusal;
+use super::choice::Candidate;
 use super::lifeline::is_silent;
 use super::pool::{Pool, Upstream};
 use super::request::EDGE_BODY_BYTES_MAX;
@@ -286,5 +289,22 @@ async fn only_a_peer_that_gives_no_answer_of_any_kind_is_silent() {
         (frozen.local_addr().unwrap().port(), true),
     ] {
         assert_eq!(within("verdict", is_silent(&pool, &peer(port))).await, expected);
+    }
+}
+
+#[tokio::test]
+async fn the_own_engine_is_chosen_by_its_deployments_newest_wishes() {
+    let stand = Stand::start(Role::Replica).await;
+    stand.own(1, EdgeMode::Admit);
+    for (version, weight) in [(1, 100), (2, 0), (3, 7)] {
+        let routing = Routing { weight, ..Routing::default() };
+        let deployment = DeploymentName::new("d").unwrap();
+        let route =
+            Route { deployment, model: MODEL.to_owned(), replicas: Vec::new(), routing: routing.clone() };
+        assert!(stand.routes.offer(RoutingTable { term: Term(1), version, routes: vec![route] }));
+        for _ in 0..2 {
+            let own = stand.edge.candidates(MODEL, false).pop().unwrap();
+            assert_eq!(*own, Candidate::new(stand.edge.own(1), None, None, &routing), "weight {weight}");
+        }
     }
 }

@@ -95,6 +95,11 @@ impl Choice {
         self.note(node, |now, standing| standing.loaded(now, load));
     }
 
+    /// The same of one that refused: what we have under way there may be refused as well, and is in nobody's count.
+    pub(in super::super) fn loaded_without_us(&self, node: &NodeId, load: Load) {
+        self.note(node, |now, standing| standing.loaded_without_us(now, load));
+    }
+
     fn note(&self, node: &NodeId, change: impl FnOnce(Mono, &mut Standing)) {
         let (now, key) = (self.clock.now(), key(node));
         change(now, lock(&self.board).standings.entry(key).or_default());

@@ -1,6 +1,6 @@
-//! What a request's body tells the choice: the model, and how the prompt begins.
+//! What a request's body tells: the model, whether a stream is asked for, and how the prompt begins.
 //!
-//! One pass over the JSON. Whatever is not looked for is skipped, and so is what follows the beginning. A body of a shape
+//! One pass over the JSON, and another over one that was not read. Whatever is not looked for is skipped, and so is what follows the beginning. A body of a shape
 //! that nobody expects has no beginning; to refuse it is the engine's business.
 
 use std::borrow::Cow;
@@ -154,8 +154,10 @@ impl<'de> Visitor<'de> for Text<'_> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use serde_json::json;
 
+    use super::super::super::resume::{Plan, plan};
     use super::*;
 
     fn prefix(body: &serde_json::Value) -> Option<u64> {
@@ -176,6 +178,26 @@ mod tests {
             ("", None),
         ] {
             assert_eq!(Prompt::read(body.as_bytes()).model.as_deref(), model, "{body}");
+        }
+    }
+
+    #[test]
+    fn what_is_a_stream_here_is_one_for_the_rule_of_continuations_too() {
+        for (body, is_stream) in [
+            (r#"{"model":"tiny","stream":true}"#, true),
+            (r#"{"model":"tiny", "str\u0065am" : true }"#, true),
+            (r#"{"stream":false,"stream":true}"#, true),
+            (r#"{"stream":true,"messages":[{"role":"user","content":"\udc00"}]}"#, true),
+            (r#"{"stream":true,"stream":null}"#, false),
+            (r#"{"stream":"true"}"#, false),
+            (r#"{"stream":1}"#, false),
+            (r#"{"metadata":{"stream":true}}"#, false),
+            (r#"{"stream":true} and more"#, false),
+            ("", false),
+        ] {
+            assert_eq!(Prompt::read(body.as_bytes()).is_stream, is_stream, "{body}");
+            let plan = plan("/v1/chat/completions", &Bytes::from_static(body.as_bytes()));
+            assert_eq!(!matches!(plan, Plan::Plain), is_stream, "{body}");
         }
     }
 

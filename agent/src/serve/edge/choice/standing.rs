@@ -94,6 +94,11 @@ impl Standing {
         self.told = Some(Told { at: now, load, from_here: self.in_flight });
     }
 
+    /// Too much rather than too little: what it carries may be ours in part.
+    pub(super) fn loaded_without_us(&mut self, now: Mono, load: Load) {
+        self.told = Some(Told { at: now, load, from_here: 0 });
+    }
+
     pub(super) fn first_token(&mut self, now: Mono, after: Duration) {
         let mean = match self.first_token.filter(|first| now.since(first.at) <= FIRST_TOKEN_FRESH_FOR) {
             Some(first) => (first.mean * (8 - FIRST_TOKEN_EIGHTHS) + after * FIRST_TOKEN_EIGHTHS) / 8,
@@ -134,6 +139,14 @@ mod tests {
             standing.in_flight = in_flight_now;
             assert_eq!(standing.load(at(age_ms)), load, "{told:?} {age_ms} ms ago");
         }
+    }
+
+    #[test]
+    fn one_that_is_full_looks_full_though_all_of_a_burst_is_on_its_way_to_it() {
+        let mut standing = Standing { in_flight: 120, ..Standing::default() };
+        standing.loaded_without_us(at(0), Load { in_flight: 256, waiting: None });
+        standing.in_flight = 0;
+        assert_eq!(standing.load(at(0)), 256);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::sync::oneshot;
 
 use super::super::answer::{RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
 
-/// Requests that stand in line at once. Each holds its body, most of them a few KiB; longer lines only make everyone
+/// Requests that stand in line, or look elsewhere and keep their place in it. Each holds its body, most of them a few KiB; longer lines only make everyone
 /// in them late: at 256 places and 2 s of patience an engine would have to finish 128 requests a second.
 const LINE_MAX: u32 = 256;
 
@@ -69,14 +69,16 @@ struct Ledger {
     in_flight: u32,
     engine_waiting: u32,
     line: BTreeSet<Place>,
+    /// Those who look elsewhere.
+    aside: BTreeSet<Place>,
     places: u64,
     freed: VecDeque<Mono>,
 }
 
 impl Ledger {
     fn new(limits: AdmissionLimits) -> Self {
-        let (line, freed) = (BTreeSet::new(), VecDeque::new());
-        Self { limits, in_flight: 0, engine_waiting: 0, line, places: 0, freed }
+        let (line, aside, freed) = (BTreeSet::new(), BTreeSet::new(), VecDeque::new());
+        Self { limits, in_flight: 0, engine_waiting: 0, line, aside, places: 0, freed }
     }
 
     fn has_room(&self, class: Class) -> bool {
@@ -96,7 +98,7 @@ impl Ledger {
 
     /// Takes a place in line; `None` when the line is full for that class.
     fn stand(&mut self, class: Class) -> Option<Place> {
-        let length = u32::try_from(self.line.len()).unwrap_or(u32::MAX);
+        let length = u32::try_from(self.line.len() + self.aside.len()).unwrap_or(u32::MAX);
         (length < share(LINE_MAX, class)).then(|| {
             self.places += 1;
             let place = Place { class, number: self.places };
@@ -205,7 +207,9 @@ impl Admission {
 
     fn rejoin(&self, place: Place) {
         let mut gate = self.lock();
-        gate.ledger.line.insert(place);
+        if gate.ledger.aside.remove(&place) {
+            gate.ledger.line.insert(place);
+        }
         let admitted = gate.ledger.let_in();
         self.call(gate, &admitted);
     }
@@ -250,11 +254,15 @@ impl InLine {
     /// Leaves the line while another replica is tried: a place at the engine must not lie idle meanwhile. One that was
     /// given already is returned.
     pub(in super::super) fn step_aside(&mut self) -> Option<Slot> {
-        self.admission.lock().ledger.line.remove(&self.place);
+        let mut gate = self.admission.lock();
+        if gate.ledger.line.remove(&self.place) {
+            gate.ledger.aside.insert(self.place);
+        }
+        drop(gate);
         self.called.try_recv().ok()
     }
 
-    /// Goes back to its place in line, however long that has become: whoever came meanwhile stands behind it.
+    /// Goes back to its place in line, which was kept.
     pub(in super::super) fn rejoin(&self) {
         self.admission.rejoin(self.place);
     }
@@ -279,6 +287,7 @@ impl Drop for InLine {
     fn drop(&mut self) {
         let mut gate = self.admission.lock();
         gate.ledger.line.remove(&self.place);
+        gate.ledger.aside.remove(&self.place);
         gate.callers.remove(&self.place);
     }
 }
@@ -400,7 +409,7 @@ mod tests {
         let mut first = admission.stand(Standard).unwrap();
         assert!(first.step_aside().is_none());
         let others: Vec<_> = std::iter::from_fn(|| admission.stand(Standard)).collect();
-        assert_eq!(others.len(), share(LINE_MAX, Standard) as usize);
+        assert_eq!(others.len() + 1, share(LINE_MAX, Standard) as usize, "its place is kept");
         first.rejoin();
         drop(slot);
         drop(tokio::time::timeout(Duration::from_secs(5), first.called()).await.unwrap());

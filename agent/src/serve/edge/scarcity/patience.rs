@@ -106,7 +106,10 @@ impl Edge {
             return Waited::Over;
         };
         // Held while it waits, not while it is served.
-        let seat = scarcity.seats.take(errand.request.class);
+        let seat = match patience.is_counted {
+            true => Some(scarcity.seats.retake()),
+            false => scarcity.seats.take(errand.request.class),
+        };
         if seat.is_none() && errand.flight.is_some() {
             scarcity.figures.turned_away();
             return Waited::Over;

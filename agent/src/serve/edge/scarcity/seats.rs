@@ -32,6 +32,13 @@ impl Seats {
         Some(Seat { seats: self.clone() })
     }
 
+    /// A seat for one who had one and looked elsewhere meanwhile: nobody who came later is to push it out. What is above
+    /// the bound then are as many at most as looked elsewhere at once, and nobody new is seated before they are below it.
+    pub(super) fn retake(&self) -> Seat {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Seat { seats: self.clone() }
+    }
+
     pub(super) fn taken(&self) -> u32 {
         self.taken.load(Ordering::Relaxed)
     }
@@ -58,5 +65,10 @@ mod tests {
         assert!(seats.take(Class::Standard).is_none(), "the last are for those whom a person waits for");
         let last = seats.take(Class::LatencyCritical);
         assert!(last.is_some() && seats.take(Class::LatencyCritical).is_none());
+        let back = seats.retake();
+        drop(last);
+        assert!(seats.take(Class::LatencyCritical).is_none(), "who came back has it");
+        drop(back);
+        assert!(seats.take(Class::LatencyCritical).is_some());
     }
 }

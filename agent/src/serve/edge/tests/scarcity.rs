@@ -131,6 +131,28 @@ async fn when_every_peer_is_full_the_soonest_that_expects_room_says_when_to_come
 }
 
 #[tokio::test]
+async fn what_broke_on_one_replica_is_told_of_the_full_one_as_long_as_there_are_retries_and_not_after() {
+    for (is_spent, status) in [(false, StatusCode::TOO_MANY_REQUESTS), (true, StatusCode::BAD_GATEWAY)] {
+        let stand = Stand::scarce(Role::Gateway, ScarcitySpec::default()).await;
+        let refusal =
+            "HTTP/1.1 429 Full\r\nx-cic-refused: full\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
+        let full = stand.fake(Side::Peer, Act::Say(refusal.to_owned())).await;
+        let breaks = stand.fake(Side::Own, Act::Break("HTTP/1.1 200 OK\r\ncontent-le".to_owned())).await;
+        let budget = &stand.edge.shared.scarcity.budget;
+        let now = stand.edge.now();
+        let mut others = 0;
+        while is_spent && budget.withdraw(&node(&format!("other{others}")), now) {
+            others += 1;
+        }
+        stand.admit(&breaks);
+        // Whichever is tried first, the other one is tried too.
+        stand.admit(&full);
+        assert_eq!(ask(&stand, asking("standard", 0)).await.status(), status, "spent: {is_spent}");
+        assert_ne!(*breaks.asked.borrow(), 0);
+    }
+}
+
+#[tokio::test]
 async fn a_full_peer_that_tells_its_load_is_passed_over_for_one_with_room_and_users_hear_of_no_load() {
     for head in ["429 Full\r\nx-cic-refused: full", "500 Internal Server Error"] {
         let stand = Stand::scarce(Role::Gateway, ScarcitySpec::default()).await;

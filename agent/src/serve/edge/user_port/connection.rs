@@ -82,10 +82,9 @@ where
     looks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
         // Cancel safe: the connection is polled on in the next turn, and a tick that is dropped comes again. In this
-        // order, since it is nearly always the connection that has something to do.
+        // order: a flood on the connection uses up what the task may do at a time, and would hide the looks.
         tokio::select! {
             biased;
-            result = &mut connection => return result,
             () = token.cancelled() => break,
             _ = looks.tick() => {
                 line.flows.free_stalled(stall_max);
@@ -107,6 +106,7 @@ where
                     Some(Sentence::Close) | None => {}
                 }
             }
+            result = &mut connection => return result,
         }
     }
     connection.as_mut().graceful_shutdown();
@@ -116,10 +116,7 @@ where
 fn builder(streams: Streams) -> Builder<Streams> {
     let mut builder = Builder::new(streams);
     // The time for a head is kept by the wire, which knows when its first byte came.
-    let mut http1 = builder.http1();
-    http1.timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
-    // Bodies are given in small pieces: to copy one behind its head costs less than a vector of both.
-    http1.writev(false);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HEAD_BYTES_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())

@@ -29,7 +29,7 @@ pub(super) struct Flows {
 #[derive(Debug, Default)]
 struct Running {
     next: u64,
-    /// By number. One on HTTP/1.1, some on HTTP/2.
+    /// With their numbers, in no order. One on HTTP/1.1, up to [`super::limits::STREAMS_MAX`] on HTTP/2.
     flows: Vec<(u64, Arc<Mutex<Flow>>)>,
 }
 
