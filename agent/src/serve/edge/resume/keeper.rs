@@ -22,6 +22,10 @@ use super::stops::{Stops, last_chars};
 /// Tokens of prompt and answer together, beyond which a stream is not kept: the longest contexts there are.
 const KEPT_TOKENS_MAX: usize = 1 << 20;
 
+/// Times that a stream is taken up again because its stop string ended within several tokens of one event. An engine
+/// that lags puts tokens together now and then; one that drafts tokens always does, and counts them all itself.
+const RECOUNTS_MAX: u32 = 2;
+
 /// Characters kept of what the client has, beyond those that a stop string needs: to recognise them in a decoded text.
 const PROOF_CHARS: usize = 16;
 
@@ -87,6 +91,7 @@ pub(super) struct Keeper {
     /// A replica began anew: its answer goes on under the first one's name.
     is_anew: bool,
     unkeepable: Option<String>,
+    recount_count: u32,
     room: Room,
 }
 
@@ -106,6 +111,7 @@ impl Keeper {
             is_usage_sent: false,
             is_anew: false,
             unkeepable: None,
+            recount_count: 0,
             room,
         }
     }
@@ -241,6 +247,11 @@ impl Keeper {
         }
         let Some(choice) = chunk.choices().first() else { return Heard::Goes };
         let from = self.emitted.len();
+        if self.ends_within(choice) {
+            self.recount_count += 1;
+            // Taken up again before this event, it comes token by token, and so does the end of the stop string.
+            return Heard::Moved;
+        }
         // What it has goes on; another cut would be its last.
         self.unkeepable = self.add_tokens(choice).err().or(self.unkeepable.take());
         self.advance(from, choice.written().is_some());
@@ -283,6 +294,19 @@ impl Keeper {
             return Heard::Over;
         }
         Heard::Goes
+    }
+
+    /// Whether a stop string that only we look for ends in this event of several tokens, so that nobody knows in which.
+    fn ends_within(&self, choice: &Choice<'_>) -> bool {
+        let Segment::Again { stops: Some(stops), .. } = &self.segment else { return false };
+        let counts = self.terms.with_usage || self.terms.with_ids;
+        if !counts || self.recount_count >= RECOUNTS_MAX {
+            return false;
+        }
+        let mut ids = Vec::new();
+        let count = choice.token_ids.and_then(|raw| add_ids(raw, &mut ids)).unwrap_or(0);
+        let text = choice.written().and_then(|text| serde_json::from_str::<String>(text.get()).ok());
+        count > 1 && text.is_some_and(|text| stops.clone().pass(&text).found.is_some())
     }
 
     /// One chunk as the replica that began would have sent it.
