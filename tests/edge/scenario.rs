@@ -61,9 +61,13 @@ impl Scenario {
         let choir = Choir::start_for_long(&fleet.edge, &asks, self.clients, reference);
         let mut striker = Striker::new(self.strikes, self.serving_min, self.moment_max, self.heal_within);
         let is_over = |choir: &Choir| {
-            // An edge that does not count them continues none: the run has failed then, and need not be long.
-            let continued = fleet.gateway_metric(CONTINUATIONS).ok().flatten();
-            let continued = continued.map_or(usize::MAX, |now| (now - continued_before) as usize);
+            let continued = match fleet.gateway_metric(CONTINUATIONS) {
+                Ok(Some(now)) => (now - continued_before) as usize,
+                // An edge that does not count them continues none: the run has failed then, and need not be long.
+                Ok(None) => usize::MAX,
+                // Asked again soon: where engines start, an answer may be late.
+                Err(_) => 0,
+            };
             let is_enough = choir.ended() >= self.streams_min && continued >= self.cuts_min;
             is_enough || began.elapsed() > self.run_within
         };

@@ -25,6 +25,7 @@ struct Running {
 /// Which streams run, and where each of them began.
 #[derive(Debug, Default)]
 pub struct Board {
+    clients: usize,
     running: Mutex<BTreeMap<usize, Running>>,
     cut: Mutex<BTreeSet<usize>>,
 }
@@ -34,6 +35,13 @@ impl Board {
     #[must_use]
     pub fn on(&self, node: &str) -> usize {
         self.lock().values().filter(|one| is_there(one, node)).count()
+    }
+
+    /// Whether a quarter of all clients listen to a stream that has begun on `node`: streams that begin together also end
+    /// together, and between two of them an end would cut none.
+    #[must_use]
+    pub fn is_crowded(&self, node: &str) -> bool {
+        self.on(node) * 4 >= self.clients
     }
 
     /// Streams that run and have at least `event_count` events.
@@ -127,7 +135,7 @@ impl Choir {
         end: usize,
         reference: Option<Vec<Heard>>,
     ) -> Self {
-        let board = Arc::new(Board::default());
+        let board = Arc::new(Board { clients, ..Board::default() });
         let shared = Arc::new(Shared {
             edge: edge.to_owned(),
             asks: asks.to_vec(),

@@ -13,6 +13,9 @@ use super::dev_fleet::{DevFleet, Fault};
 /// Between two looks at a condition that is waited for.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// For streams to begin again on a node where the last ones have just ended.
+const CROWD_WITHIN: Duration = Duration::from_secs(10);
+
 /// How a node is broken.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Strike {
@@ -103,6 +106,10 @@ impl Striker {
         // Never at once: a stream that is cut at each of its tokens is no case that any edge should survive.
         let share = f64::midpoint(self.dice.f64(), 0.5);
         std::thread::sleep(self.moment_max.mul_f64(share)); // bounded wait: a random moment is the point
+        let began = Instant::now();
+        while board.is_some_and(|board| !board.is_crowded(&victim)) && began.elapsed() < CROWD_WITHIN {
+            std::thread::sleep(LOOK); // bounded wait: by `CROWD_WITHIN`
+        }
         let strike = self.strikes[self.turn % self.strikes.len()];
         self.turn += 1;
         let cut = match board {
