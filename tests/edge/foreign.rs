@@ -180,16 +180,28 @@ pub(crate) fn vllm_bench(edge: &str, out: &Path, prompts: usize, output_len: usi
     Some(command)
 }
 
+/// What vLLM's benchmark asks for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct BenchSize {
+    pub(crate) prompts: usize,
+    pub(crate) output_len: usize,
+    /// Requests a second; `None`: as fast as they are answered.
+    pub(crate) rate: Option<u32>,
+    pub(crate) stall_max_s: f64,
+}
+
 /// Runs vLLM's benchmark against `fleet` while nodes lose power, and says what it reported.
 pub(crate) fn bench_under_kills(
     fleet: &DevFleet,
     striker: &mut Striker,
-    prompts: usize,
-    output_len: usize,
-    stall_max_s: f64,
+    size: BenchSize,
 ) -> anyhow::Result<()> {
+    let BenchSize { prompts, output_len, rate, stall_max_s } = size;
     let result = fleet.path().join("vllm-bench.json");
     let mut command = vllm_bench(&fleet.edge, &result, prompts, output_len).context("no engine here")?;
+    if let Some(rate) = rate {
+        command.args(["--request-rate", &rate.to_string()]);
+    }
     let mut client = Client::start(&mut command, &fleet.path().join("vllm-bench.out"))?;
     let began = Instant::now();
     let cut = kill_nodes_under(&mut client, fleet, striker)?;
@@ -228,6 +240,7 @@ fn vllms_own_benchmark_sees_no_failure_when_nodes_lose_power() {
     }
     let fleet = fleet_of_stand_ins();
     let mut striker = Striker::new(&[Strike::Node], 2, MOMENT_MAX, SOON);
-    bench_under_kills(&fleet, &mut striker, 120, 100, STALL_MAX_S).expect("no failure");
+    let size = BenchSize { prompts: 120, output_len: 100, rate: None, stall_max_s: STALL_MAX_S };
+    bench_under_kills(&fleet, &mut striker, size).expect("no failure");
     fleet.stop().expect("nothing is left");
 }

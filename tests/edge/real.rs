@@ -7,7 +7,7 @@ use std::time::Duration;
 use fleet_tests::process::{DevFleet, Options, SoloOptions, Strike, Striker};
 
 use crate::continuity::lose_the_controller;
-use crate::foreign::bench_under_kills;
+use crate::foreign::{BenchSize, bench_under_kills};
 use crate::scenario::{NO_BRAKE, Scenario};
 
 /// Two vLLM that start beside each other on two cores, with other tests at work.
@@ -15,13 +15,10 @@ const LOADED: Duration = Duration::from_secs(400);
 
 const MOMENT_MAX: Duration = Duration::from_secs(4);
 
-/// Some hundred seconds of work for each node that is killed, so that the benchmark outlasts them: a vLLM starts beside
-/// another that is under load.
-const BENCH_PROMPTS: usize = 3600;
-
-/// An engine that starts takes both cores of a small machine: a pause here is mostly the other one's. It is printed; what is
-/// held against the promise is the one with stand-ins.
-const BENCH_STALL_MAX_S: f64 = 60.0;
+/// A third of what one engine can do, for long enough that the benchmark outlasts three starts of an engine beside it. An
+/// engine that starts takes both cores of a small machine: a pause here is mostly the other one's. It is printed; what is held
+/// against the promise is the one with stand-ins.
+const BENCH: BenchSize = BenchSize { prompts: 3000, output_len: 120, rate: Some(6), stall_max_s: 60.0 };
 
 fn options(env: &[(&str, &str)]) -> Options {
     let env =
@@ -91,6 +88,6 @@ fn vllms_own_benchmark_sees_no_failure_of_real_engines_when_nodes_lose_power() {
     let mut fleet = DevFleet::start(&options(&[])).expect("a fleet");
     fleet.wait_serving(2, LOADED).expect("two replicas serve");
     let mut striker = Striker::new(&[Strike::Node], 2, MOMENT_MAX, LOADED);
-    bench_under_kills(&fleet, &mut striker, BENCH_PROMPTS, 120, BENCH_STALL_MAX_S).expect("no failure");
+    bench_under_kills(&fleet, &mut striker, BENCH).expect("no failure");
     fleet.stop().expect("nothing is left");
 }

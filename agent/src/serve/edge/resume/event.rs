@@ -188,7 +188,8 @@ impl<'a> Chunk<'a> {
         let is_empty = |choice: &Choice<'_>| {
             choice.written().is_none() && choice.token_ids.is_none() && choice.finish_reason.is_none()
         };
-        self.choices().iter().all(is_empty)
+        // The chunk with the usage has no choices, and is the last of an answer.
+        !self.choices().is_empty() && self.choices().iter().all(is_empty)
     }
 
     pub(super) fn prompt_ids(&self) -> Option<&'a RawValue> {

@@ -29,7 +29,7 @@ fn engine(body: &Value, is_chat: bool, merged: usize, id: &str) -> Vec<Bytes> {
         events.push(event(json!({"id": id, "created": 5, "model": "m", "prompt_token_ids": PROMPT,
             "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}, "finish_reason": null}]})));
     }
-    let (mut bytes, mut text, mut sent) = (Vec::new(), String::new(), 0);
+    let (mut bytes, mut text, mut sent, mut token_count) = (Vec::new(), String::new(), 0, 0);
     let mut ids: Vec<usize> = (emitted..TOKENS.len()).take(tokens_max).collect();
     let mut is_first = true;
     while !ids.is_empty() {
@@ -63,11 +63,17 @@ fn engine(body: &Value, is_chat: bool, merged: usize, id: &str) -> Vec<Bytes> {
             choice["text"] = json!(piece);
             choice["prompt_token_ids"] = if is_first { json!(PROMPT) } else { Value::Null };
         }
-        is_first = false;
+        (is_first, token_count) = (false, token_count + count);
         events.push(event(json!({"id": id, "created": 5, "model": "m", "choices": [choice]})));
         if is_last {
             break;
         }
+    }
+    if body["stream_options"]["include_usage"] == true {
+        let prompt_tokens = PROMPT.len() + emitted;
+        let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": token_count,
+            "total_tokens": prompt_tokens + token_count});
+        events.push(event(json!({"id": id, "created": 5, "model": "m", "choices": [], "usage": usage})));
     }
     events.push(Bytes::from_static(b"data: [DONE]\n\n"));
     events
@@ -215,19 +221,15 @@ fn a_stream_cut_anywhere_and_more_than_once_shows_what_an_uninterrupted_one_show
             json!({"return_token_ids": true}),
         ] {
             for merged in 1..=3 {
-                let mut whole = run(path, &fields, merged, &[]).unwrap();
-                if fields["stream_options"]["include_usage"] == true {
-                    // The engine here sends no usage; what it would send is known.
-                    whole.usage = Some((3, if whole.stop_reason.is_some() { 4 } else { 12 }));
-                }
+                let whole = run(path, &fields, merged, &[]).unwrap();
+                let has_usage = fields["stream_options"]["include_usage"] == true;
+                let count = if whole.stop_reason.is_some() { 4 } else { 12 };
+                assert_eq!(whole.usage, has_usage.then_some((3, count)), "{path} {fields} {merged}");
                 for first in 0..14 {
                     for second in [None, Some(1), Some(2), Some(4)] {
                         let cuts: Vec<usize> = [first].into_iter().chain(second).collect();
                         let mut seen = run(path, &fields, merged, &cuts)
                             .unwrap_or_else(|why| panic!("{path} {fields} {merged} {cuts:?}: {why}"));
-                        if seen.usage.is_none() {
-                            seen.usage = whole.usage;
-                        }
                         assert_eq!(seen.ids_of_answers.len(), 1, "{path} {fields} {merged} {cuts:?}");
                         // A replica that was lost before its first event told its name to nobody.
                         seen.ids_of_answers.clone_from(&whole.ids_of_answers);
