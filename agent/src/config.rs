@@ -16,8 +16,10 @@ pub use self::edge::Edge;
 use crate::core::Timing;
 use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
 
+mod spot;
 mod surge;
 
+pub use spot::Spot;
 pub use surge::Surge;
 
 /// Where the configuration is unless told otherwise.
@@ -72,12 +74,18 @@ const SCHEMA: Schema = Schema {
         Key::optional("gpu", "probe", Kind::Text),
         Key::optional("gpu", "root", Kind::Text),
         Key::optional("gpu", "kmsg", Kind::Text),
+        Key::optional("spot", "cloud", Kind::Text),
+        Key::optional("spot", "metadata", Kind::Text),
         Key::optional("spot", "notice_file", Kind::Text),
+        Key::optional("spot", "preemption_window_s", Kind::Integer),
+        Key::optional("spot", "maintenance_window_s", Kind::Integer),
+        Key::optional("spot", "sigterm_is_notice", Kind::Flag),
+        Key::optional("spot", "sigterm_window_ms", Kind::Integer),
+        Key::optional("spot", "shutdown_window_ms", Kind::Integer),
         Key::optional("timing", "heartbeat_ms", Kind::Integer),
         Key::optional("timing", "probe_loading_ms", Kind::Integer),
         Key::optional("timing", "probe_serving_ms", Kind::Integer),
         Key::optional("timing", "probe_deadline_ms", Kind::Integer),
-        Key::optional("timing", "notice_reserve_ms", Kind::Integer),
         Key::optional("log", "format", Kind::Text),
         Key::optional("log", "filter", Kind::Text),
     ],
@@ -183,12 +191,6 @@ pub struct Gpu {
     pub kmsg: PathBuf,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Spot {
-    /// A file in which notices are left.
-    pub notice_file: Option<PathBuf>,
-}
-
 /// Spans of the core's time table that may be changed, mostly by tests and `cic dev`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Pace {
@@ -196,7 +198,6 @@ pub struct Pace {
     pub probe_loading_ms: Option<u64>,
     pub probe_serving_ms: Option<u64>,
     pub probe_deadline_ms: Option<u64>,
-    pub notice_reserve_ms: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -231,7 +232,6 @@ impl Config {
             probe_loading: ms(self.pace.probe_loading_ms, default.probe_loading),
             probe_serving: ms(self.pace.probe_serving_ms, default.probe_serving),
             probe_deadline: ms(self.pace.probe_deadline_ms, default.probe_deadline),
-            notice_reserve: ms(self.pace.notice_reserve_ms, default.notice_reserve),
             failure_window: self.engine.failure_window_s.map_or(default.failure_window, Duration::from_secs),
             start_gate,
             start_gate_max: default.start_gate_max.max(start_gate),
@@ -324,6 +324,7 @@ impl Config {
         }
         self.edge.judge(mistakes);
         self.surge.judge(mistakes);
+        self.spot.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
                 mistakes.push(section, key, "must be more than 0 and at most a day");
@@ -349,7 +350,10 @@ impl Config {
             ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),
             ("timing", "probe_serving_ms", self.pace.probe_serving_ms.map(ms)),
             ("timing", "probe_deadline_ms", self.pace.probe_deadline_ms.map(ms)),
-            ("timing", "notice_reserve_ms", self.pace.notice_reserve_ms.map(ms)),
+            ("spot", "preemption_window_s", self.spot.preemption_window_s.map(s)),
+            ("spot", "maintenance_window_s", self.spot.maintenance_window_s.map(s)),
+            ("spot", "sigterm_window_ms", self.spot.sigterm_window_ms.map(ms)),
+            ("spot", "shutdown_window_ms", self.spot.shutdown_window_ms.map(ms)),
         ]
         .into_iter()
         .filter_map(|(section, key, span)| Some((section, key, span?)))

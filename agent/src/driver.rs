@@ -23,6 +23,7 @@ use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::source::engine::{Asked, probe};
 use crate::source::gpu::GpuRequests;
+use crate::source::spot::SpotWords;
 use crate::state::{StateDir, name};
 
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
@@ -35,7 +36,10 @@ pub const EDGE_WORDS_WAITING_MAX: usize = 16;
 /// A check asks the engine for its help, which may take two minutes, and looks at files.
 const CHECK_WITHIN: Duration = Duration::from_secs(180);
 
-/// Time for the last words to reach the controllers and for answers under way.
+/// Between two looks at whether answers are under way still.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Time for answers under way. The links have their own for the last words.
 const LAST_WORDS: Duration = Duration::from_millis(600);
 
 /// What the driver hands actions to.
@@ -45,6 +49,7 @@ pub struct Shells {
     pub checker: Checker,
     pub gpu_memory: GpuMemory,
     pub gpus: GpuRequests,
+    pub spot: SpotWords,
     pub board: GpuBoard,
     pub edge: Edge,
     pub routes: Routes,
@@ -135,10 +140,18 @@ impl Driver {
                 // Cancel safe: only waits.
                 tokio::select! {
                     () = token.cancelled() => {}
+                    () = self.answered() => {}
                     () = tokio::time::sleep(LAST_WORDS) => {}
                 }
                 return code;
             }
+        }
+    }
+
+    /// Resolves when no answer is under way.
+    async fn answered(&self) {
+        while self.shells.edge.report().in_flight > 0 {
+            tokio::time::sleep(LOOK).await;
         }
     }
 
@@ -231,6 +244,7 @@ impl Driver {
                     info!("hand streams over");
                     self.shells.edge.hand_over();
                 }
+                Action::AcknowledgeNotice { source, id } => self.shells.spot.acknowledge(&source, &id),
                 Action::Exit { code, reason } => {
                     info!(code, reason, "exit");
                     exit = Some(code);

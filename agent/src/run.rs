@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use cic_common::notice::Cloud;
 use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
@@ -16,7 +17,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -32,6 +33,7 @@ use crate::serve::metrics::MetricsPort;
 use crate::serve::peer::PeerPort;
 use crate::source::gpu::{GpuRequests, GpuSpec};
 use crate::source::kmsg::{self, KmsgSpec};
+use crate::source::spot::shutdown::ShutdownSpec;
 use crate::source::{gpu, host, spot};
 use crate::state::{StateDir, boot_id, name};
 
@@ -144,9 +146,15 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     state.write(name::PORTS, &ports).await?;
 
     let gpus = watch_sources(&config, &state, clock, &tasks, &events)?;
-    let with_engine = config.engine.term_mode == TermMode::StopEngine;
+    let spot = spot::start(config.spot.spec(), clock, &tasks, events.clone());
+    let meaning = Meaning {
+        spec: config.spot.shutdown(),
+        cloud: spot.cloud(),
+        with_engine: config.engine.term_mode == TermMode::StopEngine,
+        clock,
+    };
     let asked = events.clone();
-    tasks.spawn("signals", Kind::Vital, move |token| stop.pass_on(asked, with_engine, token));
+    tasks.spawn("signals", Kind::Vital, move |token| stop.pass_on(asked, meaning, token));
 
     let timing = config.timing();
     let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
@@ -156,6 +164,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         checker: Checker::new(config.flags_dir()),
         gpu_memory,
         gpus,
+        spot,
         board,
         edge,
         routes,
@@ -178,6 +187,17 @@ async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
     TcpListener::bind(address).await.with_context(|| format!("{key} = {address} cannot be bound"))
 }
 
+const SIGTERM: &str = "SIGTERM";
+
+/// What it takes to tell what a signal means.
+struct Meaning {
+    spec: ShutdownSpec,
+    cloud: watch::Receiver<Option<Cloud>>,
+    /// Init wants the engine to end with the agent.
+    with_engine: bool,
+    clock: Clock,
+}
+
 /// Init's and the terminal's wish that the agent ends.
 struct Stop {
     term: Signal,
@@ -192,7 +212,7 @@ impl Stop {
     /// Resolves with the next signal's name. Cancel safe: signals are kept until they are taken.
     async fn asked(&mut self) -> &'static str {
         tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
+            _ = self.term.recv() => SIGTERM,
             _ = self.interrupt.recv() => "SIGINT",
         }
     }
@@ -200,16 +220,33 @@ impl Stop {
     async fn pass_on(
         mut self,
         events: mpsc::Sender<Event>,
-        with_engine: bool,
+        meaning: Meaning,
         token: CancellationToken,
     ) -> TaskResult {
+        let mut number = 0;
         loop {
             // Cancel safe: see `asked`.
             let signal = tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 signal = self.asked() => signal,
             };
-            events.send(Event::StopAsked { with_engine, reason: signal.to_owned() }).await?;
+            number += 1;
+            let mut with_engine = meaning.with_engine;
+            // Ctrl-C is a person's word and means this program alone.
+            if signal == SIGTERM {
+                let cloud = *meaning.cloud.borrow();
+                let notice = spot::shutdown::notice(&meaning.spec, cloud, meaning.clock.now(), number).await;
+                with_engine |= notice.is_some();
+                if let Some(notice) = notice
+                    && events.send(notice).await.is_err()
+                {
+                    return Ok(());
+                }
+            }
+            let asked = Event::StopAsked { with_engine, reason: signal.to_owned() };
+            if events.send(asked).await.is_err() {
+                return Ok(());
+            }
         }
     }
 }

@@ -1,8 +1,14 @@
 //! The cloud's word that a node will be taken, in one form for every cloud.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+/// A replacement is ordered so long before a node's end: a launch, a boot and the load of a large model take 5 to 20
+/// minutes, and one that serves earlier costs money twice. Spot notices are far shorter; this is for maintenance that is
+/// announced days ahead.
+pub const REPLACEMENT_LEAD: Duration = Duration::from_secs(30 * 60);
 
 /// What will happen to the VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -45,15 +51,121 @@ impl fmt::Display for NoticeKind {
     }
 }
 
+/// How much a notice's deadline is worth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Confidence {
+    /// The cloud named the moment.
+    Announced,
+    /// It will happen; the moment is the least that the cloud's documents promise.
+    Estimated,
+    /// It may never happen.
+    Advice,
+}
+
+impl Confidence {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Announced => "announced",
+            Self::Estimated => "estimated",
+            Self::Advice => "advice",
+        }
+    }
+}
+
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// A notice as it travels: its deadline counts from the moment of sending, since clocks of two machines are
 /// never compared.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     pub kind: NoticeKind,
-    /// Who said it: `file`, `sigterm`, later the clouds' names.
+    /// Who said it: `aws-spot`, `gcp-preempted`, `azure`, `sigterm`, `shutdown`, `file`, …
     pub source: String,
     /// The source's own id of the notice, so that one notice read twice stays one.
     pub id: String,
     /// Milliseconds left when this was sent.
     pub left_ms: u64,
+    pub confidence: Confidence,
+    /// What the cloud says it concerns, where it says so: names of VMs.
+    pub resources: Vec<String>,
+}
+
+impl Notice {
+    /// How urgent it is beside others, less being more: what takes the node soon, advice, what takes it later, and the rest;
+    /// then the sooner.
+    #[must_use]
+    pub fn urgency(&self) -> (u8, u64) {
+        let is_soon = Duration::from_millis(self.left_ms) <= REPLACEMENT_LEAD;
+        let rank = match self.kind {
+            kind if kind.takes_the_node() => {
+                if is_soon {
+                    0
+                } else {
+                    2
+                }
+            }
+            NoticeKind::Rebalance => 1,
+            _ => 3,
+        };
+        (rank, self.left_ms)
+    }
+}
+
+/// Whose machine a node is, as far as its notices go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cloud {
+    Aws,
+    Gcp,
+    Azure,
+    /// A container that is stopped by SIGTERM, with SIGKILL soon after it: RunPod, Kubernetes.
+    Runpod,
+    /// No notice in the VM: Vast.ai, Lambda, OCI, machines of one's own.
+    None,
+}
+
+impl Cloud {
+    pub const ALL: [Self; 5] = [Self::Aws, Self::Gcp, Self::Azure, Self::Runpod, Self::None];
+
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Aws => "aws",
+            Self::Gcp => "gcp",
+            Self::Azure => "azure",
+            Self::Runpod => "runpod",
+            Self::None => "none",
+        }
+    }
+}
+
+impl fmt::Display for Cloud {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A source of notices that cannot be read: what it would say is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlindSource {
+    pub source: String,
+    pub for_ms: u64,
+    pub cause: String,
+}
+
+/// What a node knows of its cloud's notices.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpotReport {
+    /// `None` until it was found out.
+    pub cloud: Option<Cloud>,
+    /// Empty while every source is read.
+    pub blind: Vec<BlindSource>,
+    /// Every source was read in this run of the agent and none is blind: a notice that is not told is not there.
+    pub is_whole: bool,
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::gpu::{GpuSummary, GpuVerdict};
 use crate::id::{DeploymentName, Incarnation, NodeId};
-use crate::notice::Notice;
+use crate::notice::{Notice, SpotReport};
 use crate::units::Bytes;
 
 /// What a node is there for.
@@ -233,7 +233,9 @@ pub struct NodeReport {
     pub host: HostReport,
     pub gpu: GpuReport,
     pub edge: EdgeReport,
+    /// The most urgent one that is open.
     pub notice: Option<Notice>,
+    pub spot: SpotReport,
     /// Set when the node cannot heal itself, with the cause.
     pub wants_replacement: Option<String>,
     pub state: StateDigest,
@@ -263,6 +265,7 @@ impl NodeReport {
             gpu: GpuReport::Absent,
             edge: EdgeReport::default(),
             notice: None,
+            spot: SpotReport::default(),
             wants_replacement: None,
             state: StateDigest::default(),
         }

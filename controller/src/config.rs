@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use cic_common::config::{ConfigMistakes, Key, Kind, Schema, read};
 use cic_common::id::ControllerId;
+use cic_common::notice::Cloud;
 use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::{BrakeRules, Timing};
+use crate::provision::local::Hardware;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -25,6 +27,8 @@ const SCHEMA: Schema = Schema {
         Key::optional("local", "agent_program", Kind::Text),
         Key::optional("local", "controller_address", Kind::Text),
         Key::optional("local", "agent_timing", Kind::Free),
+        Key::optional("local", "cloud", Kind::Text),
+        Key::optional("local", "metadata_program", Kind::Text),
         Key::optional("brake", "terminations_max", Kind::Integer),
         Key::optional("brake", "launches_max", Kind::Integer),
         Key::optional("brake", "window_ms", Kind::Integer),
@@ -88,6 +92,7 @@ pub struct LocalConfig {
     /// None: this controller's own QUIC port on the loopback.
     pub controller_address: Option<SocketAddr>,
     pub agent_timing: toml::Table,
+    pub hardware: Hardware,
 }
 
 impl Config {
@@ -159,6 +164,8 @@ struct RawLocal {
     controller_address: Option<String>,
     #[serde(default)]
     agent_timing: toml::Table,
+    cloud: Option<String>,
+    metadata_program: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -264,9 +271,13 @@ impl Raw {
     }
 
     fn local(&self, mistakes: &mut ConfigMistakes) -> Option<LocalConfig> {
-        let RawLocal { dir, agent_program, controller_address, agent_timing } = &self.local;
+        let RawLocal { dir, agent_program, controller_address, agent_timing, cloud, metadata_program } =
+            &self.local;
         let Some(directory) = dir else {
-            if agent_program.is_some() || controller_address.is_some() || !agent_timing.is_empty() {
+            let has_hardware = cloud.is_some() || metadata_program.is_some();
+            let has_more =
+                agent_program.is_some() || controller_address.is_some() || !agent_timing.is_empty();
+            if has_more || has_hardware {
                 mistakes.push("local", "dir", "missing: without it there is no provider local");
             }
             return None;
@@ -280,8 +291,26 @@ impl Raw {
         let controller_address = controller_address
             .as_deref()
             .and_then(|text| address("local", "controller_address", Some(text), "", mistakes));
+        let named = cloud.as_deref().unwrap_or(Cloud::None.as_str());
+        let cloud = Cloud::ALL.into_iter().find(|cloud| cloud.as_str() == named);
+        if cloud.is_none() {
+            let known = Cloud::ALL.map(Cloud::as_str).join(", ");
+            mistakes.push("local", "cloud", format_args!("{named:?} is none of {known}"));
+        }
+        if let Some(path) = metadata_program.as_ref().filter(|path| !path.is_file()) {
+            mistakes.push(
+                "local",
+                "metadata_program",
+                format_args!("there is no program {}", path.display()),
+            );
+        }
+        if matches!(cloud, Some(Cloud::Aws | Cloud::Gcp | Cloud::Azure)) && metadata_program.is_none() {
+            let what = format_args!("missing: a machine of {named} has a metadata service");
+            mistakes.push("local", "metadata_program", what);
+        }
+        let hardware = Hardware { cloud: cloud?, metadata_program: metadata_program.clone() };
         let agent_timing = agent_timing.clone();
-        Some(LocalConfig { directory: directory?, agent_program, controller_address, agent_timing })
+        Some(LocalConfig { directory: directory?, agent_program, controller_address, agent_timing, hardware })
     }
 
     fn log(&self, mistakes: &mut ConfigMistakes) -> (LogFormat, String) {

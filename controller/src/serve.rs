@@ -145,6 +145,7 @@ fn local(
         controller_addresses: vec![address],
         ca_pem: ca_pem.to_owned(),
         agent_timing: local.agent_timing.clone(),
+        hardware: local.hardware.clone(),
     };
     Ok(Some(Local::new(spec, database.clone())))
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cic_common::id::{DeploymentName, NodeId, OperationId};
 use cic_controller::core::{CloudFault, InstanceState};
 use cic_controller::provision::local::process::{self, Tag};
-use cic_controller::provision::local::{Home, Local, LocalSpec, MachineRecord};
+use cic_controller::provision::local::{Hardware, Home, Local, LocalSpec, MachineRecord};
 use cic_controller::store::Database;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -62,6 +62,7 @@ impl World {
             controller_addresses: vec![self.controller.to_string()],
             ca_pem: "a certificate".to_owned(),
             agent_timing: toml::Table::new(),
+            hardware: Hardware::default(),
         };
         Local::new(spec, self.store.clone())
     }

@@ -70,7 +70,7 @@ pub(crate) fn run(runs: NonZeroUsize) -> anyhow::Result<Table> {
 }
 
 /// Milliseconds from `zero` to the first event after it that `wanted` accepts.
-fn after(fleet: &mut DevFleet, zero: u64, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<u64> {
+pub(crate) fn after(fleet: &mut DevFleet, zero: u64, wanted: impl Fn(&Value) -> bool) -> anyhow::Result<u64> {
     fleet.wait_for("the event", WITHIN, |fleet| {
         let events = fleet.events().ok()?;
         let moments =
@@ -79,6 +79,6 @@ fn after(fleet: &mut DevFleet, zero: u64, wanted: impl Fn(&Value) -> bool) -> an
     })
 }
 
-fn is(event: &Value, kind: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
+pub(crate) fn is(event: &Value, kind: &str, is_wanted: impl Fn(&str) -> bool) -> bool {
     event["kind"] == kind && event["node"].as_str().is_some_and(is_wanted)
 }

@@ -5,6 +5,7 @@ mod chaos;
 mod detect;
 mod edge;
 mod grid;
+mod notice;
 mod rig;
 mod soak;
 mod table;
@@ -22,9 +23,9 @@ struct Args {
     /// The table once more, as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Runs of `detect`
-    #[arg(long, default_value_t = detect::RUNS)]
-    runs: NonZeroUsize,
+    /// Runs of `detect`, and of `notice` for each cloud
+    #[arg(long)]
+    runs: Option<NonZeroUsize>,
     /// Rounds of `edge`
     #[arg(long, default_value_t = edge::ROUNDS)]
     rounds: NonZeroUsize,
@@ -37,6 +38,8 @@ struct Args {
 enum Bench {
     /// From power loss of a node to its replacement
     Detect,
+    /// From each cloud's notice to the launch of the replacement
+    Notice,
     /// What an idle agent costs, how soon it speaks, how fast it tells of a GPU fault
     Agent,
     /// What the edge adds to a request, beside proxies and LLM routers
@@ -53,7 +56,8 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let args = Args::parse();
     let (name, table) = match args.name {
-        Bench::Detect => ("detect", detect::run(args.runs)?),
+        Bench::Detect => ("detect", detect::run(args.runs.unwrap_or(detect::RUNS))?),
+        Bench::Notice => ("notice", notice::run(args.runs.unwrap_or(notice::RUNS))?),
         Bench::Agent => ("agent", agent::run()?),
         Bench::Edge => ("edge", edge::run(args.rounds)?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),

@@ -94,7 +94,7 @@ impl Rig {
         let config = format!(
             "[node]\nid = '{NODE}'\nstate_dir = '{}'\n[controller]\naddresses = ['{}']\nca_file = '{}'\n\
              [peer]\nlisten = '127.0.0.1:0'\n[edge]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = '127.0.0.1:0'\n\
-             [engine]\nhost_port = 0\n[gpu]\nprobe = '{}'\n",
+             [engine]\nhost_port = 0\n[spot]\ncloud = 'none'\n[gpu]\nprobe = '{}'\n",
             at("state").display(),
             ingest.local_address(),
             at("authority/ca.pem").display(),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use fleet_tests::process::{DevFleet, Options, SoloOptions, Strike, Striker};
+use fleet_tests::process::{DevFleet, ONE_THREAD, Options, SoloOptions, Strike, Striker};
 
 use crate::continuity::lose_the_controller;
 use crate::foreign::{BenchSize, bench_under_kills};
@@ -15,10 +15,10 @@ const LOADED: Duration = Duration::from_secs(400);
 
 const MOMENT_MAX: Duration = Duration::from_secs(4);
 
-/// A third of what one engine can do, for long enough that the benchmark outlasts three starts of an engine beside it. An
+/// A fifth of what one engine can do, for long enough that the benchmark outlasts three starts of an engine beside it. An
 /// engine that starts takes both cores of a small machine: a pause here is mostly the other one's. It is printed; what is held
 /// against the promise is the one with stand-ins.
-const BENCH: BenchSize = BenchSize { prompts: 3000, output_len: 120, rate: Some(6), stall_max_s: 60.0 };
+const BENCH: BenchSize = BenchSize { prompts: 1500, output_len: 200, rate: Some(3), stall_max_s: 60.0 };
 
 fn options(env: &[(&str, &str)]) -> Options {
     let env =
@@ -85,7 +85,7 @@ fn vllms_own_benchmark_sees_no_failure_of_real_engines_when_nodes_lose_power() {
     if SoloOptions::real().is_none() {
         return;
     }
-    let mut fleet = DevFleet::start(&options(&[])).expect("a fleet");
+    let mut fleet = DevFleet::start(&options(&ONE_THREAD)).expect("a fleet");
     fleet.wait_serving(2, LOADED).expect("two replicas serve");
     let mut striker = Striker::new(&[Strike::Node], 2, MOMENT_MAX, LOADED);
     bench_under_kills(&fleet, &mut striker, BENCH).expect("no failure");

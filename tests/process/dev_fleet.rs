@@ -22,6 +22,11 @@ const SHIPPED_VARIABLE: &str = "CIC_BENCH_SHIPPED";
 /// From [`Fault::Notice`] to the loss of the node: what Azure and Google Cloud leave, the shortest but RunPod's.
 pub const NOTICE_WITHIN: Duration = Duration::from_secs(30);
 
+/// Each engine computes in one thread that sleeps when it waits. By default each takes both cores and spins, so that one that
+/// starts beside another that works takes minutes.
+pub const ONE_THREAD: [(&str, &str); 3] =
+    [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE"), ("VLLM_CPU_OMP_THREADS_BIND", "nobind")];
+
 /// How `cic dev` is run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -32,11 +37,13 @@ pub struct Options {
     pub engine_args: Vec<String>,
     /// `CIC_…` variables for the controller, such as `CIC_TIMING_PARTITION_GRACE_MS`.
     pub env: Vec<(String, String)>,
+    /// Whose machines the nodes play.
+    pub cloud: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 2, engine: "standin", engine_args: Vec::new(), env: Vec::new() }
+        Self { replicas: 2, engine: "standin", engine_args: Vec::new(), env: Vec::new(), cloud: "aws" }
     }
 }
 
@@ -49,6 +56,7 @@ pub enum Fault {
     Partition,
     Mend,
     Notice,
+    Lift,
 }
 
 impl Fault {
@@ -60,6 +68,7 @@ impl Fault {
             Self::Partition => "partition",
             Self::Mend => "mend",
             Self::Notice => "notice",
+            Self::Lift => "lift",
         }
     }
 }
@@ -85,7 +94,7 @@ impl DevFleet {
         let mut command = Command::new(binary("cic")?);
         command
             .args(["dev", "--engine", options.engine, "--api", "127.0.0.1:0", "--edge", "127.0.0.1:0"])
-            .args(["--replicas", &options.replicas.to_string()])
+            .args(["--replicas", &options.replicas.to_string(), "--cloud", options.cloud])
             .args(options.engine_args.iter().map(|arg| format!("--engine-arg={arg}")))
             .arg("--engine-dir")
             .arg(repository().join(".engine"))
@@ -138,11 +147,23 @@ impl DevFleet {
     /// # Errors
     /// When the command fails.
     pub fn fault(&self, node: &str, fault: Fault) -> anyhow::Result<()> {
+        let within = format!("{}s", NOTICE_WITHIN.as_secs());
+        let more: &[&str] = if fault == Fault::Notice { &["--in", &within] } else { &[] };
+        self.run_fault(node, fault, more)
+    }
+
+    /// Runs `cic fault NODE notice --cloud CLOUD --in WITHIN`.
+    ///
+    /// # Errors
+    /// When the command fails.
+    pub fn give_notice(&self, node: &str, cloud: &str, within: Duration) -> anyhow::Result<()> {
+        let within = format!("{}ms", within.as_millis());
+        self.run_fault(node, Fault::Notice, &["--cloud", cloud, "--in", &within])
+    }
+
+    fn run_fault(&self, node: &str, fault: Fault, more: &[&str]) -> anyhow::Result<()> {
         let mut command = Command::new(binary("cic")?);
-        command.args(["fault", node, fault.as_str(), "--dir"]).arg(self.path());
-        if fault == Fault::Notice {
-            command.args(["--in", &format!("{}s", NOTICE_WITHIN.as_secs())]);
-        }
+        command.args(["fault", node, fault.as_str(), "--dir"]).arg(self.path()).args(more);
         let output = command.env("TMPDIR", self.dir.path()).output()?;
         if output.status.success() {
             return Ok(());

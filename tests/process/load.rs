@@ -30,12 +30,18 @@ impl Load {
     /// Starts `clients` loops of short, non-streamed completions.
     #[must_use]
     pub fn start(edge: &str, model: &str, clients: usize) -> Self {
+        Self::paced(edge, model, clients, Duration::ZERO)
+    }
+
+    /// As [`Self::start`], with a pause after each request.
+    #[must_use]
+    pub fn paced(edge: &str, model: &str, clients: usize, pause: Duration) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let body =
             serde_json::json!({ "model": model, "prompt": "one two three", "max_tokens": 8 }).to_string();
         let client = |_| {
             let (stop, edge, body) = (Arc::clone(&stop), edge.to_owned(), body.clone());
-            std::thread::spawn(move || run(&stop, &edge, &body))
+            std::thread::spawn(move || run(&stop, &edge, &body, pause))
         };
         let clients = (0..clients).map(client).collect();
         Self { stop, clients }
@@ -66,7 +72,7 @@ impl Drop for Load {
     }
 }
 
-fn run(stop: &AtomicBool, edge: &str, body: &str) -> Outcome {
+fn run(stop: &AtomicBool, edge: &str, body: &str, pause: Duration) -> Outcome {
     let mut outcome = Outcome::default();
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
@@ -76,6 +82,9 @@ fn run(stop: &AtomicBool, edge: &str, body: &str) -> Outcome {
             Err(error) => outcome.failed.push(format!("{error:#}")),
         }
         outcome.longest = outcome.longest.max(began.elapsed());
+        if !pause.is_zero() {
+            std::thread::sleep(pause); // bounded wait: a pace, not an order
+        }
     }
     outcome
 }

@@ -16,7 +16,7 @@ mod view;
 
 pub use asks::asks;
 pub use choir::{Board, Choir};
-pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, Options, binary, repository, shipped};
+pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, ONE_THREAD, Options, binary, repository, shipped};
 pub use gpus::StandInGpus;
 pub use heard::{Ask, Heard};
 pub use http::{Answer, request, request_as};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use super::dev_fleet::DevFleet;
@@ -64,6 +64,28 @@ impl DevFleet {
     /// When it does not answer.
     pub fn gateway_metric(&self, name: &str) -> anyhow::Result<Option<f64>> {
         Ok(metric(&self.metrics_page(GATEWAY)?, name))
+    }
+
+    /// The agent's process of a replica.
+    ///
+    /// # Errors
+    /// When none was started.
+    pub fn agent_pid(&self, node: &str) -> anyhow::Result<u32> {
+        let text = std::fs::read_to_string(self.path().join("nodes").join(node).join("agent.pid"));
+        Ok(text.context("its pid")?.trim().parse()?)
+    }
+
+    /// Has the metadata service of a replica announce its end, without anything that takes it then.
+    ///
+    /// # Errors
+    /// When it has none, or that refuses.
+    pub fn publish_notice(&self, node: &str, cloud: &str, within: Duration) -> anyhow::Result<()> {
+        let place = self.path().join("nodes").join(node).join("metadata.addr");
+        let address = std::fs::read_to_string(place).context("its metadata service")?;
+        let path = format!("/fake/notice?cloud={cloud}&kind=terminate&in_ms={}", within.as_millis());
+        let answer = request(address.trim(), "POST", &path, None, ANSWER_WITHIN)?;
+        ensure!(answer.status == 200, "{path}: {answer:?}");
+        Ok(())
     }
 
     /// The gateway's process.

@@ -121,7 +121,7 @@ impl Solo {
         std::fs::write(state.join("assignment.json"), assignment.to_string())?;
         let config = format!(
             "[node]\nid = 'solo'\nstate_dir = '{}'\n[edge]\nlisten = '127.0.0.1:0'\n[metrics]\nlisten = '127.0.0.1:0'\n\
-             [engine]\nhost_port = 0\n",
+             [engine]\nhost_port = 0\n[spot]\ncloud = 'none'\n",
             state.display()
         );
         std::fs::write(dir.path().join("agent.toml"), config)?;

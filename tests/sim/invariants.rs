@@ -13,6 +13,7 @@ use cic_controller::core::{Belief, Operation, OperationKind, View};
 use super::ledger::{Ledger, NodeLedger, trim};
 use super::rule::{Rule, Violation};
 use crate::world::cloud::VmState;
+use crate::world::machine::Machine;
 use crate::world::{Fact, World};
 
 /// A node last heard serving within this time counts as serving: silence takes 3 s to show and a poll or two to
@@ -258,7 +259,11 @@ impl Invariants {
         else {
             return broken(Rule::BoundedLaunch, format!("operation {operation} launches and is no launch"));
         };
-        let (_, most) = self.ledger.wanted(world, &deployment);
+        let (_, replicas) = self.ledger.wanted(world, &deployment);
+        let is_advised = |machine: &&Machine| machine.deployment == deployment && machine.was_advised;
+        let advised = world.machines().iter().filter(is_advised).count();
+        // And a spare for each that may be taken soon, for half of them at most.
+        let most = replicas + advised.min(replicas.div_ceil(2));
         let coming = self.ledger.launching.values().filter(|name| **name == deployment).count() + 1;
         let alive: Vec<usize> = (0..world.machines().len())
             .filter(|&node| {

@@ -8,6 +8,7 @@ use cic_agent::core::{
     ProbeFault, Reading,
 };
 use cic_common::id::Term;
+use cic_common::notice::Cloud;
 use cic_common::report::{EdgeReport, HostReport, Role};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
@@ -17,6 +18,7 @@ use super::clock::Origin;
 use super::cloud::VmState;
 use super::engine::Engine;
 use super::fact::Fact;
+use super::fault::SOURCE;
 use super::happening::Happening;
 use super::machine::{Host, Machine, OUTBOX_MAX, Process};
 use super::session::Packet;
@@ -96,10 +98,14 @@ impl World {
         self.agent_hears(node, run, Event::Booted(booted));
         self.agent_hears(node, run, Event::HostSampled(HostReport::default()));
         self.agent_hears(node, run, Event::Gpu(GpuEvent::Absent));
+        let sources = vec![SOURCE.to_owned()];
+        self.agent_hears(node, run, Event::CloudFound { cloud: Cloud::Aws, sources });
+        let wait = self.rng.ms(0, 1000);
         if self.machines[node].notice.is_some() {
-            let wait = self.rng.ms(0, 1000);
             self.tell_notice(node, wait);
         }
+        let event = Box::new(Event::SpotSeen { source: SOURCE.to_owned() });
+        self.later(wait, Happening::AgentHears { node, run, event });
         self.later(Duration::from_millis(20), Happening::AgentConnects { node, run });
     }
 
@@ -238,6 +244,8 @@ impl World {
                     self.edge_counts(node, run);
                 }
             }
+            // Its cloud takes it at its time.
+            Action::AcknowledgeNotice { .. } => {}
             Action::HandOver => {
                 process.in_flight = 0;
                 self.edge_counts(node, run);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cic_agent::core::Event as AgentEvent;
 use cic_common::id::DeploymentName;
-use cic_common::notice::NoticeKind;
+use cic_common::notice::{Confidence, NoticeKind};
 use cic_common::wire::message::NodeEvent;
 use cic_controller::core::Event;
 
@@ -270,6 +270,7 @@ impl World {
         }
         let id = format!("n{}", self.rng.range(0, 999_999));
         self.machines[node].notice = Some(PostedNotice { kind, id: id.clone(), deadline });
+        self.machines[node].was_advised |= kind == NoticeKind::Rebalance;
         let wait = self.rng.ms(0, 2000);
         self.tell_notice(node, wait);
         let vm = self.machines[node].vm;
@@ -294,6 +295,8 @@ impl World {
             source: SOURCE.to_owned(),
             id: notice.id.clone(),
             deadline: process.origin.local(notice.deadline),
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
         });
         let run = process.run;
         self.later(wait, Happening::AgentHears { node, run, event });
@@ -373,4 +376,4 @@ pub const LINKS: [(Path, Way); 4] =
     [(Path::Push, Way::Up), (Path::Push, Way::Down), (Path::Poll, Way::Up), (Path::Poll, Way::Down)];
 
 /// Who tells of notices in this world.
-const SOURCE: &str = "metadata";
+pub(super) const SOURCE: &str = "metadata";

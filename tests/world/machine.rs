@@ -80,6 +80,8 @@ pub struct Machine {
     pub process: Option<Process>,
     pub runs: u32,
     pub notice: Option<PostedNotice>,
+    /// Its cloud advised at some time that it may be taken.
+    pub was_advised: bool,
     /// A poll connection is open.
     pub is_warm: bool,
     /// What came for a frozen agent.
@@ -106,6 +108,7 @@ impl Machine {
             process: None,
             runs: 0,
             notice: None,
+            was_advised: false,
             is_warm: false,
             pile: Vec::new(),
             last_words: None,

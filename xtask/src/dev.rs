@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use crate::{engine, repository};
 
 /// The programs that a fleet on this machine consists of, the stand-in engine included.
-const PROGRAMS: [&str; 4] = ["cic-agent", "cic-controller", "cic", "cic-standin-engine"];
+const PROGRAMS: [&str; 5] = ["cic-agent", "cic-controller", "cic", "cic-standin-engine", "cic-fake-metadata"];
 
 pub(crate) fn run(args: &[String]) -> Result<()> {
     build()?;

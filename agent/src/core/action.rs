@@ -120,6 +120,11 @@ pub enum Action {
     SetEdge(EdgeMode),
     /// Hand streams of the own engine that can go on elsewhere to peers, now.
     HandOver,
+    /// Tell the source of a notice that its event may begin: nothing is left here that it could break.
+    AcknowledgeNotice {
+        source: String,
+        id: String,
+    },
     /// End the process with this code, links closed in order.
     Exit {
         code: u8,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use cic_common::assignment::Assignment;
 use cic_common::id::{Incarnation, NodeId, Term};
-use cic_common::notice::NoticeKind;
+use cic_common::notice::Notice;
 use cic_common::report::{EdgeReport, EngineReport, HostReport, NodeReport, Phase, Role, StateDigest};
 use cic_common::time::Mono;
 use cic_common::units::Bytes;
@@ -13,7 +13,9 @@ use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
+use super::notices::Notices;
 use super::restart::Restarts;
+use super::sight::Sight;
 use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode, Event, Timing};
 
@@ -24,12 +26,6 @@ pub struct AgentSpec {
     pub role: Role,
     pub incarnation: Incarnation,
     pub timing: Timing,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct OpenNotice {
-    pub(super) kind: NoticeKind,
-    pub(super) deadline: Mono,
 }
 
 /// The agent's decisions.
@@ -60,7 +56,8 @@ pub struct Agent {
     pub(super) oom_kills: VecDeque<(Mono, u32, String)>,
     pub(super) last_exit: Option<String>,
     pub(super) wants_replacement: Option<String>,
-    pub(super) notices: BTreeMap<(String, String), OpenNotice>,
+    pub(super) notices: Notices,
+    sight: Sight,
     pub(super) host: HostReport,
     pub(super) gpus: Gpus,
     pub(super) gpus_heard: bool,
@@ -102,7 +99,8 @@ impl Agent {
             oom_kills: VecDeque::new(),
             last_exit: None,
             wants_replacement: None,
-            notices: BTreeMap::new(),
+            notices: Notices::default(),
+            sight: Sight::default(),
             host: HostReport::default(),
             gpus: Gpus::new(GpuTiming::default()),
             gpus_heard: false,
@@ -154,10 +152,24 @@ impl Agent {
                     *is_counted = true;
                 }
             }
-            Event::NoticeSeen { kind, source, id, deadline } => {
-                self.noticed(now, kind, source, id, deadline, out);
+            Event::CloudFound { cloud, sources } => self.sight.found(cloud, sources),
+            Event::NoticeSeen { kind, source, id, deadline, confidence, resources } => {
+                let left_ms = millis(deadline.since(now));
+                self.noticed(now, Notice { kind, source, id, left_ms, confidence, resources }, out);
             }
-            Event::NoticeLifted { source, id } => self.notice_lifted(now, source, id, out),
+            Event::NoticeLifted { source, id } => self.notice_lifted(source, id, out),
+            Event::SpotBlind { source, since, cause } => {
+                if self.sight.lost(&source, since, &cause) {
+                    out.push(Action::Tell(NodeEvent::SpotBlind { source, cause }));
+                    out.push(Action::Heartbeat);
+                }
+            }
+            Event::SpotSeen { source } => {
+                if self.sight.read(&source) {
+                    out.push(Action::Tell(NodeEvent::SpotSeen { source }));
+                    out.push(Action::Heartbeat);
+                }
+            }
             Event::StopAsked { with_engine, reason } => self.stop_asked(now, with_engine, reason, out),
         }
         self.pass_time(now, out);
@@ -189,7 +201,9 @@ impl Agent {
             | Stage::Stopped { .. }
             | Stage::Failed { .. } => None,
         };
-        Some(stage.map_or(self.heartbeat_at, |at| at.min(self.heartbeat_at)))
+        let next = stage.map_or(self.heartbeat_at, |at| at.min(self.heartbeat_at));
+        let leave = self.notices.leave().filter(|_| !self.stage.is_leaving());
+        Some(leave.map_or(next, |leave| leave.drain_at.min(next)))
     }
 
     /// What the node says of itself at `now`.
@@ -211,7 +225,8 @@ impl Agent {
             host: self.host.clone(),
             gpu: self.gpus.report(),
             edge: self.edge.clone(),
-            notice: self.notice(now),
+            notice: self.notices.first(now),
+            spot: self.sight.report(now),
             wants_replacement: self.wants_replacement.clone().or_else(|| self.gpu_wish.clone()),
             state: self.state,
         }
@@ -228,6 +243,7 @@ impl Agent {
     /// What is due at `now` whatever happened.
     pub(super) fn pass_time(&mut self, now: Mono, out: &mut Vec<Action>) {
         let timing = self.spec.timing;
+        self.heed_notices(now, out);
         match &mut self.stage {
             Stage::Checking { attempt, is_asked, until }
                 if !*is_asked && (now >= *until || self.gpus_heard) =>
@@ -342,9 +358,8 @@ impl Agent {
             std::time::Duration::from_secs(s).saturating_add(BEYOND_OWN)
         });
         let grace = self.spec.timing.stop_grace.max(own);
-        let taken_at =
-            self.notices.values().filter(|notice| notice.kind.takes_the_node()).map(|n| n.deadline).min();
-        taken_at.map_or(grace, |at| grace.min(at.since(now) / 2))
+        // A third of what is left: it ends at once or hangs, and the farewell needs time too.
+        self.notices.due(now).map_or(grace, |leave| grace.min(leave.deadline.since(now) / 3))
     }
 
     /// The engine outlived SIGKILL: it hangs in the kernel, and only the VM's end frees what it holds.

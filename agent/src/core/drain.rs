@@ -3,18 +3,16 @@
 use std::time::Duration;
 
 use cic_common::id::{OperationId, Term};
-use cic_common::notice::{Notice, NoticeKind};
+use cic_common::notice::Notice;
 use cic_common::report::{Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
-use super::agent::{Agent, OpenNotice, decided, millis};
+use super::agent::{Agent, decided};
 use super::gate::Gate;
+use super::notices::Heard;
 use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode};
-
-/// Notices remembered at once. A cloud has a handful of sources, each with few open notices.
-const NOTICES_MAX: usize = 16;
 
 /// Exit code that asks init for a restart (EX_TEMPFAIL of sysexits).
 const EXIT_RESTART: u8 = 75;
@@ -44,38 +42,64 @@ impl Agent {
         }
     }
 
-    pub(super) fn noticed(
-        &mut self,
-        now: Mono,
-        kind: NoticeKind,
-        source: String,
-        id: String,
-        deadline: Mono,
-        out: &mut Vec<Action>,
-    ) {
-        let key = (source.clone(), id.clone());
-        if !self.notices.contains_key(&key) && self.notices.len() == NOTICES_MAX {
-            decided(out, "drop a notice", "too many are open");
-            return;
-        }
-        let is_new = self.notices.insert(key, OpenNotice { kind, deadline }).is_none();
-        if is_new {
-            let notice = Notice { kind, source, id, left_ms: millis(deadline.since(now)) };
-            out.push(Action::Tell(NodeEvent::NoticeSeen { notice }));
-            out.push(Action::Heartbeat);
-        }
-        if kind.takes_the_node() {
-            let reserve = self.spec.timing.notice_reserve.min(deadline.since(now) / 2);
-            self.drain(now, deadline - reserve, After::Leave, false, &format!("{kind} notice"), out);
+    pub(super) fn noticed(&mut self, now: Mono, notice: Notice, out: &mut Vec<Action>) {
+        match self.notices.see(now, &notice) {
+            Heard::Known => {}
+            Heard::Full => decided(out, "drop a notice", "too many are open"),
+            Heard::News => {
+                out.push(Action::Tell(NodeEvent::NoticeSeen { notice }));
+                out.push(Action::Heartbeat);
+                if self.stage == (Stage::Stopped { by_notice: true }) {
+                    self.acknowledge(now, out);
+                }
+            }
         }
     }
 
-    pub(super) fn notice_lifted(&mut self, now: Mono, source: String, id: String, out: &mut Vec<Action>) {
-        let Some(lifted) = self.notices.remove(&(source, id)) else { return };
-        let still_taken = self.notices.values().any(|notice| notice.kind.takes_the_node());
-        if !lifted.kind.takes_the_node() || still_taken {
-            return;
+    pub(super) fn notice_lifted(&mut self, source: String, id: String, out: &mut Vec<Action>) {
+        if self.notices.lift(&source, &id) {
+            out.push(Action::Tell(NodeEvent::NoticeLifted { source, id }));
+            out.push(Action::Heartbeat);
         }
+    }
+
+    /// Leaves when the soonest deadline asks for it, keeps to the timetable when that changes, and stays when no notice asks
+    /// for it any more.
+    pub(super) fn heed_notices(&mut self, now: Mono, out: &mut Vec<Action>) {
+        let Some(leave) = self.notices.due(now) else { return self.stay(now, out) };
+        match &mut self.stage {
+            // Also later, when the sooner of two notices was lifted.
+            Stage::Draining { until, hand_over, then: After::Leave, .. } => {
+                if *until != leave.drain_until {
+                    *until = leave.drain_until;
+                    *hand_over = hand_over.map(|_| hand_over_at(now, *until, self.spec.timing.hand_over));
+                }
+            }
+            Stage::Stopping { then: After::Rest | After::Leave | After::Exit, .. }
+            | Stage::Proving { next: Next::Then(After::Rest | After::Leave | After::Exit), .. }
+            | Stage::Stopped { .. }
+            | Stage::Exiting => {}
+            Stage::Idle
+            | Stage::Mounting { .. }
+            | Stage::Verifying { .. }
+            | Stage::Checking { .. }
+            | Stage::Starting { .. }
+            | Stage::Loading { .. }
+            | Stage::Serving { .. }
+            | Stage::Passing
+            | Stage::Waiting { .. }
+            | Stage::Draining { .. }
+            | Stage::Stopping { .. }
+            | Stage::Proving { .. }
+            | Stage::Failed { .. } => {
+                let reason = format!("{} notice", leave.kind);
+                self.drain(now, leave.drain_until, After::Leave, false, &reason, out);
+            }
+        }
+    }
+
+    /// Takes back what was done for a notice alone.
+    fn stay(&mut self, now: Mono, out: &mut Vec<Action>) {
         match self.stage.clone() {
             Stage::Draining { pid: Some(pid), then: After::Leave, .. } => {
                 self.refuse("notice lifted; probing the engine", out);
@@ -113,6 +137,16 @@ impl Agent {
         }
     }
 
+    /// Nothing is left here that the cloud's act could break.
+    fn acknowledge(&self, now: Mono, out: &mut Vec<Action>) {
+        out.extend(
+            self.notices.taking(now).map(|(source, id)| Action::AcknowledgeNotice {
+                source: source.to_owned(),
+                id: id.to_owned(),
+            }),
+        );
+    }
+
     /// From nothing, as far as there is something to do.
     fn again(&mut self, now: Mono, why: &str, out: &mut Vec<Action>) {
         match (self.spec.role, &self.assignment) {
@@ -128,7 +162,9 @@ impl Agent {
     }
 
     pub(super) fn stop_asked(&mut self, now: Mono, with_engine: bool, reason: String, out: &mut Vec<Action>) {
-        let until = now + self.spec.timing.stop_grace;
+        // A machine that goes has set the time; else whoever stops the agent waits for it.
+        let until =
+            self.notices.due(now).map_or(now + self.spec.timing.stop_grace, |leave| leave.drain_until);
         self.drain(now, until, After::Exit, !with_engine, &reason, out);
     }
 
@@ -146,7 +182,8 @@ impl Agent {
         match &mut self.stage {
             Stage::Draining { until: current, hand_over, then: after, keep_engine: keep, .. } => {
                 *current = until.min(*current);
-                *hand_over = hand_over.map(|at| at.min(*current - self.spec.timing.hand_over));
+                *hand_over =
+                    hand_over.map(|at| at.min(hand_over_at(now, *current, self.spec.timing.hand_over)));
                 if then == After::Exit {
                     *keep = keep_engine;
                 }
@@ -179,7 +216,7 @@ impl Agent {
                 out.push(Action::SetEdge(EdgeMode::Drain { reason: reason.to_owned() }));
                 decided(out, "drain", reason);
                 let pid = self.stage.pid();
-                let hand_over = Some(until - self.spec.timing.hand_over);
+                let hand_over = Some(hand_over_at(now, until, self.spec.timing.hand_over));
                 let stage = Stage::Draining {
                     pid,
                     until,
@@ -200,6 +237,9 @@ impl Agent {
                 out.push(Action::Tell(NodeEvent::Farewell { reason: self.reason.clone() }));
                 let reason = self.reason.clone();
                 self.enter(now, Stage::Stopped { by_notice: then == After::Leave }, &reason, out);
+                if then == After::Leave {
+                    self.acknowledge(now, out);
+                }
             }
             After::Again => {
                 let reason = self.reason.clone();
@@ -211,21 +251,17 @@ impl Agent {
             }
             After::Exit => {
                 let reason = self.reason.clone();
+                if self.notices.due(now).is_some() {
+                    out.push(Action::Tell(NodeEvent::Farewell { reason: reason.clone() }));
+                }
                 self.enter(now, Stage::Stopped { by_notice: false }, &reason, out);
                 out.push(Action::Exit { code: 0, reason });
             }
         }
     }
+}
 
-    pub(super) fn notice(&self, now: Mono) -> Option<Notice> {
-        let first =
-            self.notices.iter().min_by_key(|(_, notice)| (!notice.kind.takes_the_node(), notice.deadline))?;
-        let ((source, id), notice) = first;
-        Some(Notice {
-            kind: notice.kind,
-            source: source.clone(),
-            id: id.clone(),
-            left_ms: millis(notice.deadline.since(now)),
-        })
-    }
+/// When streams are handed over: `before` the end of a drain, and not before its middle.
+fn hand_over_at(now: Mono, until: Mono, before: Duration) -> Mono {
+    until - before.min(until.since(now) / 2)
 }

@@ -130,7 +130,10 @@ impl Agent {
             GpuReport::Seen(_) | GpuReport::Wedged { .. } => true,
             GpuReport::Absent | GpuReport::Blind { .. } => false,
         };
-        if !can_be_read || !self.has_run_engine {
+        // A cloud that takes the machine does not wait, and after the agent's own end nobody starts an engine here again.
+        let leave = self.notices.due(now);
+        let is_over = leave.is_some() && next == Next::Then(After::Exit);
+        if !can_be_read || !self.has_run_engine || is_over {
             self.go_on(now, next, out);
             return;
         }
@@ -144,7 +147,7 @@ impl Agent {
         let stage = Stage::Proving {
             ended_at: now,
             ask_at: now + timing.heartbeat,
-            until: now + timing.proof,
+            until: now + leave.map_or(timing.proof, |leave| timing.proof.min(leave.deadline.since(now) / 2)),
             next,
             why,
         };

@@ -2,7 +2,7 @@
 
 use cic_common::assignment::Assignment;
 use cic_common::id::{OperationId, Term};
-use cic_common::notice::NoticeKind;
+use cic_common::notice::{Cloud, Confidence, NoticeKind};
 use cic_common::report::{EdgeReport, HostReport};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
@@ -189,16 +189,33 @@ pub enum Event {
     EngineOccupied {
         in_flight: u32,
     },
+    /// Whose machine this is, and which sources of notices it has. Each says `SpotSeen` once it was read.
+    CloudFound {
+        cloud: Cloud,
+        sources: Vec<String>,
+    },
     /// The deadline is on this process's own clock.
     NoticeSeen {
         kind: NoticeKind,
         source: String,
         id: String,
         deadline: Mono,
+        confidence: Confidence,
+        resources: Vec<String>,
     },
     NoticeLifted {
         source: String,
         id: String,
+    },
+    /// A source of notices cannot be read: what it would say is not known.
+    SpotBlind {
+        source: String,
+        since: Mono,
+        cause: String,
+    },
+    /// It was read for the first time, or can be read again.
+    SpotSeen {
+        source: String,
     },
     /// Init asks the agent to end. The engine stays for the next run to adopt, unless `with_engine`.
     StopAsked {

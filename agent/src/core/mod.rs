@@ -15,9 +15,11 @@ mod ending;
 mod event;
 mod gate;
 pub mod gpu;
+mod notices;
 mod progress;
 mod proof;
 mod restart;
+mod sight;
 mod stage;
 #[cfg(test)]
 mod tests;

@@ -149,6 +149,28 @@ impl Stage {
         }
     }
 
+    /// Whether the node is on its way out, or out.
+    pub(super) fn is_leaving(&self) -> bool {
+        match self {
+            Self::Draining { .. } | Self::Exiting | Self::Stopped { .. } => true,
+            Self::Stopping { then, .. } | Self::Proving { next: Next::Then(then), .. } => match then {
+                After::Retry | After::Again => false,
+                After::Rest | After::Leave | After::Exit => true,
+            },
+            Self::Idle
+            | Self::Mounting { .. }
+            | Self::Verifying { .. }
+            | Self::Checking { .. }
+            | Self::Starting { .. }
+            | Self::Loading { .. }
+            | Self::Serving { .. }
+            | Self::Passing
+            | Self::Waiting { .. }
+            | Self::Proving { next: Next::Fail { .. }, .. }
+            | Self::Failed { .. } => false,
+        }
+    }
+
     /// The engine process this stage is about.
     pub(super) fn pid(&self) -> Option<u32> {
         match self {

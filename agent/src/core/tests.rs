@@ -5,14 +5,16 @@ use std::time::Duration;
 
 use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
-use cic_common::notice::NoticeKind;
+use cic_common::notice::{Confidence, NoticeKind};
 use cic_common::report::{EdgeReport, EngineState, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
+use self::noticed::{drained_by_command, notice, noticed};
 use super::gpu::GpuEvent;
 use super::*;
 
+mod noticed;
 mod on_gpu;
 mod supervision;
 
@@ -307,98 +309,6 @@ fn what_has_not_finished_shortly_before_a_drains_end_is_handed_over_once() {
 }
 
 #[test]
-fn a_notice_is_told_first_and_drains_before_its_deadline_less_the_reserve() {
-    let mut bench = Bench::serving();
-    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
-    let notice = |left| Event::NoticeSeen {
-        kind: NoticeKind::Terminate,
-        source: "file".to_owned(),
-        id: "a".to_owned(),
-        deadline: left,
-    };
-    let actions = bench.give(notice(Mono::from_millis(120_000))).to_vec();
-    assert!(matches!(actions.first(), Some(Action::Tell(NodeEvent::NoticeSeen { .. }))));
-    assert_eq!(bench.phase(), Phase::Draining);
-    let again = bench.give(notice(Mono::from_millis(121_000))).to_vec();
-    assert!(again.is_empty(), "the same notice with a drifting time is one notice: {again:?}");
-    assert!(
-        !bench.pass(Duration::from_millis(109_900)).iter().any(|a| matches!(a, Action::StopEngine { .. }))
-    );
-    assert!(bench.pass(Duration::from_millis(100)).iter().any(|a| matches!(a, Action::StopEngine { .. })));
-}
-
-/// A serving node that got a notice, and how far it then went.
-fn noticed(how_far: Phase) -> Bench {
-    let mut bench = Bench::serving();
-    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
-    let deadline = Mono::from_millis(120_000);
-    let (source, id) = ("file".to_owned(), "a".to_owned());
-    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source, id, deadline });
-    if how_far == Phase::Draining {
-        return bench;
-    }
-    bench.give(Event::EdgeCounted(EdgeReport::default()));
-    if how_far == Phase::Stopped {
-        bench.end();
-    }
-    bench
-}
-
-fn lifted() -> Event {
-    Event::NoticeLifted { source: "file".to_owned(), id: "a".to_owned() }
-}
-
-fn drained_by_command() -> Event {
-    let command = Command::Drain { within_ms: 60_000, reason: "maintenance".to_owned() };
-    Event::Commanded { operation: OperationId(4), term: Term(1), command }
-}
-
-#[test]
-fn a_lifted_notice_lets_the_node_serve_again_however_far_it_went() {
-    let mut draining = noticed(Phase::Draining);
-    draining.give(lifted());
-    draining.give(probed(7, Ok(())));
-    assert_eq!(draining.phase(), Phase::Serving);
-
-    // Its engine is being stopped.
-    let mut stopping = noticed(Phase::Loading);
-    stopping.give(lifted());
-    stopping.end();
-    assert_eq!(stopping.phase(), Phase::Mounting);
-
-    let mut stopped = noticed(Phase::Stopped);
-    assert_eq!(stopped.phase(), Phase::Stopped);
-    stopped.give(lifted());
-    assert_eq!(stopped.phase(), Phase::Mounting);
-}
-
-#[test]
-fn a_lifted_notice_does_not_undo_an_operators_drain() {
-    for how_far in [Phase::Draining, Phase::Loading, Phase::Stopped] {
-        let mut bench = noticed(how_far);
-        bench.give(drained_by_command());
-        bench.give(lifted());
-        bench.give(Event::EdgeCounted(EdgeReport::default()));
-        bench.end();
-        assert_eq!(bench.phase(), Phase::Stopped, "{how_far:?}");
-    }
-}
-
-#[test]
-fn a_node_without_assignment_takes_one_after_a_lifted_notice() {
-    let mut bench = Bench::new(Role::Replica);
-    bench.give(Event::Booted(Booted::default()));
-    let (source, id) = ("file".to_owned(), "a".to_owned());
-    let deadline = Mono::from_millis(120_000);
-    bench.give(Event::NoticeSeen { kind: NoticeKind::Stop, source, id, deadline });
-    bench.give(Event::EdgeCounted(EdgeReport::default()));
-    assert_eq!(bench.phase(), Phase::Stopped);
-    bench.give(lifted());
-    bench.give(Event::Assigned { term: Term(1), assignment: assignment("m") });
-    assert_eq!(bench.phase(), Phase::Mounting);
-}
-
-#[test]
 fn an_engine_that_survives_sigkill_is_given_up_with_its_node() {
     let timing = Timing::default();
     let mut bench = Bench::loading();
@@ -410,16 +320,6 @@ fn an_engine_that_survives_sigkill_is_given_up_with_its_node() {
     let mut leaving = noticed(Phase::Loading);
     leaving.pass(timing.stop_grace + timing.kill_grace);
     assert_eq!(leaving.phase(), Phase::Stopped, "it goes with the VM");
-}
-
-#[test]
-fn advice_of_a_rebalance_drains_nothing() {
-    let mut bench = Bench::serving();
-    let (source, id) = ("aws".to_owned(), "r".to_owned());
-    let deadline = Mono::from_millis(120_000);
-    bench.give(Event::NoticeSeen { kind: NoticeKind::Rebalance, source, id, deadline });
-    assert_eq!(bench.phase(), Phase::Serving);
-    assert!(bench.agent.report(bench.now).notice.is_some());
 }
 
 #[test]

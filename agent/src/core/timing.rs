@@ -49,8 +49,6 @@ pub struct Timing {
     /// Before a drain's end: what has not finished by then is handed over. A peer takes a stream up in well under a
     /// second; several hundred at once queue for it.
     pub hand_over: Duration,
-    /// Kept back from a notice's deadline to stop the engine and say farewell. Design table: AWS 10 s.
-    pub notice_reserve: Duration,
 }
 
 impl Default for Timing {
@@ -76,7 +74,6 @@ impl Default for Timing {
             kill_grace: Duration::from_secs(15),
             drain_poll: Duration::from_millis(100),
             hand_over: Duration::from_secs(3),
-            notice_reserve: Duration::from_secs(10),
         }
     }
 }

@@ -16,7 +16,7 @@ use crate::gpu::{
     GpuAction, GpuHealth, GpuSummary, GpuVerdict, PciAddress, RecoveryAction, XidSeen, XidSource,
 };
 use crate::id::{ControllerId, DeploymentName, Incarnation, NodeId, OperationId, Term};
-use crate::notice::{Notice, NoticeKind};
+use crate::notice::{BlindSource, Cloud, Confidence, Notice, NoticeKind, SpotReport};
 use crate::report::{
     EdgeReport, EngineReport, EngineState, GpuReport, Heartbeat, HostReport, NodeReport, Phase, Role,
     StateDigest,
@@ -165,6 +165,18 @@ fn agent_samples() -> Vec<Sample> {
             "agent-event-replicas-missing",
             &event(11, NodeEvent::ReplicasMissing { model: "tiny".to_owned() }),
         ),
+        sample(
+            "agent-event-notice-lifted",
+            &event(12, NodeEvent::NoticeLifted { source: "azure".to_owned(), id: "n-1".to_owned() }),
+        ),
+        sample(
+            "agent-event-spot-blind",
+            &event(
+                13,
+                NodeEvent::SpotBlind { source: "aws-spot".to_owned(), cause: "status 503".to_owned() },
+            ),
+        ),
+        sample("agent-event-spot-seen", &event(14, NodeEvent::SpotSeen { source: "aws-spot".to_owned() })),
         sample("agent-renew", &AgentMessage::Renew { csr_der: vec![0x30, 0x01, 0xff] }),
     ]
 }
@@ -214,7 +226,14 @@ fn node() -> NodeId {
 }
 
 fn notice() -> Notice {
-    Notice { kind: NoticeKind::Terminate, source: "file".to_owned(), id: "n-1".to_owned(), left_ms: 120_000 }
+    Notice {
+        kind: NoticeKind::Terminate,
+        source: "azure".to_owned(),
+        id: "n-1".to_owned(),
+        left_ms: 120_000,
+        confidence: Confidence::Announced,
+        resources: vec!["vm-7".to_owned()],
+    }
 }
 
 fn assignment() -> Assignment {
@@ -311,6 +330,15 @@ fn report() -> NodeReport {
             waiting: 1,
         },
         notice: Some(notice()),
+        spot: SpotReport {
+            cloud: Some(Cloud::Azure),
+            blind: vec![BlindSource {
+                source: "azure".to_owned(),
+                for_ms: 3_000,
+                cause: "status 503".to_owned(),
+            }],
+            is_whole: false,
+        },
         wants_replacement: None,
         state: StateDigest { version: 9, digest: 0x0123_4567_89ab_cdef },
     }

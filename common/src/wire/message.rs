@@ -84,6 +84,20 @@ pub enum NodeEvent {
     ReplicasMissing {
         model: String,
     },
+    /// The cloud took a notice back, or what it announced is over.
+    NoticeLifted {
+        source: String,
+        id: String,
+    },
+    /// A source of notices cannot be read.
+    SpotBlind {
+        source: String,
+        cause: String,
+    },
+    /// It can be read again.
+    SpotSeen {
+        source: String,
+    },
 }
 
 /// What became of a command.

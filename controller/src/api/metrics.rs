@@ -98,6 +98,21 @@ fn condition(page: &mut Page, view: &View) {
         let is_stalled = report.engine.state == EngineState::Stalled;
         page.row("cic_node_engine_stalled", &[("node", node)], u8::from(is_stalled));
     }
+    page.head(
+        "cic_node_notice_left_seconds",
+        "gauge",
+        "what the most urgent notice leaves a node, as it last said",
+    );
+    for (node, report) in reports() {
+        if let Some(notice) = &report.notice {
+            let labels = [("node", node), ("kind", &*notice.kind.to_string())];
+            page.row("cic_node_notice_left_seconds", &labels, notice.left_ms / 1000);
+        }
+    }
+    page.head("cic_node_notice_sources_blind", "gauge", "sources of notices that a node cannot read");
+    for (node, report) in reports() {
+        page.row("cic_node_notice_sources_blind", &[("node", node)], report.spot.blind.len());
+    }
     page.head("cic_xids_total", "counter", "XIDs that nodes told of, by code and what is to be done");
     for XidCount { code, action, count } in &view.xids {
         let code = code.map_or_else(|| "other".to_owned(), |code| code.to_string());
@@ -168,6 +183,7 @@ impl Page {
 #[cfg(test)]
 mod tests {
     use cic_common::gpu::{GpuAction, GpuHealth, GpuSummary, GpuVerdict};
+    use cic_common::notice::{BlindSource, Confidence, Notice, NoticeKind};
     use cic_common::report::NodeReport;
 
     use super::*;
@@ -220,6 +236,32 @@ mod tests {
             ],
         );
         assert!(!page.contains("n2"), "a node that said nothing has no figures: {page}");
+    }
+
+    #[test]
+    fn a_notice_and_blind_sources_are_figures_without_the_nodes_own_words() {
+        let mut report = NodeReport::booting();
+        report.notice = Some(Notice {
+            kind: NoticeKind::Terminate,
+            source: "\"x\"".to_owned(),
+            id: "\"y\"".to_owned(),
+            left_ms: 87_900,
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
+        });
+        let blind = BlindSource { source: "\"z\"".to_owned(), for_ms: 1, cause: "\"".to_owned() };
+        report.spot.blind = vec![blind];
+        let node = NodeView { report: Some(report), ..NodeView::sample("n1") };
+        let mut page = Page::default();
+        condition(&mut page, &View { nodes: vec![node], ..View::default() });
+        has(
+            &page.text,
+            &[
+                "cic_node_notice_left_seconds{node=\"n1\",kind=\"terminate\"} 87",
+                "cic_node_notice_sources_blind{node=\"n1\"} 1",
+            ],
+        );
+        assert!(!page.text.contains("\"\""), "{}", page.text);
     }
 
     #[test]

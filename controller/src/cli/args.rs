@@ -105,9 +105,13 @@ pub(super) enum Command {
 pub(super) struct FaultArgs {
     pub(super) node: String,
     pub(super) kind: FaultKind,
-    /// notice: seconds until the node is taken
+    /// notice: until the node is taken
     #[arg(long = "in", value_name = "SPAN", value_parser = span::parse, default_value = "30s")]
     pub(super) within: Duration,
+    /// notice: by the metadata service of this cloud, which the node must play (`cic dev --cloud`); by default through the
+    /// notice file
+    #[arg(long, value_parser = clap::builder::PossibleValuesParser::new(["aws", "gcp", "azure", "runpod"]))]
+    pub(super) cloud: Option<String>,
     /// partition, freeze: mend or thaw after this
     #[arg(long = "for", value_name = "SPAN", value_parser = span::parse)]
     pub(super) lasting: Option<Duration>,
@@ -130,8 +134,10 @@ pub(super) enum FaultKind {
     Partition,
     /// Its network works again
     Mend,
-    /// The cloud says that it will take the node
+    /// The cloud says that it will take the node, and does
     Notice,
+    /// The cloud takes its notice back
+    Lift,
 }
 
 #[derive(Debug, Clone, clap::Args)]
@@ -153,6 +159,9 @@ pub(super) struct DevArgs {
     /// Where users' requests are taken
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8000")]
     pub(super) edge: SocketAddr,
+    /// Whose machines the nodes play, with that cloud's metadata service
+    #[arg(long, default_value = "aws", value_parser = clap::builder::PossibleValuesParser::new(["aws", "gcp", "azure", "runpod", "none"]))]
+    pub(super) cloud: String,
     /// Keep everything in this directory; by default a temporary one, removed at the end
     #[arg(long)]
     pub(super) dir: Option<PathBuf>,

@@ -1,6 +1,7 @@
 //! A node's engine and GPUs in people's words, by its own report.
 
 use cic_common::gpu::{GpuHealth, GpuVerdict};
+use cic_common::notice::{Cloud, Confidence, Notice};
 use cic_common::report::{EngineReport, EngineState, GpuReport, NodeReport};
 
 use super::style::Tone;
@@ -46,18 +47,42 @@ pub(super) fn troubles(report: &NodeReport) -> Vec<String> {
     };
     let gpus = (!is_sound).then(|| format!("GPUs {}", report.gpu.text()));
     let drift = report.engine.drift.as_ref().map(|drift| format!("drift: {drift}"));
-    [stall, gpus, drift].into_iter().flatten().collect()
+    let notice = report.notice.as_ref().map(|notice| format!("{} notice", notice.kind));
+    let blind = (!report.spot.blind.is_empty()).then(|| "notices unseen".to_owned());
+    [stall, notice, gpus, blind, drift].into_iter().flatten().collect()
 }
 
-/// One line on the engine, one on all GPUs, and one on each that is not healthy.
+/// One line on the engine, one on the cloud's notices and each source of them that is blind, one on all GPUs and each that is
+/// not healthy.
 pub(super) fn lines(report: &NodeReport) -> Vec<String> {
     let mut lines =
-        vec![format!("engine: {}", engine(&report.engine)), format!("GPUs: {}", report.gpu.text())];
+        vec![format!("engine: {}", engine(&report.engine)), format!("notices: {}", notices(report))];
+    for blind in &report.spot.blind {
+        let for_s = blind.for_ms / 1000;
+        lines.push(format!("  {} is not read since {for_s} s: {}", blind.source, blind.cause));
+    }
+    lines.push(format!("GPUs: {}", report.gpu.text()));
     match &report.gpu {
         GpuReport::Seen(summary) => lines.extend(summary.gpus.iter().filter_map(gpu)),
         GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Wedged { .. } => {}
     }
     lines
+}
+
+/// `of aws; terminate from aws-spot, 87 s left (announced)`
+fn notices(report: &NodeReport) -> String {
+    let cloud = match report.spot.cloud {
+        None => "cloud not known yet".to_owned(),
+        Some(Cloud::None) => "this machine's cloud gives none".to_owned(),
+        Some(cloud) => format!("of {cloud}"),
+    };
+    let Some(notice) = &report.notice else { return format!("{cloud}; none") };
+    let Notice { kind, source, left_ms, confidence, .. } = notice;
+    let left = match confidence {
+        Confidence::Advice => String::new(),
+        Confidence::Announced | Confidence::Estimated => format!(", {} s left", left_ms / 1000),
+    };
+    format!("{cloud}; {kind} from {source}{left} ({confidence})")
 }
 
 /// `stalled, pid 4711, adopted, started anew 2 times; last exit: signal 9; drift: …`
@@ -100,6 +125,7 @@ fn gpu(gpu: &GpuHealth) -> Option<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use cic_common::gpu::{GpuAction, GpuSummary};
+    use cic_common::notice::{BlindSource, NoticeKind, SpotReport};
     use cic_common::report::Phase;
 
     use super::*;
@@ -165,11 +191,40 @@ pub(super) mod tests {
             [
                 "engine: stalled, pid 4711, adopted, started anew 2 times; last exit: signal 9; \
                  drift: max-model-len 8192, asked for 4096",
+                "notices: cloud not known yet; none",
                 "GPUs: 1 of 2 unhealthy: gpu 1: reset the GPU: XID 95",
                 "  GPU 1 unhealthy: XID 95; to do: reset the GPU",
             ]
         );
-        assert_eq!(lines(&NodeReport::booting()), ["engine: none", "GPUs: absent"]);
+        let booting = lines(&NodeReport::booting());
+        assert_eq!(booting, ["engine: none", "notices: cloud not known yet; none", "GPUs: absent"]);
+    }
+
+    #[test]
+    fn a_notice_and_a_blind_source_are_told_with_what_is_known_of_them() {
+        let mut report = NodeReport::booting();
+        report.notice = Some(Notice {
+            kind: NoticeKind::Terminate,
+            source: "aws-spot".to_owned(),
+            id: "terminate".to_owned(),
+            left_ms: 87_900,
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
+        });
+        let blind = BlindSource {
+            source: "aws-rebalance".to_owned(),
+            for_ms: 61_000,
+            cause: "status 503 Service Unavailable".to_owned(),
+        };
+        report.spot = SpotReport { cloud: Some(Cloud::Aws), blind: vec![blind], is_whole: false };
+        assert_eq!(
+            lines(&report)[1..3],
+            [
+                "notices: of aws; terminate from aws-spot, 87 s left (announced)",
+                "  aws-rebalance is not read since 61 s: status 503 Service Unavailable",
+            ]
+        );
+        assert_eq!(troubles(&report), ["terminate notice", "notices unseen"]);
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! `cic fault`: breaks one node of provider `local` by signals to its own processes.
 
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cic_common::id::NodeId;
+use cic_common::notice::Cloud;
 use cic_common::time::unix_ms;
 use nix::sys::signal::Signal;
 use serde_json::json;
@@ -14,7 +16,10 @@ use super::endpoint::DevRecord;
 use super::failure::Failure;
 use super::processes;
 use super::span;
-use crate::provision::local::{Home, MachineRecord, homes, process};
+use crate::provision::local::{Home, MachineRecord, Taking, homes, process};
+
+/// The metadata service of a node answers from memory.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// After SIGKILL a process goes unless it hangs in the kernel.
 const KILL_WITHIN: Duration = Duration::from_secs(5);
@@ -51,15 +56,19 @@ pub(super) async fn fault(args: &FaultArgs) -> Result<(), Failure> {
             node.signal_machine(Signal::SIGUSR2)?;
             node.say("mended");
         }
-        FaultKind::Notice => node.give_notice(args.within)?,
+        FaultKind::Notice => node.give_notice(args.within, args.cloud.as_deref())?,
+        FaultKind::Lift => node.lift_notice()?,
     }
     let Some(lasting) = args.lasting else { return Ok(()) };
     let after = match args.kind {
         FaultKind::Partition => Some((Signal::SIGUSR2, "mended")),
         FaultKind::Freeze => Some((Signal::SIGCONT, "thawed")),
-        FaultKind::Kill | FaultKind::Thaw | FaultKind::KillAgent | FaultKind::Mend | FaultKind::Notice => {
-            None
-        }
+        FaultKind::Kill
+        | FaultKind::Thaw
+        | FaultKind::KillAgent
+        | FaultKind::Mend
+        | FaultKind::Notice
+        | FaultKind::Lift => None,
     };
     let Some((signal, done)) = after else { return Ok(()) };
     let spent = Duration::from_millis(unix_ms().saturating_sub(began));
@@ -89,6 +98,7 @@ fn directory(given: Option<&Path>) -> Result<PathBuf, Failure> {
 struct Node {
     name: NodeId,
     home: Home,
+    cloud: Cloud,
 }
 
 impl Node {
@@ -98,7 +108,7 @@ impl Node {
         let mut known: Vec<Self> = Vec::new();
         for home in homes {
             if let Ok(Some(launch)) = home.launch() {
-                known.push(Self { name: launch.node, home });
+                known.push(Self { name: launch.node, home, cloud: launch.hardware.cloud });
             }
         }
         let names = known.iter().map(|node| node.name.to_string()).collect::<Vec<_>>().join(", ");
@@ -146,7 +156,58 @@ impl Node {
         Ok(())
     }
 
-    fn give_notice(&self, within: Duration) -> Result<(), Failure> {
+    /// Announces that the VM is taken `within`, and has it taken then.
+    fn give_notice(&self, within: Duration, cloud: Option<&str>) -> Result<(), Failure> {
+        if let Some(cloud) = cloud.filter(|cloud| *cloud != self.cloud.as_str()) {
+            let (name, own) = (&self.name, self.cloud);
+            return Err(Failure::new(format!(
+                "{name} plays a machine of {own}, and gets no notice of {cloud}: start `cic dev --cloud {cloud}`"
+            )));
+        }
+        let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+        let at_unix_ms = unix_ms().saturating_add(within_ms);
+        let by = match cloud {
+            Some("runpod") => {
+                let pid = self.home.agent_pid().filter(|pid| processes::of_home(&self.home).contains(pid));
+                let pid = pid.ok_or_else(|| Failure::new(format!("{}: no agent runs", self.name)))?;
+                process::send(pid, Signal::SIGTERM);
+                "SIGTERM".to_owned()
+            }
+            Some(cloud) => {
+                self.tell_metadata(&format!("/fake/notice?cloud={cloud}&kind=terminate&in_ms={within_ms}"))?;
+                format!("the metadata service of {cloud}")
+            }
+            None => {
+                self.write_notice(within)?;
+                "the notice file".to_owned()
+            }
+        };
+        let failed = |error: io::Error| Failure::new(format!("{}: {error}", self.name));
+        self.home.take_at(Some(Taking { at_unix_ms })).map_err(failed)?;
+        let told = match cloud {
+            Some("gcp") => "; Google names no moment, and the agent counts on 30 s",
+            Some("runpod") => "; the agent counts on 5 s",
+            Some(_) | None => "",
+        };
+        self.say(&format!("given notice by {by}: it is taken in {}{told}", span::text(within)));
+        Ok(())
+    }
+
+    fn lift_notice(&self) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::new(format!("{}: {error}", self.name));
+        self.home.take_at(None).map_err(failed)?;
+        match std::fs::remove_file(self.home.file("notice.json")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
+        if self.home.metadata().is_some() {
+            self.tell_metadata("/fake/cancel")?;
+        }
+        self.say("its notice is taken back");
+        Ok(())
+    }
+
+    fn write_notice(&self, within: Duration) -> Result<(), Failure> {
         let text =
             json!({ "kind": "terminate", "id": format!("fault-{}", unix_ms()), "in_s": within.as_secs() });
         let path = self.home.file("notice.json");
@@ -154,8 +215,28 @@ impl Node {
         // The agent may look at any moment: it must see all of it or nothing.
         std::fs::write(&part, text.to_string())
             .and_then(|()| std::fs::rename(&part, &path))
-            .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))?;
-        self.say(&format!("given notice: it is taken in {}", span::text(within)));
-        Ok(())
+            .map_err(|error| Failure::new(format!("{} cannot be written: {error}", path.display())))
+    }
+
+    /// Has the node's metadata service say something else from now on.
+    fn tell_metadata(&self, path: &str) -> Result<(), Failure> {
+        let failed = |what: String| Failure::new(format!("{}: its metadata service {what}", self.name));
+        let address = self.home.metadata().ok_or_else(|| failed("was not started".to_owned()))?;
+        let exchange = || -> io::Result<String> {
+            let mut stream = TcpStream::connect(&address)?;
+            stream.set_read_timeout(Some(ANSWER_WITHIN))?;
+            let head = format!(
+                "POST {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            );
+            stream.write_all(head.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = exchange().map_err(|error| failed(format!("at {address} does not answer: {error}")))?;
+        if answer.starts_with("HTTP/1.1 200") {
+            return Ok(());
+        }
+        Err(failed(format!("says {:?}", answer.lines().last().unwrap_or_default())))
     }
 }

@@ -184,6 +184,22 @@ impl Brake {
         Ok(())
     }
 
+    /// For a node that nobody misses yet: half of the limit is kept for those that are missed.
+    ///
+    /// # Errors
+    /// The hold, with its reason.
+    pub fn may_launch_spare(&mut self, now: Mono, provider: &str, pending: usize) -> Result<(), Hold> {
+        let recent = recent(&mut self.launches, now, self.rules.window, provider).len() + pending;
+        let most = self.rules.launches_max / 2;
+        if recent < most as usize {
+            return Ok(());
+        }
+        let window_s = self.rules.window.as_secs();
+        Err(Hold(format!(
+            "{recent} launches at {provider} within {window_s} s; spares may be launched up to {most}"
+        )))
+    }
+
     pub fn launched(&mut self, now: Mono, provider: &str) {
         recent(&mut self.launches, now, self.rules.window, provider).push_back(now);
     }

@@ -15,9 +15,11 @@ use super::node::Node;
 use super::operation::OperationKind;
 use super::perform::Open;
 use super::timing::Timing;
+use super::told::notice_text;
 use super::trail::{EventRecord, Severity};
 use super::verdict::{Cause, Leaving};
 use super::view::{DeploymentView, View};
+use super::warning::NoticeWord;
 use super::xid::XidCounts;
 use super::{Action, Event, Message};
 
@@ -279,6 +281,7 @@ impl Fleet {
         }
         self.poll_if_due(now, id, out);
         self.tell_wedge(now, id, out);
+        self.heed_advice(now, id, out);
         self.judge_leaving(now, id, out);
         self.schedule_wake(now, id);
     }
@@ -355,11 +358,10 @@ impl Fleet {
                 format!("silent for {}: {}", span(now.since(node.belief_since)), why()),
             );
         }
-        let notice = report.and_then(|report| report.notice.as_ref()).filter(|n| n.kind.takes_the_node());
-        if let Some(notice) = notice {
-            let text =
-                format!("{} notice from {}, {} s left", notice.kind, notice.source, notice.left_ms / 1000);
-            return leaving(Cause::Notice, text);
+        if let Some(notice) = report.and_then(|report| report.notice.as_ref())
+            && NoticeWord::of(notice) == NoticeWord::Leaves
+        {
+            return leaving(Cause::Notice, notice_text(notice));
         }
         if let Some(reason) = report.and_then(|report| report.wants_replacement.as_ref()) {
             return leaving(Cause::Failed, format!("it asks for a replacement: {reason}"));

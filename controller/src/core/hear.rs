@@ -18,6 +18,7 @@ use super::node::Node;
 use super::perform::Open;
 use super::trail::Severity;
 use super::verdict::{Cause, Leaving};
+use super::warning::NoticeWord;
 use super::{Action, Deployment, Event, Message};
 
 impl Fleet {
@@ -124,9 +125,9 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let is_new = incarnation != node.record.incarnation;
         if is_new {
-            node.begin_incarnation(incarnation, report);
+            node.begin_incarnation(now, incarnation, report);
         } else {
-            node.report = Some(report);
+            node.receive(now, report);
         }
         if is_new || node.record.address.as_ref() != Some(&address) {
             node.record.address = Some(address.clone());
@@ -181,7 +182,7 @@ impl Fleet {
         self.compare(now, &id, Path::Push, heartbeat.incarnation, &heartbeat.report, out);
         let Some(node) = self.nodes.get_mut(&id) else { return };
         let is_news = is_news(node.report.as_ref(), &heartbeat.report);
-        if node.take(heartbeat) {
+        if node.take(now, heartbeat) {
             node.push.heard(now, challenge, &timing);
             self.is_dirty |= is_news;
             self.touch(&id);
@@ -225,7 +226,7 @@ impl Fleet {
         match result {
             Ok(heartbeat) => {
                 let is_news = is_news(node.report.as_ref(), &heartbeat.report);
-                self.is_dirty |= node.take(heartbeat) && is_news;
+                self.is_dirty |= node.take(now, heartbeat) && is_news;
                 node.poll.answered(now);
             }
             Err(fault) => {
@@ -443,8 +444,8 @@ impl Fleet {
 /// Whether two reports differ in what the plan, the routes or the verdicts rest on.
 fn is_news(old: Option<&NodeReport>, new: &NodeReport) -> bool {
     let basis = |report: &NodeReport| {
-        let (has_notice, wants_replacement) = (report.notice.is_some(), report.wants_replacement.is_some());
-        (report.phase, report.engine.state, has_notice, wants_replacement)
+        let notice = report.notice.as_ref().map(|notice| (NoticeWord::of(notice), notice.id.clone()));
+        (report.phase, report.engine.state, notice, report.wants_replacement.is_some())
     };
     old.is_none_or(|old| basis(old) != basis(new) || !is_same_verdict(&old.gpu, &new.gpu))
 }

@@ -32,6 +32,7 @@ mod told;
 mod trail;
 mod verdict;
 mod view;
+mod warning;
 mod xid;
 
 pub use action::{Action, Message};

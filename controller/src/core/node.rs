@@ -14,6 +14,7 @@ use super::timing::Timing;
 use super::trail::Trail;
 use super::verdict::Leaving;
 use super::view::NodeView;
+use super::warning::{Advice, with_standing_notice};
 
 /// A node under observation.
 #[derive(Debug)]
@@ -23,9 +24,12 @@ pub(super) struct Node {
     pub(super) poll: Poll,
     pub(super) cloud: CloudWord,
     pub(super) report: Option<NodeReport>,
+    reported_at: Mono,
     /// Orders reports within the incarnation of `record`.
     report_seq: u64,
     pub(super) agreement: Agreement,
+    /// That it may be taken soon, by its cloud's word.
+    pub(super) advice: Advice,
     /// Its report says that the driver hangs, and the event log knows.
     pub(super) is_wedge_told: bool,
     /// As last concluded, to notice a change.
@@ -61,6 +65,8 @@ impl Node {
             report: None,
             report_seq: 0,
             agreement: Agreement::default(),
+            advice: Advice::None,
+            reported_at: now,
             is_wedge_told: false,
             push_was: Freshness::Never,
             belief: Belief::Unknown,
@@ -145,7 +151,7 @@ impl Node {
     }
 
     /// Takes a report if it is newer than the last. An older incarnation or sequence changes nothing.
-    pub(super) fn take(&mut self, heartbeat: Heartbeat) -> bool {
+    pub(super) fn take(&mut self, now: Mono, heartbeat: Heartbeat) -> bool {
         let Heartbeat { incarnation, seq, report, .. } = heartbeat;
         if self.is_overtaken(incarnation) {
             return false;
@@ -158,9 +164,16 @@ impl Node {
         }
         self.record.incarnation = incarnation;
         self.report_seq = seq;
-        self.has_served |= report.phase == Phase::Serving;
-        self.report = Some(report);
+        self.receive(now, report);
         true
+    }
+
+    /// Puts a report in the place of the last one.
+    pub(super) fn receive(&mut self, now: Mono, report: NodeReport) {
+        self.has_served |= report.phase == Phase::Serving;
+        let age = now.since(self.reported_at);
+        self.report = Some(with_standing_notice(self.report.as_ref(), age, report));
+        self.reported_at = now;
     }
 
     /// Whether `incarnation` is one that a newer has replaced.
@@ -169,12 +182,11 @@ impl Node {
     }
 
     /// A new run of the agent counts its reports from the start, and knows nothing of a drain.
-    pub(super) fn begin_incarnation(&mut self, incarnation: Incarnation, report: NodeReport) {
+    pub(super) fn begin_incarnation(&mut self, now: Mono, incarnation: Incarnation, report: NodeReport) {
         self.draining_since = None;
         self.record.incarnation = incarnation;
         self.report_seq = 0;
-        self.has_served |= report.phase == Phase::Serving;
-        self.report = Some(report);
+        self.receive(now, report);
     }
 
     pub(super) fn push_freshness(&self, now: Mono, timing: &Timing) -> Freshness {
@@ -206,7 +218,8 @@ impl Node {
         let silent = (self.belief == Belief::Silent).then(|| self.belief_since + timing.partition_grace);
         let never = (!self.push.has_spoken()).then(|| self.known_since + timing.boot_grace);
         let slow = (!self.has_served && self.is_ours()).then(|| self.known_since + timing.serve_grace);
-        [self.push.turns_at(now, timing), self.poll.next_at(), silent, never, slow]
+        let advice = self.advice_ends_at();
+        [self.push.turns_at(now, timing), self.poll.next_at(), silent, never, slow, advice]
             .into_iter()
             .flatten()
             .filter(|&at| at > now)

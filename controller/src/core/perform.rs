@@ -134,12 +134,12 @@ impl Fleet {
         let node = open.operation.node.clone();
         match open.operation.kind.clone() {
             OperationKind::Launch { deployment, .. } => {
+                let is_new = !open.is_performed && !open.is_restored;
                 let Some(wanted) = self.deployments.get(&deployment) else {
                     return self.close(now, id, Err("its deployment is gone".to_owned()), out);
                 };
-                let count = usize::from(wanted.deployment.replicas);
                 let provider = wanted.deployment.provider.clone();
-                let is_new = !open.is_performed && !open.is_restored;
+                let count = self.wanted_count(&deployment);
                 let is_leaving = self.nodes.get(&node).is_some_and(|node| node.leaving.is_some());
                 if is_new && (is_leaving || self.staying(now, &deployment) > count) {
                     self.close(now, id, Err("it is no longer needed".to_owned()), out);
@@ -178,18 +178,21 @@ impl Fleet {
     /// Terminates, unless the reason for it has gone since it was decided, or the brake holds.
     fn perform_terminate(&mut self, now: Mono, id: OperationId, node: &NodeId, out: &mut Vec<Action>) {
         let timing = self.timing;
-        let speaks = self.nodes.get(node).is_some_and(|node| node.belief.is_routable());
         let is_settled = self.is_settled();
+        let word = self.nodes.get(node).map_or(Cloud::Absent, |known| known.cloud.word(now, &timing));
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.is_restored && !open.is_performed {
-            if !is_settled {
+            // It may have been performed all the same. Until the cloud says, the node counts for nobody.
+            let is_known = match word {
+                Cloud::Running | Cloud::Stopped | Cloud::Absent => true,
+                Cloud::Unknown | Cloud::Failing => false,
+            };
+            if !is_settled || !is_known {
                 open.retry_at = Some(now + timing.retry);
                 return;
             }
-            if speaks {
-                let why = "an earlier controller decided it, and the node speaks: to be decided anew";
-                return self.close(now, id, Err(why.to_owned()), out);
-            }
+            let why = "an earlier controller decided it: to be decided anew";
+            return self.close(now, id, Err(why.to_owned()), out);
         }
         if !self.still_asks_for(now, id, node, &Step::Terminate) {
             return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);

@@ -216,8 +216,9 @@ impl Fleet {
         loop {
             let staying = self.staying(now, name);
             let all = self.members(name).count();
+            let count = self.wanted_count(name);
             let Some(wanted) = self.deployments.get_mut(name) else { return };
-            let count = usize::from(wanted.deployment.replicas);
+            let is_spare = staying >= usize::from(wanted.deployment.replicas);
             if staying >= count {
                 wanted.held = None;
                 return;
@@ -234,7 +235,11 @@ impl Fleet {
             } else if now < launch_after {
                 Some("the last launches came to nothing; waiting before the next".to_owned())
             } else {
-                self.may_launch(now, name, &zone, pending).err().map(|hold| hold.0)
+                let allowed = self.may_launch(now, name, &zone, pending);
+                allowed
+                    .and_then(|()| self.may_launch_spare(now, name, is_spare, pending))
+                    .err()
+                    .map(|hold| hold.0)
             };
             let Some(wanted) = self.deployments.get_mut(name) else { return };
             if let Some(why) = hold {
@@ -247,7 +252,22 @@ impl Fleet {
                 }
                 return;
             }
-            self.launch_one(now, name, zone, out);
+            self.launch_one(now, name, zone, is_spare, out);
+        }
+    }
+
+    /// Spares leave half of what the brake allows to nodes that take a lost one's place.
+    fn may_launch_spare(
+        &mut self,
+        now: Mono,
+        name: &DeploymentName,
+        is_spare: bool,
+        pending: usize,
+    ) -> Result<(), Hold> {
+        let provider = self.deployments.get(name).map(|wanted| wanted.deployment.provider.clone());
+        match provider.filter(|_| is_spare) {
+            Some(provider) => self.brake.may_launch_spare(now, &provider, pending),
+            None => Ok(()),
         }
     }
 
@@ -271,7 +291,14 @@ impl Fleet {
             .map(|(id, _)| id.clone())
     }
 
-    fn launch_one(&mut self, now: Mono, name: &DeploymentName, zone: String, out: &mut Vec<Action>) {
+    fn launch_one(
+        &mut self,
+        now: Mono,
+        name: &DeploymentName,
+        zone: String,
+        is_spare: bool,
+        out: &mut Vec<Action>,
+    ) {
         let at_once = self.replaced_at_once(now, name);
         let replaces = at_once.clone().or_else(|| self.unreplaced(name));
         let seq_last =
@@ -304,6 +331,7 @@ impl Fleet {
                 format!("takes the place of {old} without waiting: an edge reaches no replica of {name}")
             }
             Some(old) => format!("takes the place of {old}"),
+            None if is_spare => format!("a spare for {name}: a node of it may be taken soon"),
             None => format!("{name} wants more replicas than it has"),
         };
         let kind = OperationKind::Launch { deployment: name.clone(), replaces };
@@ -343,7 +371,7 @@ impl Fleet {
             .map(|(id, node)| (!node.is_serving(), node.is_stalled(), node.known_since, id.clone()))
             .collect();
         staying.sort();
-        for (_, _, _, id) in staying.into_iter().skip(standing.wanted) {
+        for (_, _, _, id) in staying.into_iter().skip(self.wanted_count(name)) {
             let reason = format!("{} serve and {} are wanted", standing.serving, standing.wanted);
             self.set_leaving(&id, Some(Leaving { cause: Cause::Surplus, reason: reason.clone() }));
             self.tell(now, &id, Severity::Info, "surplus", reason, out);

@@ -12,7 +12,7 @@ mod stall;
 use std::time::Duration;
 
 use cic_common::id::{Incarnation, NodeId};
-use cic_common::notice::{Notice, NoticeKind};
+use cic_common::notice::NoticeKind;
 use cic_common::report::{Heartbeat, NodeReport, Phase};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
@@ -142,16 +142,119 @@ fn a_node_that_returns_before_it_was_terminated_stays_and_the_newcomer_goes() {
 fn a_notice_orders_the_replacement_at_once() {
     let mut bench = Bench::serving(2);
     let node = bench.node(0);
-    let notice = Notice {
-        kind: NoticeKind::Terminate,
-        source: "file".to_owned(),
-        id: "a".to_owned(),
-        left_ms: 120_000,
-    };
-    let event = NodeEvent::NoticeSeen { notice };
+    let event = NodeEvent::NoticeSeen { notice: notice(NoticeKind::Terminate, "a", 120_000) };
     bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
     assert_eq!(bench.launched.len(), 3);
     assert!(bench.terminated.is_empty(), "the window is the node's to use");
+}
+
+#[test]
+fn a_notice_that_takes_the_node_overrides_the_advice_before_it() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    for notice in [notice(NoticeKind::Rebalance, "r", 0), notice(NoticeKind::Terminate, "a", 120_000)] {
+        let event = NodeEvent::NoticeSeen { notice };
+        bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+    }
+    assert_eq!(bench.launched.len(), 3, "one for the spare, which then takes its place");
+}
+
+#[test]
+fn a_notice_stands_over_a_restart_of_the_agent_until_every_source_was_read() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Terminate, "a", 120_000)));
+    bench.run(Duration::from_secs(2));
+    assert_eq!(bench.launched.len(), 3);
+    let fresh = bench.node(2);
+    // The agent starts anew, and has read nothing yet.
+    bench.connect(&node, 2, NodeReport { phase: Phase::Serving, ..NodeReport::booting() });
+    bench.run(Duration::from_secs(5));
+    bench.serve(&fresh, 1);
+    bench.run(Duration::from_secs(5));
+    let is_leaving = |bench: &Bench, node: &NodeId| {
+        let view = bench.fleet.view(bench.now);
+        view.nodes.iter().any(|one| one.node == *node && one.leaving.is_some())
+    };
+    assert!(is_leaving(&bench, &node) && bench.terminated.is_empty(), "nobody has taken the notice back");
+    bench.change(&node, |report| report.spot = whole());
+    bench.run(Duration::from_secs(5));
+    assert!(!is_leaving(&bench, &node), "now it is known to be gone");
+}
+
+#[test]
+fn a_lifted_notice_is_over_also_where_other_sources_are_blind() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.change(&node, |report| {
+        report.spot.is_whole = false;
+        report.notice = Some(notice(NoticeKind::Terminate, "a", 120_000));
+    });
+    bench.run(Duration::from_secs(2));
+    bench.change(&node, |report| report.notice = None);
+    bench.run(Duration::from_secs(2));
+    let event = NodeEvent::NoticeLifted { source: "file".to_owned(), id: "a".to_owned() };
+    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+    bench.run(Duration::from_secs(2));
+    let view = bench.fleet.view(bench.now);
+    assert!(view.nodes.iter().any(|one| one.node == node && one.leaving.is_none()));
+}
+
+#[test]
+fn a_notice_of_days_orders_the_replacement_half_an_hour_ahead() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Reboot, "a", 3_600_000)));
+    bench.run(Duration::from_secs(10));
+    assert_eq!(bench.launched.len(), 2);
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Reboot, "a", 1_800_000)));
+    bench.run(Duration::from_secs(5));
+    assert_eq!(bench.launched.len(), 3);
+}
+
+#[test]
+fn advice_orders_one_spare_for_half_an_hour_and_takes_no_node() {
+    let mut bench = Bench::serving(2);
+    let advised = |report: &mut NodeReport| report.notice = Some(notice(NoticeKind::Rebalance, "r", 0));
+    // Both are advised, and half of them get a spare.
+    for index in [0, 1] {
+        let node = bench.node(index);
+        bench.change(&node, advised);
+    }
+    bench.run(Duration::from_secs(5));
+    assert_eq!(bench.launched.len(), 3);
+    let spare = bench.node(2);
+    bench.serve(&spare, 1);
+    bench.run(Duration::from_secs(29 * 60));
+    assert_eq!((bench.launched.len(), bench.terminated.len(), bench.routed.len()), (3, 0, 3));
+    // Advice that comes and goes buys and sells nothing.
+    for node in [bench.node(0), bench.node(1)] {
+        bench.change(&node, |report| report.notice = None);
+        bench.run(Duration::from_secs(5));
+        bench.change(&node, advised);
+    }
+    bench.run(Duration::from_secs(90));
+    assert_eq!(
+        (bench.launched.len(), bench.routed.len()),
+        (3, 2),
+        "it came to nothing, and is ordered no more"
+    );
+    assert_eq!(bench.terminated, [spare]);
+}
+
+#[test]
+fn a_spare_takes_the_place_of_the_advised_node_when_that_is_taken() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Rebalance, "r", 0)));
+    bench.run(Duration::from_secs(5));
+    let spare = bench.node(2);
+    bench.serve(&spare, 1);
+    bench.run(Duration::from_secs(5));
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Terminate, "a", 120_000)));
+    bench.run(Duration::from_secs(5));
+    assert_eq!(bench.launched.len(), 3, "no other is launched");
+    assert!(bench.terminated.is_empty());
 }
 
 #[test]

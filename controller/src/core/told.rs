@@ -2,6 +2,7 @@
 
 use cic_common::gpu::{GpuAction, XidSeen, XidSource};
 use cic_common::id::{Incarnation, NodeId};
+use cic_common::notice::{Confidence, Notice};
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 
@@ -26,8 +27,17 @@ impl Fleet {
         let (severity, kind, text) = entry(&event);
         match event {
             NodeEvent::NoticeSeen { notice } => {
+                // Its next report says the same; this word is a second ahead of it.
+                if let Some(report) = &mut node.report
+                    && report.notice.as_ref().is_none_or(|known| notice.urgency() < known.urgency())
+                {
+                    report.notice = Some(notice);
+                }
+            }
+            // Also where other sources are blind, so that its reports alone prove nothing gone.
+            NodeEvent::NoticeLifted { source, id } => {
                 if let Some(report) = &mut node.report {
-                    report.notice.get_or_insert(notice);
+                    report.notice.take_if(|notice| notice.source == source && notice.id == id);
                 }
             }
             NodeEvent::Xid { seen, action } => self.xids.add(seen.code, action),
@@ -43,6 +53,8 @@ impl Fleet {
             | NodeEvent::GpuChanged { .. }
             | NodeEvent::PhaseChanged { .. }
             | NodeEvent::EngineExited { .. }
+            | NodeEvent::SpotBlind { .. }
+            | NodeEvent::SpotSeen { .. }
             | NodeEvent::Farewell { .. } => {}
         }
         self.tell(now, id, severity, kind, text, out);
@@ -59,11 +71,16 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
             let pid = pid.map_or_else(String::new, |pid| format!(" pid {pid}"));
             (Severity::Warning, "engine-exit", format!("engine{pid} ended with {how}"))
         }
-        NodeEvent::NoticeSeen { notice } => {
-            let left_s = notice.left_ms / 1000;
-            let text = format!("{} notice from {}, {left_s} s left", notice.kind, notice.source);
-            (Severity::Warning, "notice", text)
+        NodeEvent::NoticeSeen { notice } => (Severity::Warning, "notice", notice_text(notice)),
+        NodeEvent::NoticeLifted { source, id } => {
+            (Severity::Info, "notice-lifted", format!("{source} took notice {id:?} back, or it is over"))
         }
+        NodeEvent::SpotBlind { source, cause } => (
+            Severity::Warning,
+            "spot-blind",
+            format!("{source} cannot be read, a notice would be missed: {cause}"),
+        ),
+        NodeEvent::SpotSeen { source } => (Severity::Info, "spot-seen", format!("{source} is read again")),
         NodeEvent::ReplacementWanted { reason } => (Severity::Warning, "replacement-wanted", reason.clone()),
         NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason.clone()),
         NodeEvent::CommandDone { operation, outcome } => {
@@ -83,6 +100,17 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
         NodeEvent::EngineStalled { pid, for_ms, is_over: false } => {
             let text = format!("engine pid {pid} has work and nothing moved for {} s", for_ms / 1000);
             (Severity::Warning, "engine-stall", text)
+        }
+    }
+}
+
+/// `terminate notice from aws-spot, 118 s left (announced)`
+pub(super) fn notice_text(notice: &Notice) -> String {
+    match notice.confidence {
+        Confidence::Advice => format!("{} advice from {}", notice.kind, notice.source),
+        confidence @ (Confidence::Announced | Confidence::Estimated) => {
+            let left_s = notice.left_ms / 1000;
+            format!("{} notice from {}, {left_s} s left ({confidence})", notice.kind, notice.source)
         }
     }
 }

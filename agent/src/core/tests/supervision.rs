@@ -233,15 +233,9 @@ fn an_engine_that_hangs_on_its_first_step_is_found_by_a_token_that_does_not_come
 #[test]
 fn a_cloud_that_takes_the_node_does_not_wait_for_vllms_own_timeout() {
     let mut bench = Bench::serving();
-    let notice = Event::NoticeSeen {
-        kind: NoticeKind::Terminate,
-        source: "file".to_owned(),
-        id: "a".to_owned(),
-        deadline: Mono::from_millis(8_000),
-    };
-    bench.give(notice);
+    bench.give(notice(NoticeKind::Terminate, "a", Mono::from_millis(9_000)));
     let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
-    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { grace_ms: 4_000, .. })), "{actions:?}");
+    assert!(actions.iter().any(|a| matches!(a, Action::StopEngine { grace_ms: 3_000, .. })), "{actions:?}");
 }
 
 #[test]

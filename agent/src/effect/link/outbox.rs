@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cic_common::notice::Notice;
 use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 use tokio::sync::Notify;
@@ -40,6 +41,13 @@ impl Outbox {
         let mut events = self.lock();
         if is_passing(&event) {
             events.retain(|_, waiting| waiting.event != event);
+        }
+        // A notice that nobody has heard of, and that is over, would order a node that nobody needs.
+        if let NodeEvent::NoticeLifted { source, id } = &event {
+            let is_it = |notice: &Notice| notice.source == *source && notice.id == *id;
+            events.retain(
+                |_, waiting| !matches!(&waiting.event, NodeEvent::NoticeSeen { notice } if is_it(notice)),
+            );
         }
         if events.len() >= EVENTS_MAX {
             let oldest = events.keys().find(|(later, _)| *later).or_else(|| events.keys().next()).copied();
@@ -98,13 +106,14 @@ fn is_passing(event: &NodeEvent) -> bool {
     matches!(event, NodeEvent::ReplicasMissing { .. })
 }
 
+/// That a notice is lifted stays behind it.
 fn is_later(event: &NodeEvent) -> bool {
-    !matches!(event, NodeEvent::NoticeSeen { .. })
+    !matches!(event, NodeEvent::NoticeSeen { .. } | NodeEvent::NoticeLifted { .. })
 }
 
 #[cfg(test)]
 mod tests {
-    use cic_common::notice::{Notice, NoticeKind};
+    use cic_common::notice::{Confidence, NoticeKind};
 
     use super::*;
 
@@ -113,8 +122,14 @@ mod tests {
     }
 
     fn notice(left_ms: u64) -> NodeEvent {
-        let notice =
-            Notice { kind: NoticeKind::Terminate, source: "file".to_owned(), id: "1".to_owned(), left_ms };
+        let notice = Notice {
+            kind: NoticeKind::Terminate,
+            source: "file".to_owned(),
+            id: "1".to_owned(),
+            left_ms,
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
+        };
         NodeEvent::NoticeSeen { notice }
     }
 
@@ -131,6 +146,15 @@ mod tests {
         assert_eq!(waiting[0], (2, notice(20_000)));
         outbox.acknowledge(2);
         assert_eq!(numbers(&outbox), [1]);
+    }
+
+    #[test]
+    fn a_notice_that_is_lifted_before_anybody_heard_of_it_is_told_no_more() {
+        let outbox = Outbox::default();
+        outbox.put(1, notice(30_000), Mono::ZERO);
+        let lifted = NodeEvent::NoticeLifted { source: "file".to_owned(), id: "1".to_owned() };
+        outbox.put(2, lifted, Mono::ZERO);
+        assert_eq!(numbers(&outbox), [2]);
     }
 
     #[test]

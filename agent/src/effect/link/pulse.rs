@@ -52,6 +52,9 @@ impl Pulse {
         if let Some(notice) = &mut report.notice {
             notice.left_ms = notice.left_ms.saturating_sub(age_ms);
         }
+        for blind in &mut report.spot.blind {
+            blind.for_ms = blind.for_ms.saturating_add(age_ms);
+        }
         report
     }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use cic_common::notice::NoticeKind;
+use cic_common::notice::{Confidence, NoticeKind};
 use cic_common::supervise::TaskResult;
 use cic_common::time::{Clock, Mono};
 use serde::Deserialize;
@@ -47,6 +47,7 @@ pub async fn watch(
     token: CancellationToken,
 ) -> TaskResult {
     let mut desk = Desk::default();
+    let mut is_read = false;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -59,7 +60,11 @@ pub async fn watch(
             Ok(content) => content,
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
-        for event in desk.read(clock.now(), content) {
+        let mut told = desk.read(clock.now(), content);
+        if !std::mem::replace(&mut is_read, true) {
+            told.push(Event::SpotSeen { source: SOURCE.to_owned() });
+        }
+        for event in told {
             if events.send(event).await.is_err() {
                 return Ok(());
             }
@@ -103,15 +108,18 @@ impl Desk {
         if self.lying.as_deref() == Some(notice.id.as_str()) {
             return Vec::new();
         }
-        let lifted = self.lift();
-        self.lying = Some(notice.id.clone());
+        let before = self.lying.replace(notice.id.clone());
+        let lifted = before.map(|id| Event::NoticeLifted { source: SOURCE.to_owned(), id });
         let seen = Event::NoticeSeen {
             kind: notice.kind,
             source: SOURCE.to_owned(),
             id: notice.id,
             deadline: now + Duration::from_secs(notice.in_s),
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
         };
-        lifted.into_iter().chain([seen]).collect()
+        // The new one first, so that the node takes up no work in between.
+        [seen].into_iter().chain(lifted).collect()
     }
 
     fn lift(&mut self) -> Option<Event> {
@@ -141,6 +149,8 @@ mod tests {
             source: SOURCE.to_owned(),
             id: id.to_owned(),
             deadline: Mono::from_millis(deadline_ms),
+            confidence: Confidence::Announced,
+            resources: Vec::new(),
         }
     }
 
@@ -158,7 +168,7 @@ mod tests {
         assert_eq!(desk.read(now(0), gone()), []);
         assert_eq!(desk.read(now(250), file(a)), [seen("a", 30_250)]);
         assert_eq!(desk.read(now(500), file(a)), []);
-        assert_eq!(desk.read(now(750), file(b)), [lifted("a"), seen("b", 5_750)]);
+        assert_eq!(desk.read(now(750), file(b)), [seen("b", 5_750), lifted("a")]);
         assert_eq!(desk.read(now(1000), gone()), [lifted("b")]);
         assert_eq!(desk.read(now(1250), gone()), []);
     }

@@ -8,11 +8,13 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use cic_common::assignment::EngineSpec;
+use cic_common::notice::Cloud;
 use cic_common::units::Bytes;
 
 use super::super::args::{DevArgs, EngineKind};
 use super::super::endpoint::DevRecord;
 use super::model;
+use crate::provision::local::Hardware;
 
 /// One vLLM on the CPU, all its processes; measured at 2.5 GB.
 const VLLM_MEMORY: Bytes = Bytes(2_500_000_000);
@@ -43,6 +45,7 @@ pub(super) struct Plan {
     pub(super) replicas: u16,
     pub(super) api: SocketAddr,
     pub(super) edge: SocketAddr,
+    pub(super) hardware: Hardware,
     /// Said once at the start.
     pub(super) remarks: Vec<String>,
 }
@@ -81,6 +84,7 @@ impl Plan {
                 (standin(args, program("cic-standin-engine", &mut mistakes)), args.model.clone())
             }
         };
+        let hardware = hardware(&args.cloud, beside.join("cic-fake-metadata"), &mut remarks);
         let model = model.map(|path| std::path::absolute(&path).unwrap_or(path));
         mistakes.extend(model.as_deref().map(model::mistakes).unwrap_or_default());
         if kind == EngineKind::Vllm {
@@ -102,6 +106,7 @@ impl Plan {
             replicas: args.replicas,
             api,
             edge,
+            hardware,
             remarks,
         })
     }
@@ -160,6 +165,22 @@ fn choose_engine(args: &DevArgs, mistakes: &mut Vec<String>, remarks: &mut Vec<S
                 args.engine_dir.display()
             ));
             EngineKind::Standin
+        }
+    }
+}
+
+/// What the nodes seem to be. Where no metadata service was built they are nobody's machines.
+fn hardware(cloud: &str, program: PathBuf, remarks: &mut Vec<String>) -> Hardware {
+    let cloud = Cloud::ALL.into_iter().find(|one| one.as_str() == cloud).unwrap_or(Cloud::None);
+    match cloud {
+        Cloud::Runpod | Cloud::None => Hardware { cloud, metadata_program: None },
+        Cloud::Aws | Cloud::Gcp | Cloud::Azure if is_executable(&program) => {
+            Hardware { cloud, metadata_program: Some(program) }
+        }
+        Cloud::Aws | Cloud::Gcp | Cloud::Azure => {
+            let what = "so the nodes have no cloud; `cargo xtask dev` builds it";
+            remarks.push(format!("there is no program {}, {what}", program.display()));
+            Hardware::default()
         }
     }
 }
@@ -238,7 +259,7 @@ mod tests {
 
     fn programs() -> tempfile::TempDir {
         let folder = tempfile::tempdir().expect("directory");
-        for name in ["cic-agent", "cic-controller", "cic-standin-engine"] {
+        for name in ["cic-agent", "cic-controller", "cic-standin-engine", "cic-fake-metadata"] {
             let path = folder.path().join(name);
             fs::write(&path, "").expect("writes");
             fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("sets");

@@ -20,12 +20,16 @@ pub(super) const GATEWAY: &str = "gateway";
 pub(super) fn controller(plan: &Plan, place: &Place, quic: SocketAddr) -> io::Result<Recipe> {
     let state = place.file("controller");
     fs::create_dir_all(&state)?;
-    let config = json!({
+    let mut config = json!({
         "controller": { "id": "dev", "state_dir": state },
         "quic": { "listen": quic.to_string() },
         "api": { "listen": plan.api.to_string() },
         "local": { "dir": place.dir, "agent_program": plan.agent, "controller_address": quic.to_string() },
     });
+    config["local"]["cloud"] = json!(plan.hardware.cloud);
+    if let Some(program) = &plan.hardware.metadata_program {
+        config["local"]["metadata_program"] = json!(program);
+    }
     let path = place.file("controller.toml");
     fs::write(&path, toml_text(&config)?)?;
     Ok(Recipe {
@@ -58,6 +62,7 @@ pub(super) fn gateway(plan: &Plan, place: &Place, quic: SocketAddr, token: &str)
         "peer": { "listen": peer, "advertise": peer },
         "edge": { "listen": plan.edge.to_string() },
         "metrics": { "listen": "127.0.0.1:0" },
+        "spot": { "cloud": "none" },
     });
     let path = home.join("agent.toml");
     fs::write(&path, toml_text(&config)?)?;

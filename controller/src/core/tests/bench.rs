@@ -6,6 +6,7 @@ use std::time::Duration;
 use cic_common::assignment::{EngineSpec, ModelSpec};
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
+use cic_common::notice::{Confidence, Notice, NoticeKind, SpotReport};
 use cic_common::report::{EngineReport, EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, Hello};
@@ -89,7 +90,7 @@ impl Bench {
         self.connect(
             node,
             incarnation,
-            NodeReport { phase: Phase::Serving, engine, ..NodeReport::booting() },
+            NodeReport { phase: Phase::Serving, engine, spot: whole(), ..NodeReport::booting() },
         );
     }
 
@@ -274,4 +275,14 @@ pub(super) fn deployment(replicas: u16) -> Deployment {
         node_next: 1,
         routing: cic_common::routing::Routing::default(),
     }
+}
+
+/// Every source of notices was read.
+pub(super) fn whole() -> SpotReport {
+    SpotReport { is_whole: true, ..SpotReport::default() }
+}
+
+pub(super) fn notice(kind: NoticeKind, id: &str, left_ms: u64) -> Notice {
+    let (source, id) = ("file".to_owned(), id.to_owned());
+    Notice { kind, source, id, left_ms, confidence: Confidence::Announced, resources: Vec::new() }
 }

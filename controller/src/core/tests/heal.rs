@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use cic_common::gpu::{GpuAction, GpuHealth, GpuSummary, GpuVerdict};
 use cic_common::id::{Incarnation, NodeId};
-use cic_common::notice::{Notice, NoticeKind};
+use cic_common::notice::NoticeKind;
 use cic_common::report::{EngineReport, EngineState, GpuReport, NodeReport, Phase};
 use cic_common::wire::message::NodeEvent;
 
@@ -126,12 +126,7 @@ fn a_node_that_cannot_heal_and_drains_itself_is_left_to_finish() {
     let fresh = bench.node(2);
     bench.change(&node, |report| {
         report.phase = Phase::Draining;
-        report.notice = Some(Notice {
-            kind: NoticeKind::Terminate,
-            source: "file".to_owned(),
-            id: "1".to_owned(),
-            left_ms: 110_000,
-        });
+        report.notice = Some(notice(NoticeKind::Terminate, "1", 110_000));
     });
     bench.run(Duration::from_secs(100));
     bench.serve(&fresh, 1);
@@ -158,12 +153,7 @@ fn a_drain_of_its_own_does_not_last_for_ever() {
         condemn(&mut bench, &node);
         bench.change(&node, |report| {
             (report.phase, report.phase_for_ms) = (Phase::Draining, phase_for_ms);
-            report.notice = left_ms.map(|left_ms| Notice {
-                kind: NoticeKind::Stop,
-                source: "file".to_owned(),
-                id: "1".to_owned(),
-                left_ms,
-            });
+            report.notice = left_ms.map(|left_ms| notice(NoticeKind::Stop, "1", left_ms));
         });
         bench.run(Duration::from_secs(10));
         assert_eq!(bench.terminated.len(), usize::from(is_over), "{phase_for_ms} ms, left {left_ms:?}");

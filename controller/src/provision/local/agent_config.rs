@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use cic_common::id::NodeId;
+use cic_common::notice::Cloud;
 use cic_common::report::Role;
 use serde::Serialize;
 
@@ -58,6 +59,9 @@ struct Engine {
 
 #[derive(Debug, Serialize)]
 struct Spot {
+    cloud: Cloud,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<String>,
     notice_file: PathBuf,
 }
 
@@ -74,7 +78,11 @@ pub(super) fn render(home: &Home, launch: &LaunchRecord, cable: &Cable) -> Resul
         edge: Listen { listen: ANY_PORT },
         metrics: Listen { listen: ANY_PORT },
         engine: Engine { host_port: 0 },
-        spot: Spot { notice_file: home.file("notice.json") },
+        spot: Spot {
+            cloud: launch.hardware.cloud,
+            metadata: home.metadata(),
+            notice_file: home.file("notice.json"),
+        },
         timing: &launch.agent_timing,
     })
 }

@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::agent_config;
 use super::cable::{self, Switch};
 use super::process::{self, wait_until};
-use super::record::{Home, LaunchRecord, MachineRecord, write};
+use super::record::{Home, LaunchRecord, METADATA, MachineRecord, write};
 
 /// First wait before the agent is started again, doubled each time. `RestartSec` of the shipped unit.
 const RESTART_FIRST: Duration = Duration::from_millis(200);
@@ -37,6 +37,12 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(3);
 
 /// After SIGKILL a process goes unless it hangs in the kernel.
 const KILL_WITHIN: Duration = Duration::from_secs(2);
+
+/// Between two looks at whether the cloud takes the machine.
+const TAKING_LOOK: Duration = Duration::from_millis(50);
+
+/// The metadata service opens a port and writes a line.
+const METADATA_WITHIN: Duration = Duration::from_secs(3);
 
 /// Exit codes that the init system takes for an end, not a crash: done, and bad configuration (EX_CONFIG).
 const FINAL_EXITS: [i32; 2] = [0, 78];
@@ -82,6 +88,7 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
     let ports_file = home.state().join("ports.json");
     let cable =
         cable::lay(&tasks, &line, &controllers, ports_file).await.map_err(io_error("lay the cable"))?;
+    let metadata = start_metadata(&home, &launch).await?;
     let config = agent_config::render(&home, &launch, &cable)?;
     write(&home.file("agent.toml"), config.as_bytes(), 0o600).map_err(io_error("write agent.toml"))?;
     fs::create_dir_all(home.state()).map_err(io_error("create the state directory"))?;
@@ -96,7 +103,14 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
     .map_err(io_error("write the machine record"))?;
     info!(node = %launch.node, operation = %launch.operation, "machine runs");
 
-    let mut init = Init { home, launch, clock, agent: Agent::Due { at: clock.now() }, wait: RESTART_FIRST };
+    let mut init = Init {
+        home: home.clone(),
+        launch,
+        clock,
+        agent: Agent::Due { at: clock.now() },
+        wait: RESTART_FIRST,
+        metadata,
+    };
     let stopping = tasks.token();
     loop {
         init.start_if_due();
@@ -106,12 +120,42 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
             _ = signals.child.recv() => init.reap(),
             _ = signals.cut.recv() => { switch.set(true); info!("cable cut"); }
             _ = signals.mend.recv() => { switch.set(false); info!("cable mended"); }
+            () = taken(&home) => {
+                info!("the cloud takes this machine");
+                init.lose_power().await;
+                break;
+            }
             _ = signals.stop.recv() => break,
             () = stopping.cancelled() => break,
         }
     }
     init.shut_down().await;
     tasks.stop(KILL_WITHIN).await.map_err(MachineError::Task)
+}
+
+/// Resolves when the moment has come at which the cloud takes the machine.
+async fn taken(home: &Home) {
+    while home.taking().is_none_or(|taking| unix_ms() < taking.at_unix_ms) {
+        tokio::time::sleep(TAKING_LOOK).await;
+    }
+}
+
+/// Starts the metadata service that the VM's cloud has, and waits until it says where it listens. Returns its pid.
+async fn start_metadata(home: &Home, launch: &LaunchRecord) -> Result<Option<u32>, MachineError> {
+    let Some(program) = &launch.hardware.metadata_program else { return Ok(None) };
+    let _ = fs::remove_file(home.file(METADATA));
+    let log = OpenOptions::new().create(true).append(true).open(home.file("metadata.log"));
+    let log = log.map_err(io_error("open the metadata service's log"))?;
+    let errors = log.try_clone().map_err(io_error("open the metadata service's log"))?;
+    let mut command = Command::new(program);
+    command.arg("--port-file").arg(home.file(METADATA)).envs(home.tag(&launch.node).variables());
+    command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    let pid = command.spawn().map_err(io_error("start the metadata service"))?.id();
+    if wait_until(METADATA_WITHIN, || home.metadata().is_some()).await {
+        return Ok(Some(pid));
+    }
+    let late = io::Error::new(io::ErrorKind::TimedOut, "it does not say where it listens");
+    Err(MachineError::Io { act: "start the metadata service", source: late })
 }
 
 /// At most one machine runs in a home, whoever starts a second. Held until the process ends.
@@ -167,6 +211,8 @@ struct Init {
     clock: Clock,
     agent: Agent,
     wait: Duration,
+    /// Its metadata service's process.
+    metadata: Option<u32>,
 }
 
 impl Init {
@@ -247,10 +293,22 @@ impl Init {
         self.wait = (self.wait * 2).min(RESTART_MAX);
     }
 
+    /// Everything ends at once, as without power.
+    async fn lose_power(&mut self) {
+        self.agent = Agent::Ended;
+        let tag = self.home.tag(&self.launch.node);
+        if !process::kill_all(KILL_WITHIN, || tag.processes()).await {
+            warn!("processes remain after SIGKILL");
+        }
+    }
+
     async fn shut_down(&mut self) {
         let tag = self.home.tag(&self.launch.node);
         if let Agent::Up { pid, .. } = self.agent {
             process::send(pid.as_raw().cast_unsigned(), Signal::SIGTERM);
+        }
+        if let Some(pid) = self.metadata {
+            process::send(pid, Signal::SIGTERM);
         }
         self.agent = Agent::Ended;
         let none_inside = || {

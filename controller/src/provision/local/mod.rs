@@ -4,10 +4,13 @@
 //! DIR/nodes/NODE/  launch.json   the intent, written first: operation, programs, addresses
 //!                  machine.json  written by the machine once it runs: pid, start time, cable
 //!                  agent.toml  ca.pem  join-token  agent.pid  state/  notice.json  *.log
+//!                  metadata.addr  where the fake metadata service of its cloud listens
+//!                  taking.json    when the cloud takes it, once that was announced
 //! DIR/graveyard/NODE/*.log       of the last few that were given back
 //!
 //! Local (in the controller) --spawns--> machine (one process per VM, outlives the controller)
 //!                                          |- agent (restarted as systemd would) -> engine
+//!                                          |- metadata service of the cloud that it plays
 //!                                          '- cable: UDP to the controller, TCP to the agent; can be cut
 //! ```
 //! A VM's processes are found by [`process::Tag`] in their environment and as kin of those that carry it: a real vLLM
@@ -24,4 +27,4 @@ mod record;
 
 pub use machine::{MachineError, run as run_machine};
 pub use provider::{Local, LocalSpec, NAME};
-pub use record::{Cable, Home, LaunchRecord, MachineRecord, homes};
+pub use record::{Cable, Hardware, Home, LaunchRecord, MachineRecord, Taking, homes};

@@ -11,7 +11,7 @@ use cic_common::time::unix_ms;
 use nix::sys::signal::Signal;
 
 use super::process::{self, wait_until};
-use super::record::{Home, LaunchRecord, homes, write};
+use super::record::{Hardware, Home, LaunchRecord, homes, write};
 use crate::core::{CloudFault, Instance, InstanceState};
 use crate::store::Database;
 
@@ -45,6 +45,7 @@ pub struct LocalSpec {
     /// The fleet's certificate authority, PEM.
     pub ca_pem: String,
     pub agent_timing: toml::Table,
+    pub hardware: Hardware,
 }
 
 /// The provider.
@@ -144,6 +145,7 @@ impl Local {
             agent_program: self.spec.agent_program.clone(),
             controller_addresses: self.spec.controller_addresses.clone(),
             agent_timing: self.spec.agent_timing.clone(),
+            hardware: self.spec.hardware.clone(),
         })
     }
 

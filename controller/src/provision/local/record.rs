@@ -6,10 +6,16 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use cic_common::id::{DeploymentName, NodeId, OperationId};
+use cic_common::notice::Cloud;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::process::{self, Tag};
+
+/// Where the metadata service writes its address.
+pub(super) const METADATA: &str = "metadata.addr";
+
+const TAKING: &str = "taking.json";
 
 /// The intent to launch, on disk before anything is started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,6 +30,29 @@ pub struct LaunchRecord {
     pub controller_addresses: Vec<String>,
     /// Overrides of the agent's time table, as its configuration file spells them.
     pub agent_timing: toml::Table,
+    #[serde(default)]
+    pub hardware: Hardware,
+}
+
+/// What the VM seems to be made of.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hardware {
+    /// Whose machine it plays.
+    pub cloud: Cloud,
+    /// Serves that cloud's metadata; `None`: there is none.
+    pub metadata_program: Option<PathBuf>,
+}
+
+impl Default for Hardware {
+    fn default() -> Self {
+        Self { cloud: Cloud::None, metadata_program: None }
+    }
+}
+
+/// When the cloud takes the VM: written by whoever gives notice, read by the machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taking {
+    pub at_unix_ms: u64,
 }
 
 /// The ends of the cable that the agent and its peers are given.
@@ -101,6 +130,32 @@ impl Home {
     /// When there is a record and it cannot be read.
     pub fn machine(&self) -> io::Result<Option<MachineRecord>> {
         read(&self.file("machine.json"))
+    }
+
+    /// `host:port` of the VM's metadata service.
+    #[must_use]
+    pub fn metadata(&self) -> Option<String> {
+        Some(fs::read_to_string(self.file(METADATA)).ok()?.trim().to_owned())
+    }
+
+    /// When the VM is taken, if that was announced.
+    #[must_use]
+    pub fn taking(&self) -> Option<Taking> {
+        read(&self.file(TAKING)).ok().flatten()
+    }
+
+    /// Has the VM taken at that moment; `None`: not after all.
+    ///
+    /// # Errors
+    /// When that cannot be written.
+    pub fn take_at(&self, taking: Option<Taking>) -> io::Result<()> {
+        match taking {
+            Some(taking) => write(&self.file(TAKING), &serde_json::to_vec(&taking)?, 0o644),
+            None => match fs::remove_file(self.file(TAKING)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                Ok(()) | Err(_) => Ok(()),
+            },
+        }
     }
 
     /// Pid of the agent that the machine started last.
