@@ -166,6 +166,16 @@ pub struct SpotReport {
     pub cloud: Option<Cloud>,
     /// Empty while every source is read.
     pub blind: Vec<BlindSource>,
-    /// Every source was read in this run of the agent and none is blind: a notice that is not told is not there.
-    pub is_whole: bool,
+    /// Sources that this run of the agent has not read yet.
+    pub unread: Vec<String>,
+}
+
+impl SpotReport {
+    /// Whether it is known what this source says: a notice of it that is not told is not there.
+    #[must_use]
+    pub fn knows(&self, source: &str) -> bool {
+        let is_unread = self.unread.iter().any(|unread| unread == source);
+        let is_blind = self.blind.iter().any(|blind| blind.source == source);
+        self.cloud.is_some() && !is_unread && !is_blind
+    }
 }

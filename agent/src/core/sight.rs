@@ -13,15 +13,16 @@ const CAUSE_CHARS_MAX: usize = 120;
 #[derive(Debug, Default)]
 pub(super) struct Sight {
     cloud: Option<Cloud>,
-    /// Not read yet in this run.
-    unread: BTreeSet<String>,
+    sources: Vec<String>,
+    /// Read at some time in this run; a source may be quicker than the search for the cloud.
+    read: BTreeSet<String>,
     blind: BTreeMap<String, (Mono, String)>,
 }
 
 impl Sight {
     pub(super) fn found(&mut self, cloud: Cloud, sources: Vec<String>) {
         self.cloud = Some(cloud);
-        self.unread = sources.into_iter().collect();
+        self.sources = sources;
     }
 
     /// True when that is news.
@@ -32,7 +33,7 @@ impl Sight {
 
     /// True when it was lost.
     pub(super) fn read(&mut self, source: &str) -> bool {
-        self.unread.remove(source);
+        self.read.insert(source.to_owned());
         self.blind.remove(source).is_some()
     }
 
@@ -42,7 +43,7 @@ impl Sight {
             for_ms: millis(now.since(*since)),
             cause: cause.clone(),
         });
-        let is_whole = self.cloud.is_some() && self.unread.is_empty() && self.blind.is_empty();
-        SpotReport { cloud: self.cloud, blind: blind.collect(), is_whole }
+        let unread = self.sources.iter().filter(|source| !self.read.contains(*source)).cloned().collect();
+        SpotReport { cloud: self.cloud, blind: blind.collect(), unread }
     }
 }

@@ -337,7 +337,7 @@ fn report() -> NodeReport {
                 for_ms: 3_000,
                 cause: "status 503".to_owned(),
             }],
-            is_whole: false,
+            unread: vec!["file".to_owned()],
         },
         wants_replacement: None,
         state: StateDigest { version: 9, digest: 0x0123_4567_89ab_cdef },

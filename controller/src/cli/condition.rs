@@ -216,7 +216,7 @@ pub(super) mod tests {
             for_ms: 61_000,
             cause: "status 503 Service Unavailable".to_owned(),
         };
-        report.spot = SpotReport { cloud: Some(Cloud::Aws), blind: vec![blind], is_whole: false };
+        report.spot = SpotReport { cloud: Some(Cloud::Aws), blind: vec![blind], unread: Vec::new() };
         assert_eq!(
             lines(&report)[1..3],
             [

@@ -194,6 +194,9 @@ impl Node {
     }
 
     fn lift_notice(&self) -> Result<(), Failure> {
+        if self.cloud == Cloud::Runpod {
+            return Err(Failure::new(format!("{}: a signal cannot be taken back", self.name)));
+        }
         let failed = |error: io::Error| Failure::new(format!("{}: {error}", self.name));
         self.home.take_at(None).map_err(failed)?;
         match std::fs::remove_file(self.home.file("notice.json")) {

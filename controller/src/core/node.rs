@@ -14,7 +14,7 @@ use super::timing::Timing;
 use super::trail::Trail;
 use super::verdict::Leaving;
 use super::view::NodeView;
-use super::warning::{Advice, with_standing_notice};
+use super::warning::{Advice, Standing};
 
 /// A node under observation.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ pub(super) struct Node {
     pub(super) cloud: CloudWord,
     pub(super) report: Option<NodeReport>,
     reported_at: Mono,
+    standing: Option<Standing>,
     /// Orders reports within the incarnation of `record`.
     report_seq: u64,
     pub(super) agreement: Agreement,
@@ -67,6 +68,7 @@ impl Node {
             agreement: Agreement::default(),
             advice: Advice::None,
             reported_at: now,
+            standing: None,
             is_wedge_told: false,
             push_was: Freshness::Never,
             belief: Belief::Unknown,
@@ -161,6 +163,7 @@ impl Node {
         }
         if incarnation != self.record.incarnation {
             self.draining_since = None;
+            self.keep_notice();
         }
         self.record.incarnation = incarnation;
         self.report_seq = seq;
@@ -168,11 +171,29 @@ impl Node {
         true
     }
 
+    /// What the run before told stands until the new one has read as much.
+    fn keep_notice(&mut self) {
+        let told = self.report.as_ref().and_then(|report| report.notice.as_ref());
+        self.standing =
+            told.and_then(|notice| Standing::of(self.reported_at, notice)).or(self.standing.take());
+    }
+
+    /// A notice that its own source took back.
+    pub(super) fn lift_notice(&mut self, source: &str, id: &str) {
+        self.standing.take_if(|standing| standing.is_of(source, id));
+        if let Some(report) = &mut self.report {
+            report.notice.take_if(|notice| notice.source == source && notice.id == id);
+        }
+    }
+
     /// Puts a report in the place of the last one.
     pub(super) fn receive(&mut self, now: Mono, report: NodeReport) {
         self.has_served |= report.phase == Phase::Serving;
-        let age = now.since(self.reported_at);
-        self.report = Some(with_standing_notice(self.report.as_ref(), age, report));
+        self.standing.take_if(|standing| standing.is_over(now, &report));
+        self.report = Some(match &self.standing {
+            Some(standing) => standing.added_to(now, report),
+            None => report,
+        });
         self.reported_at = now;
     }
 
@@ -186,6 +207,7 @@ impl Node {
         self.draining_since = None;
         self.record.incarnation = incarnation;
         self.report_seq = 0;
+        self.keep_notice();
         self.receive(now, report);
     }
 

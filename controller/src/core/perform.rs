@@ -180,6 +180,9 @@ impl Fleet {
         let timing = self.timing;
         let is_settled = self.is_settled();
         let word = self.nodes.get(node).map_or(Cloud::Absent, |known| known.cloud.word(now, &timing));
+        let has_deployment = self.nodes.get(node).is_some_and(|known| {
+            known.record.deployment.as_ref().is_some_and(|name| self.deployments.contains_key(name))
+        });
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.is_restored && !open.is_performed {
             // It may have been performed all the same. Until the cloud says, the node counts for nobody.
@@ -187,8 +190,12 @@ impl Fleet {
                 Cloud::Running | Cloud::Stopped | Cloud::Absent => true,
                 Cloud::Unknown | Cloud::Failing => false,
             };
-            if !is_settled || !is_known {
+            if !is_settled || (!is_known && has_deployment) {
                 open.retry_at = Some(now + timing.retry);
+                if let Some(known) = self.nodes.get_mut(node) {
+                    known.held =
+                        Some("the cloud has not said what became of an earlier termination".to_owned());
+                }
                 return;
             }
             let why = "an earlier controller decided it: to be decided anew";

@@ -183,21 +183,37 @@ fn a_notice_stands_over_a_restart_of_the_agent_until_every_source_was_read() {
 }
 
 #[test]
-fn a_lifted_notice_is_over_also_where_other_sources_are_blind() {
-    let mut bench = Bench::serving(2);
-    let node = bench.node(0);
-    bench.change(&node, |report| {
-        report.spot.is_whole = false;
-        report.notice = Some(notice(NoticeKind::Terminate, "a", 120_000));
-    });
+fn a_standing_notice_gives_way_to_a_graver_one_alone_and_is_over_when_lifted_or_long_past() {
+    let is_leaving = |bench: &Bench, node: &NodeId| {
+        let view = bench.fleet.view(bench.now);
+        view.nodes.iter().any(|one| one.node == *node && one.leaving.is_some())
+    };
+    let restarted = || {
+        let mut bench = Bench::serving(2);
+        let node = bench.node(0);
+        bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Terminate, "a", 120_000)));
+        bench.run(Duration::from_secs(2));
+        bench.connect(&node, 2, NodeReport { phase: Phase::Serving, ..NodeReport::booting() });
+        bench.run(Duration::from_secs(2));
+        assert!(is_leaving(&bench, &node));
+        (bench, node)
+    };
+    let (mut bench, node) = restarted();
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Rebalance, "r", 0)));
     bench.run(Duration::from_secs(2));
-    bench.change(&node, |report| report.notice = None);
-    bench.run(Duration::from_secs(2));
+    assert!(is_leaving(&bench, &node), "advice is less than what stands");
+
     let event = NodeEvent::NoticeLifted { source: "file".to_owned(), id: "a".to_owned() };
-    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(2), event });
     bench.run(Duration::from_secs(2));
-    let view = bench.fleet.view(bench.now);
-    assert!(view.nodes.iter().any(|one| one.node == node && one.leaving.is_none()));
+    assert!(!is_leaving(&bench, &node), "its own source took it back");
+
+    // No source is ever read again, and nothing came of it.
+    let (mut bench, node) = restarted();
+    bench.run(Duration::from_secs(120 + 290));
+    assert!(is_leaving(&bench, &node));
+    bench.run(Duration::from_secs(20));
+    assert!(!is_leaving(&bench, &node));
 }
 
 #[test]

@@ -34,12 +34,7 @@ impl Fleet {
                     report.notice = Some(notice);
                 }
             }
-            // Also where other sources are blind, so that its reports alone prove nothing gone.
-            NodeEvent::NoticeLifted { source, id } => {
-                if let Some(report) = &mut node.report {
-                    report.notice.take_if(|notice| notice.source == source && notice.id == id);
-                }
-            }
+            NodeEvent::NoticeLifted { source, id } => node.lift_notice(&source, &id),
             NodeEvent::Xid { seen, action } => self.xids.add(seen.code, action),
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);

@@ -81,20 +81,46 @@ impl Node {
     }
 }
 
-/// An agent that has just started knows of no notice until it has read every source: what its node told before stands so long.
-pub(super) fn with_standing_notice(
-    old: Option<&NodeReport>,
-    age: Duration,
-    mut new: NodeReport,
-) -> NodeReport {
-    if new.notice.is_none() && !new.spot.is_whole {
-        new.notice = old.and_then(|old| old.notice.clone());
-        if let Some(notice) = &mut new.notice {
-            notice.left_ms =
-                notice.left_ms.saturating_sub(u64::try_from(age.as_millis()).unwrap_or(u64::MAX));
-        }
+/// What an earlier run of a node's agent told. It stands until this run knows what the same source says: an agent that has just
+/// started knows of no notice.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    notice: Notice,
+    deadline: Mono,
+}
+
+/// So long after its deadline a notice that nobody repeats is not coming true any more.
+const STALE_AFTER: Duration = Duration::from_secs(300);
+
+impl Standing {
+    /// Of what was told at `told_at`. A signal is told once, and means that run alone.
+    pub(super) fn of(told_at: Mono, notice: &Notice) -> Option<Self> {
+        let is_listed = !matches!(notice.source.as_str(), "sigterm" | "shutdown");
+        let deadline = told_at + Duration::from_millis(notice.left_ms);
+        is_listed.then(|| Self { notice: notice.clone(), deadline })
     }
-    new
+
+    pub(super) fn is_over(&self, now: Mono, report: &NodeReport) -> bool {
+        report.spot.knows(&self.notice.source) || now > self.deadline + STALE_AFTER
+    }
+
+    pub(super) fn is_of(&self, source: &str, id: &str) -> bool {
+        self.notice.source == source && self.notice.id == id
+    }
+
+    /// The report with this notice, unless it tells the same one or a more urgent one.
+    pub(super) fn added_to(&self, now: Mono, mut report: NodeReport) -> NodeReport {
+        let left_ms = u64::try_from(self.deadline.since(now).as_millis()).unwrap_or(u64::MAX);
+        let standing = Notice { left_ms, ..self.notice.clone() };
+        let stands = report
+            .notice
+            .as_ref()
+            .is_none_or(|told| !self.is_of(&told.source, &told.id) && standing.urgency() < told.urgency());
+        if stands {
+            report.notice = Some(standing);
+        }
+        report
+    }
 }
 
 impl Fleet {

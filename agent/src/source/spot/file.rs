@@ -47,7 +47,7 @@ pub async fn watch(
     token: CancellationToken,
 ) -> TaskResult {
     let mut desk = Desk::default();
-    let mut is_read = false;
+    let mut is_told = false;
     let mut ticks = tokio::time::interval(LOOK_EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     loop {
@@ -61,7 +61,7 @@ pub async fn watch(
             Err(_) => Err(io::ErrorKind::TimedOut.into()),
         };
         let mut told = desk.read(clock.now(), content);
-        if !std::mem::replace(&mut is_read, true) {
+        if desk.is_read && !std::mem::replace(&mut is_told, true) {
             told.push(Event::SpotSeen { source: SOURCE.to_owned() });
         }
         for event in told {
@@ -76,6 +76,8 @@ pub async fn watch(
 #[derive(Debug, Default)]
 struct Desk {
     lying: Option<String>,
+    /// It was seen that none lies there, or what does.
+    is_read: bool,
     complained: Option<String>,
 }
 
@@ -84,6 +86,7 @@ impl Desk {
         let notice = match content {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 self.complained = None;
+                self.is_read = true;
                 return self.lift().into_iter().collect();
             }
             Err(error) => Err(error.to_string()),
@@ -95,6 +98,7 @@ impl Desk {
         match notice {
             Ok(notice) => {
                 self.complained = None;
+                self.is_read = true;
                 self.see(now, notice)
             }
             Err(cause) => {
@@ -177,7 +181,10 @@ mod tests {
     fn what_is_no_notice_changes_nothing_and_is_complained_of_once() {
         let mut desk = Desk::default();
         let a = r#"{"kind":"terminate","id":"a","in_s":30}"#;
+        assert_eq!(desk.read(Mono::ZERO, file("{")), []);
+        assert!(!desk.is_read, "half a notice is no reading");
         assert_eq!(desk.read(Mono::ZERO, file(a)), [seen("a", 30_000)]);
+        assert!(desk.is_read);
         for bad in ["", "{", r#"{"kind":"party","id":"x","in_s":1}"#, r#"{"kind":"stop"}"#] {
             assert_eq!(desk.read(Mono::ZERO, file(bad)), []);
             let complained = desk.complained.clone();

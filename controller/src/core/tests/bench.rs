@@ -279,7 +279,7 @@ pub(super) fn deployment(replicas: u16) -> Deployment {
 
 /// Every source of notices was read.
 pub(super) fn whole() -> SpotReport {
-    SpotReport { is_whole: true, ..SpotReport::default() }
+    SpotReport { cloud: Some(cic_common::notice::Cloud::None), ..SpotReport::default() }
 }
 
 pub(super) fn notice(kind: NoticeKind, id: &str, left_ms: u64) -> Notice {

@@ -150,10 +150,11 @@ async fn start_metadata(home: &Home, launch: &LaunchRecord) -> Result<Option<u32
     let mut command = Command::new(program);
     command.arg("--port-file").arg(home.file(METADATA)).envs(home.tag(&launch.node).variables());
     command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-    let pid = command.spawn().map_err(io_error("start the metadata service"))?.id();
+    let mut service = command.spawn().map_err(io_error("start the metadata service"))?;
     if wait_until(METADATA_WITHIN, || home.metadata().is_some()).await {
-        return Ok(Some(pid));
+        return Ok(Some(service.id()));
     }
+    let _ = service.kill();
     let late = io::Error::new(io::ErrorKind::TimedOut, "it does not say where it listens");
     Err(MachineError::Io { act: "start the metadata service", source: late })
 }
