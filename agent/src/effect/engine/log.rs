@@ -1,6 +1,6 @@
 //! The engine's output: a file, because a pipe would end with the agent and take the engine along.
 
-use std::io::{self, SeekFrom};
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -34,12 +34,21 @@ pub(super) async fn open_new(path: &Path) -> io::Result<std::fs::File> {
 
 /// Cuts a log that has grown too long. The engine appends, so that it goes on at the new end. Returns the bytes cut off.
 pub(super) async fn bound(path: &Path) -> io::Result<u64> {
-    let length = fs::metadata(path).await?.len();
+    let path = path.to_owned();
+    tokio::task::spawn_blocking(move || cut(&path)).await.map_err(io::Error::other)?
+}
+
+/// The kernel copies: buffers of megabytes that are filled on one thread and freed on another stay with the allocator.
+fn cut(path: &Path) -> io::Result<u64> {
+    let mut log = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
+    let length = log.metadata()?.len();
     if length <= LOG_BYTES_MAX {
         return Ok(0);
     }
-    fs::write(numbered(path, 1), end_of(path, CUT_BYTES_KEPT).await?).await?;
-    OpenOptions::new().write(true).open(path).await?.set_len(0).await?;
+    log.seek(SeekFrom::Start(length - CUT_BYTES_KEPT))?;
+    let mut kept = std::fs::File::create(numbered(path, 1))?;
+    io::copy(&mut (&log).take(CUT_BYTES_KEPT), &mut kept)?;
+    log.set_len(0)?;
     Ok(length)
 }
 
