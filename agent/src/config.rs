@@ -16,9 +16,11 @@ pub use self::edge::Edge;
 use crate::core::Timing;
 use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
 
+mod checkpoint;
 mod spot;
 mod surge;
 
+pub use checkpoint::Checkpoint;
 pub use spot::Spot;
 pub use surge::Surge;
 
@@ -82,6 +84,9 @@ const SCHEMA: Schema = Schema {
         Key::optional("spot", "sigterm_is_notice", Kind::Flag),
         Key::optional("spot", "sigterm_window_ms", Kind::Integer),
         Key::optional("spot", "shutdown_window_ms", Kind::Integer),
+        Key::optional("checkpoint", "url", Kind::Text),
+        Key::optional("checkpoint", "second_url", Kind::Text),
+        Key::optional("checkpoint", "every_s", Kind::Integer),
         Key::optional("timing", "heartbeat_ms", Kind::Integer),
         Key::optional("timing", "probe_loading_ms", Kind::Integer),
         Key::optional("timing", "probe_serving_ms", Kind::Integer),
@@ -114,6 +119,7 @@ pub struct Config {
     pub engine: Engine,
     pub gpu: Gpu,
     pub spot: Spot,
+    pub checkpoint: Checkpoint,
     #[serde(rename = "timing")]
     pub pace: Pace,
     pub log: Log,
@@ -238,6 +244,7 @@ impl Config {
             stall_suspect: ms(self.engine.stall_suspect_ms, default.stall_suspect),
             stall_kill: ms(self.engine.stall_kill_ms, default.stall_kill),
             stop_grace: ms(self.engine.stop_grace_ms, default.stop_grace),
+            checkpoint: self.checkpoint.every_s.map_or(default.checkpoint, Duration::from_secs),
             ..default
         }
     }
@@ -325,6 +332,7 @@ impl Config {
         self.edge.judge(mistakes);
         self.surge.judge(mistakes);
         self.spot.judge(mistakes);
+        self.checkpoint.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
                 mistakes.push(section, key, "must be more than 0 and at most a day");
@@ -350,6 +358,7 @@ impl Config {
             ("timing", "probe_loading_ms", self.pace.probe_loading_ms.map(ms)),
             ("timing", "probe_serving_ms", self.pace.probe_serving_ms.map(ms)),
             ("timing", "probe_deadline_ms", self.pace.probe_deadline_ms.map(ms)),
+            ("checkpoint", "every_s", self.checkpoint.every_s.map(s)),
             ("spot", "preemption_window_s", self.spot.preemption_window_s.map(s)),
             ("spot", "maintenance_window_s", self.spot.maintenance_window_s.map(s)),
             ("spot", "sigterm_window_ms", self.spot.sigterm_window_ms.map(ms)),

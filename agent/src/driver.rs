@@ -5,16 +5,18 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cic_common::assignment::ModelSpec;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
 use cic_common::wire::message::NodeEvent;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::core::gpu::GpuEvent;
 use crate::core::{Action, Agent, Depth, EdgeMode, Event, ProbeFault, Reading, Timing};
+use crate::effect::checkpoint::{Checkpoints, Successor};
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
@@ -42,6 +44,9 @@ const LOOK: Duration = Duration::from_millis(20);
 /// Time for answers under way. The links have their own for the last words.
 const LAST_WORDS: Duration = Duration::from_millis(600);
 
+/// Time for a checkpoint under way: of the least reserve, 1.5 s, what the farewell does not need.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(1);
+
 /// What the driver hands actions to.
 #[derive(Debug)]
 pub struct Shells {
@@ -56,6 +61,8 @@ pub struct Shells {
     pub links: Option<Links>,
     pub pulse: Arc<Pulse>,
     pub state: StateDir,
+    /// `None` where there is no store for them.
+    pub checkpoints: Option<Checkpoints>,
     pub tasks: Supervisor,
     pub events: mpsc::Sender<Event>,
     pub timing: Timing,
@@ -72,6 +79,13 @@ pub struct Driver {
     mode: EdgeMode,
     own: Option<OwnEngine>,
     out: Vec<Action>,
+}
+
+/// The files that the last engine was started on.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct KnownModel {
+    pub(crate) path: String,
+    pub(crate) digest: String,
 }
 
 #[derive(Serialize)]
@@ -140,12 +154,24 @@ impl Driver {
                 // Cancel safe: only waits.
                 tokio::select! {
                     () = token.cancelled() => {}
-                    () = self.answered() => {}
-                    () = tokio::time::sleep(LAST_WORDS) => {}
+                    () = self.finished() => {}
                 }
                 return code;
             }
         }
+    }
+
+    /// Resolves when no answer and no checkpoint is under way, or has had its time.
+    async fn finished(&self) {
+        let written = async {
+            if let Some(checkpoints) = &self.shells.checkpoints {
+                checkpoints.written().await;
+            }
+        };
+        let _ = tokio::join!(
+            tokio::time::timeout(LAST_WORDS, self.answered()),
+            tokio::time::timeout(LAST_CHECKPOINT, written),
+        );
     }
 
     /// Resolves when no answer is under way.
@@ -199,8 +225,12 @@ impl Driver {
                 }
                 Action::VerifyModel { attempt, model } => {
                     let events = self.shells.events.clone();
+                    let state = self.shells.state.clone();
                     self.spawn("model verify", async move {
                         let result = model::verify(&model).await;
+                        if result.is_ok() {
+                            know_model(&model, &state, &events).await?;
+                        }
                         Ok(events.send(Event::ModelVerified { attempt, result }).await?)
                     });
                 }
@@ -243,6 +273,24 @@ impl Driver {
                 Action::HandOver => {
                     info!("hand streams over");
                     self.shells.edge.hand_over();
+                }
+                Action::Checkpoint { occasion, assignment, model_digest } => {
+                    let Some(checkpoints) = self.shells.checkpoints.clone() else { continue };
+                    // Now: what is under way will have ended when the task runs.
+                    let snapshot = checkpoints.look(occasion, assignment, model_digest);
+                    let events = self.shells.events.clone();
+                    self.spawn("checkpoint", async move {
+                        let result = checkpoints.save(snapshot).await;
+                        info!(?occasion, ?result, "checkpoint");
+                        Ok(events.send(Event::Checkpointed { occasion, result }).await?)
+                    });
+                }
+                Action::Restore { from } => {
+                    let Some(checkpoints) = self.shells.checkpoints.clone() else { continue };
+                    let Shells { edge, events, state, clock, .. } = &self.shells;
+                    let (edge, events, state) = (edge.clone(), events.clone(), state.clone());
+                    let successor = Successor { checkpoints, edge, events, state, clock: *clock };
+                    self.spawn("restore", async move { Ok(successor.succeed(from).await?) });
                 }
                 Action::AcknowledgeNotice { source, id } => self.shells.spot.acknowledge(&source, &id),
                 Action::Exit { code, reason } => {
@@ -303,6 +351,20 @@ impl Driver {
             self.shells.edge.set_own(own);
         }
     }
+}
+
+/// Says what the model's files are, and remembers it for a run that finds the engine running.
+async fn know_model(model: &ModelSpec, state: &StateDir, events: &mpsc::Sender<Event>) -> TaskResult {
+    match model::digest(model).await {
+        Ok(digest) => {
+            state
+                .write(name::MODEL, &KnownModel { path: model.path.clone(), digest: digest.clone() })
+                .await?;
+            events.send(Event::ModelKnown { digest }).await?;
+        }
+        Err(fault) => warn!(%fault, "the model's files have no digest"),
+    }
+    Ok(())
 }
 
 async fn wait(due: Option<tokio::time::Instant>) {

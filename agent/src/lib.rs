@@ -7,6 +7,7 @@
 //! ```
 //! Sources and effects translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
+pub mod checkpoints;
 pub mod config;
 pub mod core;
 pub mod driver;

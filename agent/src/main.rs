@@ -9,8 +9,9 @@ use cic_agent::effect::engine::{ExecArgs, exec};
 use cic_agent::preflight::EngineArgs;
 use cic_agent::serve::edge::new_key;
 use cic_agent::source::gpu::write_clear;
-use cic_agent::{preflight, run, status};
+use cic_agent::{checkpoints, preflight, run, status};
 use cic_common::config::EXIT_CONFIG;
+use cic_common::id::NodeId;
 use cic_common::telemetry;
 use clap::{Parser, Subcommand};
 
@@ -51,6 +52,13 @@ enum Act {
         #[arg(long, value_name = "UUID")]
         gpu: Option<String>,
     },
+    /// Show a node's checkpoints in the configured stores, which of them its successor would take, and why not others
+    Checkpoints {
+        #[arg(long, default_value = DEFAULT_PATH)]
+        config: PathBuf,
+        /// This node unless given
+        node: Option<NodeId>,
+    },
     /// API keys for users of the edge
     Key {
         #[command(subcommand)]
@@ -83,6 +91,9 @@ fn main() -> ExitCode {
             with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))
         }
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
+        Act::Checkpoints { config, node } => {
+            with(&config, |config| runtime()?.block_on(checkpoints::show(&config, node)))
+        }
         Act::Key { act: KeyAct::New { name } } => finish(print_key(&name)),
         Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
     }

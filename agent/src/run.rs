@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use cic_common::notice::Cloud;
 use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
@@ -23,7 +23,8 @@ use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
-use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, Shells};
+use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells};
+use crate::effect::checkpoint::{Answers, Checkpoints};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
@@ -79,7 +80,12 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     // Before anything else can send an event: what was found is where all else starts from.
     let engine = if config.node.role == Role::Replica { keeper.find().await? } else { None };
     let remembered = state.read(name::ASSIGNMENT);
-    events.send(Event::Booted(Booted { engine, remembered, gpus: GpuMemory::restored(&state) })).await?;
+    let known: Option<KnownModel> = state.read(name::MODEL);
+    let found_path = engine.as_ref().map(|found| found.assignment.model.path.clone());
+    let model_digest =
+        known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
+    let (gpus, predecessor) = (GpuMemory::restored(&state), state.read(name::PREDECESSOR));
+    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest, predecessor })).await?;
     let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
@@ -101,6 +107,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         _ => None,
     };
     let routes = Routes::remembered(&state);
+    let stores = config.checkpoint.stores().map_err(|(key, what)| anyhow!("[checkpoint] {key}: {what}"))?;
     let (edge_words, words_waiting) = mpsc::channel(EDGE_WORDS_WAITING_MAX);
     let edge_spec = EdgeSpec {
         node: config.node.id.clone(),
@@ -109,6 +116,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         tls,
         continuation: config.edge.continuation,
         scarcity: ScarcitySpec { tell: Some(edge_words), ..config.scarcity()? },
+        answers: stores.clone().map(Answers::new),
     };
     let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
     let (keeping, kept) = (routes.clone(), state.clone());
@@ -140,8 +148,12 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
     tasks.spawn("edge files", Kind::Vital, |token| files.watch(token));
     let board = GpuBoard::default();
-    let (metrics, inner) =
-        (MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone() }, tasks.clone());
+    let page =
+        MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone(), checkpoints: None };
+    let node = config.node.id.clone();
+    let checkpoints =
+        stores.map(|stores| Checkpoints::new(node, incarnation, stores, clock, Box::new(page.clone())));
+    let (metrics, inner) = (MetricsPort { checkpoints: checkpoints.clone(), ..page }, tasks.clone());
     tasks.spawn("metrics", Kind::Vital, |token| metrics.run(metrics_listener, inner, token));
     state.write(name::PORTS, &ports).await?;
 
@@ -171,6 +183,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         links,
         pulse,
         state,
+        checkpoints,
         tasks: tasks.clone(),
         events,
         timing,

@@ -26,7 +26,9 @@ pub mod name {
     pub const GPU: &str = "gpu.json";
     pub const INCARNATION: &str = "incarnation";
     pub const LOCK: &str = "lock";
+    pub const MODEL: &str = "model.json";
     pub const PORTS: &str = "ports.json";
+    pub const PREDECESSOR: &str = "predecessor.json";
     pub const ROUTES: &str = "routes.json";
 }
 

@@ -11,7 +11,7 @@ use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::{BrakeRules, Timing};
-use crate::provision::local::Hardware;
+use crate::provision::local::{Checkpoints, Hardware};
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -29,6 +29,9 @@ const SCHEMA: Schema = Schema {
         Key::optional("local", "agent_timing", Kind::Free),
         Key::optional("local", "cloud", Kind::Text),
         Key::optional("local", "metadata_program", Kind::Text),
+        Key::optional("local", "checkpoint_url", Kind::Text),
+        Key::optional("local", "checkpoint_second_url", Kind::Text),
+        Key::optional("local", "checkpoint_every_s", Kind::Integer),
         Key::optional("brake", "terminations_max", Kind::Integer),
         Key::optional("brake", "launches_max", Kind::Integer),
         Key::optional("brake", "window_ms", Kind::Integer),
@@ -166,6 +169,9 @@ struct RawLocal {
     agent_timing: toml::Table,
     cloud: Option<String>,
     metadata_program: Option<PathBuf>,
+    checkpoint_url: Option<String>,
+    checkpoint_second_url: Option<String>,
+    checkpoint_every_s: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -271,10 +277,17 @@ impl Raw {
     }
 
     fn local(&self, mistakes: &mut ConfigMistakes) -> Option<LocalConfig> {
-        let RawLocal { dir, agent_program, controller_address, agent_timing, cloud, metadata_program } =
-            &self.local;
+        let RawLocal {
+            dir, agent_program, controller_address, agent_timing, cloud, metadata_program, ..
+        } = &self.local;
+        let checkpoints = Checkpoints {
+            url: self.local.checkpoint_url.clone(),
+            second_url: self.local.checkpoint_second_url.clone(),
+            every_s: self.local.checkpoint_every_s,
+        };
         let Some(directory) = dir else {
-            let has_hardware = cloud.is_some() || metadata_program.is_some();
+            let has_hardware =
+                cloud.is_some() || metadata_program.is_some() || checkpoints != Checkpoints::default();
             let has_more =
                 agent_program.is_some() || controller_address.is_some() || !agent_timing.is_empty();
             if has_more || has_hardware {
@@ -308,7 +321,7 @@ impl Raw {
             let what = format_args!("missing: a machine of {named} has a metadata service");
             mistakes.push("local", "metadata_program", what);
         }
-        let hardware = Hardware { cloud: cloud?, metadata_program: metadata_program.clone() };
+        let hardware = Hardware { cloud: cloud?, metadata_program: metadata_program.clone(), checkpoints };
         let agent_timing = agent_timing.clone();
         Some(LocalConfig { directory: directory?, agent_program, controller_address, agent_timing, hardware })
     }

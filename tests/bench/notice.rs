@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cic_common::time::unix_ms;
-use fleet_tests::process::{DevFleet, Options};
+use fleet_tests::process::{DevFleet, Fault, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -59,6 +59,8 @@ fn spans(cloud: &'static str, left: Duration, runs: NonZeroUsize) -> anyhow::Res
         let victim = serving.first().context("a serving node")?.clone();
         let known = fleet.view()?.names();
         let agent = fleet.agent_pid(&victim)?;
+        // A service is read once a second, and each run begins at the end of the one before.
+        std::thread::sleep(Duration::from_millis(fastrand::u64(0..1000))); // spreads the moments over that second
         let zero = unix_ms();
         match cloud {
             "runpod" => kill(Pid::from_raw(agent.cast_signed()), Signal::SIGTERM)?,
@@ -71,6 +73,9 @@ fn spans(cloud: &'static str, left: Duration, runs: NonZeroUsize) -> anyhow::Res
         #[allow(clippy::cast_precision_loss)]
         for (list, span) in [(&mut told, heard), (&mut launched, launch)] {
             list.push(span as f64 / 1000.0);
+        }
+        if cloud == "runpod" {
+            fleet.fault(&victim, Fault::Kill)?;
         }
         // The next run begins with a node that has not been given notice.
         fleet.wait_for("the victim's end", WITHIN, |fleet| {

@@ -266,8 +266,12 @@ async fn listen(
         let at = Instant::now();
         match event {
             Event::Connected(hello) => {
-                let message =
-                    Message::Welcome { term: Term(1), assignment: None, routes: RoutingTable::default() };
+                let message = Message::Welcome {
+                    term: Term(1),
+                    assignment: None,
+                    predecessor: None,
+                    routes: RoutingTable::default(),
+                };
                 ingest.send(&hello.node, message);
                 let _ = tell.send((at, Heard::Hello));
             }

@@ -39,11 +39,20 @@ pub struct Options {
     pub env: Vec<(String, String)>,
     /// Whose machines the nodes play.
     pub cloud: &'static str,
+    /// More arguments for `cic dev`.
+    pub more: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { replicas: 2, engine: "standin", engine_args: Vec::new(), env: Vec::new(), cloud: "aws" }
+        Self {
+            replicas: 2,
+            engine: "standin",
+            engine_args: Vec::new(),
+            env: Vec::new(),
+            cloud: "aws",
+            more: Vec::new(),
+        }
     }
 }
 
@@ -96,6 +105,7 @@ impl DevFleet {
             .args(["dev", "--engine", options.engine, "--api", "127.0.0.1:0", "--edge", "127.0.0.1:0"])
             .args(["--replicas", &options.replicas.to_string(), "--cloud", options.cloud])
             .args(options.engine_args.iter().map(|arg| format!("--engine-arg={arg}")))
+            .args(&options.more)
             .arg("--engine-dir")
             .arg(repository().join(".engine"))
             .arg("--dir")
@@ -187,8 +197,8 @@ impl DevFleet {
     /// # Errors
     /// When its agent has not written it.
     pub fn edge_of(&self, node: &str) -> anyhow::Result<String> {
-        let nodes = find_named(&self.path(), node).with_context(|| format!("no directory of {node}"))?;
-        let ports: Value = serde_json::from_slice(&std::fs::read(nodes.join("state/ports.json"))?)?;
+        let home = self.path().join("nodes").join(node);
+        let ports: Value = serde_json::from_slice(&std::fs::read(home.join("state/ports.json"))?)?;
         Ok(format!("127.0.0.1:{}", ports["edge"].as_u64().context("no edge")?))
     }
 
@@ -321,15 +331,6 @@ pub fn shipped(name: &str) -> anyhow::Result<PathBuf> {
 #[must_use]
 pub fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map_or_else(PathBuf::new, Path::to_owned)
-}
-
-/// The directory of this name, however deep below `dir` the local provider keeps it.
-fn find_named(dir: &Path, name: &str) -> Option<PathBuf> {
-    let folders =
-        std::fs::read_dir(dir).ok()?.flatten().map(|entry| entry.path()).filter(|path| path.is_dir());
-    let folders: Vec<PathBuf> = folders.collect();
-    let here = folders.iter().find(|path| path.file_name().is_some_and(|found| found == name));
-    here.cloned().or_else(|| folders.iter().find_map(|path| find_named(path, name)))
 }
 
 fn text_of(record: &Value, key: &str) -> anyhow::Result<String> {

@@ -130,8 +130,12 @@ impl Controller {
     pub(crate) async fn event(&mut self) -> Event {
         let event = within("event of the controller", self.events.recv()).await.unwrap();
         if let Event::Connected(hello) = &event {
-            let message =
-                Message::Welcome { term: Term(1), assignment: None, routes: RoutingTable::default() };
+            let message = Message::Welcome {
+                term: Term(1),
+                assignment: None,
+                predecessor: None,
+                routes: RoutingTable::default(),
+            };
             self.ingest.send(&hello.node, message);
         }
         event

@@ -94,7 +94,7 @@ impl World {
         let engine = machine.engine.as_ref();
         let engine =
             engine.map(|engine| EngineFound { pid: engine.pid, assignment: engine.assignment.clone() });
-        let booted = Booted { engine, remembered: machine.remembered.clone(), gpus: None };
+        let booted = Booted { engine, remembered: machine.remembered.clone(), ..Booted::default() };
         self.agent_hears(node, run, Event::Booted(booted));
         self.agent_hears(node, run, Event::HostSampled(HostReport::default()));
         self.agent_hears(node, run, Event::Gpu(GpuEvent::Absent));
@@ -246,6 +246,8 @@ impl World {
             }
             // Its cloud takes it at its time.
             Action::AcknowledgeNotice { .. } => {}
+            // It has no object store.
+            Action::Checkpoint { .. } | Action::Restore { .. } => {}
             Action::HandOver => {
                 process.in_flight = 0;
                 self.edge_counts(node, run);

@@ -198,16 +198,22 @@ impl World {
         self.sessions[session].agent_heard_at = now;
         let Some(process) = self.machines[node].running(run) else { return };
         match packet {
-            Packet::Message(Message::Welcome { term, assignment, routes }) => {
+            Packet::Message(Message::Welcome { term, assignment, predecessor, routes }) => {
                 if routes.supersedes(&process.routes) {
                     process.routes = routes;
                 }
                 if let Some(assignment) = assignment {
                     self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
                 }
+                if let Some(predecessor) = predecessor {
+                    self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor });
+                }
             }
-            Packet::Message(Message::Assign { term, assignment }) => {
+            Packet::Message(Message::Assign { term, assignment, predecessor }) => {
                 self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
+                if let Some(predecessor) = predecessor {
+                    self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor });
+                }
             }
             Packet::Message(Message::Command { operation, term, command }) => {
                 self.agent_hears(node, run, AgentEvent::Commanded { operation, term, command });

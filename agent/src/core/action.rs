@@ -1,11 +1,12 @@
 //! What an agent does about what happened.
 
 use cic_common::assignment::{Assignment, ModelSpec};
-use cic_common::id::Term;
+use cic_common::id::{NodeId, Term};
 use cic_common::units::Bytes;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::Occasion;
 use super::crash::CrashRecord;
 use super::proof::GpuMemo;
 
@@ -124,6 +125,17 @@ pub enum Action {
     AcknowledgeNotice {
         source: String,
         id: String,
+    },
+    /// Write to the object store, if there is one, what a node in this one's place would go on with.
+    Checkpoint {
+        occasion: Occasion,
+        /// `None` of a gateway.
+        assignment: Option<Assignment>,
+        model_digest: Option<String>,
+    },
+    /// Read back what this node left there, and go on with it.
+    Restore {
+        from: NodeId,
     },
     /// End the process with this code, links closed in order.
     Exit {

@@ -12,6 +12,7 @@ use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
+use super::checkpoint::{Checkpoints, Occasion};
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::notices::Notices;
 use super::restart::Restarts;
@@ -71,6 +72,9 @@ pub struct Agent {
     pub(super) own_in_flight: u32,
     /// What is asked for in place of the running engine, for its next start.
     pub(super) wanted: Option<Assignment>,
+    /// Of the files that the assignment's model has here, once they were looked at.
+    pub(super) model_digest: Option<String>,
+    pub(super) checkpoints: Checkpoints,
     state: StateDigest,
 }
 
@@ -110,6 +114,8 @@ impl Agent {
             edge: EdgeReport::default(),
             own_in_flight: 0,
             wanted: None,
+            model_digest: None,
+            checkpoints: Checkpoints::default(),
             state: StateDigest::default(),
         }
     }
@@ -170,6 +176,10 @@ impl Agent {
                     out.push(Action::Heartbeat);
                 }
             }
+            Event::ModelKnown { digest } => self.model_known(digest, out),
+            Event::Checkpointed { occasion, result } => self.checkpointed(occasion, result, out),
+            Event::TakesPlaceOf { predecessor } => self.takes_place_of(predecessor, out),
+            Event::Restored { from, result } => self.restored(from, result, out),
             Event::StopAsked { with_engine, reason } => self.stop_asked(now, with_engine, reason, out),
         }
         self.pass_time(now, out);
@@ -202,6 +212,7 @@ impl Agent {
             | Stage::Failed { .. } => None,
         };
         let next = stage.map_or(self.heartbeat_at, |at| at.min(self.heartbeat_at));
+        let next = self.checkpoint_due().map_or(next, |at| at.min(next));
         let leave = self.notices.leave().filter(|_| !self.stage.is_leaving());
         Some(leave.map_or(next, |leave| leave.drain_at.min(next)))
     }
@@ -244,6 +255,7 @@ impl Agent {
     pub(super) fn pass_time(&mut self, now: Mono, out: &mut Vec<Action>) {
         let timing = self.spec.timing;
         self.heed_notices(now, out);
+        self.checkpoint_in_time(now, out);
         match &mut self.stage {
             Stage::Checking { attempt, is_asked, until }
                 if !*is_asked && (now >= *until || self.gpus_heard) =>
@@ -296,6 +308,9 @@ impl Agent {
                     }
                 } else {
                     let (pid, then, keep_engine) = (*pid, *then, *keep_engine);
+                    if self.notices.due(now).is_some() {
+                        self.checkpoint(now, Occasion::Leaving, out);
+                    }
                     match pid {
                         _ if keep_engine && then == After::Exit => {
                             let reason = self.reason.clone();

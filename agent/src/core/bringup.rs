@@ -19,6 +19,8 @@ impl Agent {
             self.term = self.term.max(term);
             self.assignment.get_or_insert(assignment);
         }
+        self.model_digest = booted.model_digest;
+        self.has_taken_place_of(booted.predecessor);
         if let Some(memo) = booted.gpus {
             self.baseline = memo.baseline;
             self.gpus.restore(memo.marks);
@@ -420,6 +422,12 @@ fn heal_of(may_heal: bool) -> Heal {
 
 /// What differs between the engine that runs and the one that is asked for.
 fn drift(running: &Assignment, wanted: &Assignment) -> Option<String> {
+    let parts = differences(running, wanted);
+    (!parts.is_empty()).then(|| format!("drift: runs {}", parts.join("; ")))
+}
+
+/// One part each, as in `args --seed 1, wanted --seed 2`.
+pub(super) fn differences(running: &Assignment, wanted: &Assignment) -> Vec<String> {
     let mut parts = Vec::new();
     let mut compare = |name: &str, running: String, wanted: String| {
         if running != wanted {
@@ -438,5 +446,5 @@ fn drift(running: &Assignment, wanted: &Assignment) -> Option<String> {
             names.filter(|name| running.engine.env.get(*name) != wanted.engine.env.get(*name)).collect();
         parts.push(format!("environment {differing:?}"));
     }
-    (!parts.is_empty()).then(|| format!("drift: runs {}", parts.join("; ")))
+    parts
 }

@@ -9,6 +9,7 @@ use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
 use super::agent::{Agent, decided};
+use super::checkpoint::Occasion;
 use super::gate::Gate;
 use super::notices::Heard;
 use super::stage::{After, Heal, Next, Probe, Stage};
@@ -47,8 +48,12 @@ impl Agent {
             Heard::Known => {}
             Heard::Full => decided(out, "drop a notice", "too many are open"),
             Heard::News => {
+                let takes_the_node = notice.kind.takes_the_node();
                 out.push(Action::Tell(NodeEvent::NoticeSeen { notice }));
                 out.push(Action::Heartbeat);
+                if takes_the_node {
+                    self.checkpoint(now, Occasion::Notice, out);
+                }
                 if self.stage == (Stage::Stopped { by_notice: true }) {
                     self.acknowledge(now, out);
                 }

@@ -1,13 +1,14 @@
 //! What can happen to an agent.
 
 use cic_common::assignment::Assignment;
-use cic_common::id::{OperationId, Term};
+use cic_common::id::{NodeId, OperationId, Term};
 use cic_common::notice::{Cloud, Confidence, NoticeKind};
 use cic_common::report::{EdgeReport, HostReport};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use serde::{Deserialize, Serialize};
 
+use super::checkpoint::{Occasion, Restored, Saved};
 use super::gpu::GpuEvent;
 use super::proof::GpuMemo;
 
@@ -27,6 +28,10 @@ pub struct Booted {
     pub remembered: Option<(Term, Assignment)>,
     /// What an earlier run of this boot knew of the GPUs; `None` after a reboot.
     pub gpus: Option<GpuMemo>,
+    /// Of the files that the found engine was started on.
+    pub model_digest: Option<String>,
+    /// The node whose checkpoint an earlier run has read back.
+    pub predecessor: Option<NodeId>,
 }
 
 /// Why a model cannot be used.
@@ -216,6 +221,24 @@ pub enum Event {
     /// It was read for the first time, or can be read again.
     SpotSeen {
         source: String,
+    },
+    /// What the files of the assignment's model are, said before they are found right.
+    ModelKnown {
+        digest: String,
+    },
+    /// Answer to `Checkpoint`, where there is a store for it.
+    Checkpointed {
+        occasion: Occasion,
+        result: Result<Saved, String>,
+    },
+    /// The controller launched this node in the place of another.
+    TakesPlaceOf {
+        predecessor: NodeId,
+    },
+    /// Answer to `Restore`, where there is a store for it.
+    Restored {
+        from: NodeId,
+        result: Result<Restored, String>,
     },
     /// Init asks the agent to end. The engine stays for the next run to adopt, unless `with_engine`.
     StopAsked {

@@ -8,6 +8,7 @@
 mod action;
 mod agent;
 mod bringup;
+mod checkpoint;
 mod condition;
 mod crash;
 mod drain;
@@ -27,6 +28,7 @@ pub mod timing;
 
 pub use action::{Action, Depth, EdgeMode, GpuFacts};
 pub use agent::{Agent, AgentSpec};
+pub use checkpoint::{Occasion, Restored, Saved};
 pub use crash::{CrashCause, CrashRecord};
 pub use event::{
     Activity, Booted, CheckFault, EngineEnd, EngineFound, Event, ModelFault, ProbeFault, Reading, Work,

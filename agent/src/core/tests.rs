@@ -141,7 +141,7 @@ fn an_engine_found_running_is_probed_not_started() {
     let mut bench = Bench::new(Role::Replica);
     let engine = Some(EngineFound { pid: 9, assignment: assignment("m") });
     let remembered = Some((Term(3), assignment("m")));
-    let actions = bench.give(Event::Booted(Booted { engine, remembered, gpus: None })).to_vec();
+    let actions = bench.give(Event::Booted(Booted { engine, remembered, ..Booted::default() })).to_vec();
     assert!(actions.iter().any(|a| matches!(a, Action::ProbeEngine { pid: 9, depth: Depth::Deep, .. })));
     let actions = bench.give(probed(9, Ok(()))).to_vec();
     assert!(!actions.iter().any(|a| matches!(a, Action::StartEngine { .. } | Action::StopEngine { .. })));

@@ -49,6 +49,8 @@ pub struct Timing {
     /// Before a drain's end: what has not finished by then is handed over. A peer takes a stream up in well under a
     /// second; several hundred at once queue for it.
     pub hand_over: Duration,
+    /// Between checkpoints. Design table: 5 min.
+    pub checkpoint: Duration,
 }
 
 impl Default for Timing {
@@ -74,6 +76,7 @@ impl Default for Timing {
             kill_grace: Duration::from_secs(15),
             drain_poll: Duration::from_millis(100),
             hand_over: Duration::from_secs(3),
+            checkpoint: Duration::from_secs(300),
         }
     }
 }

@@ -14,6 +14,8 @@ use serde::Deserialize;
 
 use crate::core::ModelFault;
 
+mod outline;
+
 /// A file system that takes longer is stuck, and the step is tried again.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -38,7 +40,22 @@ pub async fn verify(model: &ModelSpec) -> Result<(), ModelFault> {
     within(&model.path, verify_now(&model.path)).await
 }
 
-async fn within(path: &str, step: impl Future<Output = Result<(), ModelFault>>) -> Result<(), ModelFault> {
+/// Names what the directory holds: SHA-256 over each file's name and length, over small files whole, and over the header of
+/// each safetensors file, which lists its tensors. Weights themselves are not read: that takes minutes.
+///
+/// # Errors
+/// When a file cannot be read in time.
+pub async fn digest(model: &ModelSpec) -> Result<String, ModelFault> {
+    let path = PathBuf::from(&model.path);
+    within(&model.path, async {
+        let reading = tokio::task::spawn_blocking(move || outline::digest(&path));
+        let read = reading.await.map_err(|error| io::Error::other(error.to_string()));
+        read.flatten().map_err(|error| unreadable(Path::new(&model.path), &error))
+    })
+    .await
+}
+
+async fn within<T>(path: &str, step: impl Future<Output = Result<T, ModelFault>>) -> Result<T, ModelFault> {
     tokio::time::timeout(STEP_DEADLINE, step).await.unwrap_or_else(|_| {
         let cause = format!("no answer from the file system within {} s", STEP_DEADLINE.as_secs());
         Err(ModelFault::Unreadable { path: path.to_owned(), cause })

@@ -16,8 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::edge::{CutStreams, Edge};
+use super::edge::{CutStreams, Edge, Unfinished};
 use super::gpu_metrics::{self, GpuBoard};
+use crate::effect::checkpoint::{Checkpoints, Origin};
 use crate::effect::link::Pulse;
 
 /// Out of file descriptors or memory: accepting again at once would spin.
@@ -32,6 +33,7 @@ pub struct MetricsPort {
     pub pulse: Arc<Pulse>,
     pub edge: Edge,
     pub gpus: GpuBoard,
+    pub checkpoints: Option<Checkpoints>,
 }
 
 impl MetricsPort {
@@ -68,6 +70,14 @@ impl MetricsPort {
         }
     }
 
+    fn page(&self) -> String {
+        let report = self.pulse.report();
+        let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
+        let edge = &self.edge;
+        let checkpoints = self.checkpoints.as_ref().map(Checkpoints::text).unwrap_or_default();
+        text(&report, &edge.report()) + &streams(edge) + &edge.scarcity_text() + &checkpoints + &gpus
+    }
+
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
         let (status, text) = match request.uri().path() {
             "/healthz" => {
@@ -76,20 +86,18 @@ impl MetricsPort {
             "/gpus" => {
                 (StatusCode::OK, serde_json::to_string_pretty(&self.gpus.newest()).unwrap_or_default())
             }
-            "/metrics" => {
-                let report = self.pulse.report();
-                let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
-                let edge = &self.edge;
-                (
-                    StatusCode::OK,
-                    text(&report, &edge.report()) + &streams(edge) + &edge.scarcity_text() + &gpus,
-                )
-            }
+            "/metrics" => (StatusCode::OK, self.page()),
             _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
         response
+    }
+}
+
+impl Origin for MetricsPort {
+    fn look(&self) -> (Vec<Unfinished>, String) {
+        (self.edge.unfinished(), self.page())
     }
 }
 

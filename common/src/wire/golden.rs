@@ -177,6 +177,54 @@ fn agent_samples() -> Vec<Sample> {
             ),
         ),
         sample("agent-event-spot-seen", &event(14, NodeEvent::SpotSeen { source: "aws-spot".to_owned() })),
+        sample(
+            "agent-event-checkpoint-saved",
+            &event(
+                15,
+                NodeEvent::CheckpointSaved {
+                    occasion: "notice".to_owned(),
+                    bytes: 4096,
+                    request_count: 2,
+                    took_ms: 38,
+                },
+            ),
+        ),
+        sample(
+            "agent-event-checkpoint-failed",
+            &event(
+                16,
+                NodeEvent::CheckpointFailed {
+                    occasion: "periodic".to_owned(),
+                    cause: "no answer".to_owned(),
+                    is_lost: true,
+                },
+            ),
+        ),
+        sample(
+            "agent-event-restored",
+            &event(
+                17,
+                NodeEvent::Restored {
+                    from: NodeId::new("llm003").unwrap(),
+                    age_ms: 4000,
+                    took_ms: 38,
+                    unfinished_count: 3,
+                    rerun_count: 1,
+                    differs: vec!["it ran args --seed 1, wanted --seed 2".to_owned()],
+                    skipped: vec!["0001.json: checksum".to_owned()],
+                },
+            ),
+        ),
+        sample(
+            "agent-event-restore-failed",
+            &event(
+                18,
+                NodeEvent::RestoreFailed {
+                    from: NodeId::new("llm003").unwrap(),
+                    cause: "no checkpoint".to_owned(),
+                },
+            ),
+        ),
         sample("agent-renew", &AgentMessage::Renew { csr_der: vec![0x30, 0x01, 0xff] }),
     ]
 }
@@ -186,10 +234,12 @@ fn controller_samples() -> Vec<Sample> {
         controller: ControllerId::new("c1").unwrap(),
         term: Term(2),
         assignment: Some(assignment()),
+        predecessor: Some(NodeId::new("llm003").unwrap()),
         routes: routes(),
         heartbeat_ms: 1000,
     };
-    let empty = Welcome { assignment: None, routes: RoutingTable::default(), ..welcome.clone() };
+    let empty =
+        Welcome { assignment: None, predecessor: None, routes: RoutingTable::default(), ..welcome.clone() };
     let command = |operation, command| ControllerMessage::Command {
         operation: OperationId(operation),
         term: Term(2),
@@ -199,7 +249,10 @@ fn controller_samples() -> Vec<Sample> {
         sample("controller-welcome", &ControllerMessage::Welcome(welcome)),
         sample("controller-welcome-empty", &ControllerMessage::Welcome(empty)),
         sample("controller-ack", &ControllerMessage::Ack { seq: 300 }),
-        sample("controller-assign", &ControllerMessage::Assign { term: Term(2), assignment: assignment() }),
+        sample(
+            "controller-assign",
+            &ControllerMessage::Assign { term: Term(2), assignment: assignment(), predecessor: None },
+        ),
         sample("controller-routes", &ControllerMessage::Routes { table: routes() }),
         sample(
             "controller-command-drain",

@@ -31,6 +31,8 @@ pub struct Welcome {
     pub controller: ControllerId,
     pub term: Term,
     pub assignment: Option<Assignment>,
+    /// The node in whose place this one was launched.
+    pub predecessor: Option<NodeId>,
     pub routes: RoutingTable,
     pub heartbeat_ms: u32,
 }
@@ -98,6 +100,40 @@ pub enum NodeEvent {
     SpotSeen {
         source: String,
     },
+    /// What another node would go on with is in every object store of this one.
+    CheckpointSaved {
+        /// `periodic`, `notice`, `leaving`.
+        occasion: String,
+        bytes: u64,
+        /// Requests under way.
+        request_count: u32,
+        took_ms: u64,
+    },
+    CheckpointFailed {
+        occasion: String,
+        cause: String,
+        /// No store took it.
+        is_lost: bool,
+    },
+    /// The node has read what its predecessor left.
+    Restored {
+        from: NodeId,
+        /// Since it was written, by the two nodes' clocks.
+        age_ms: u64,
+        took_ms: u64,
+        /// Requests that were under way.
+        unfinished_count: u32,
+        /// Those of them that are run again.
+        rerun_count: u32,
+        /// How what is served here is not what was served there.
+        differs: Vec<String>,
+        /// Newer checkpoints that could not be used, with the cause.
+        skipped: Vec<String>,
+    },
+    RestoreFailed {
+        from: NodeId,
+        cause: String,
+    },
 }
 
 /// What became of a command.
@@ -145,6 +181,7 @@ pub enum ControllerMessage {
     Assign {
         term: Term,
         assignment: Assignment,
+        predecessor: Option<NodeId>,
     },
     Routes {
         table: RoutingTable,

@@ -162,6 +162,15 @@ pub(super) struct DevArgs {
     /// Whose machines the nodes play, with that cloud's metadata service
     #[arg(long, default_value = "aws", value_parser = clap::builder::PossibleValuesParser::new(["aws", "gcp", "azure", "runpod", "none"]))]
     pub(super) cloud: String,
+    /// Where every node writes its checkpoints, as `s3://bucket/prefix`; by default a directory of the fleet's
+    #[arg(long, value_name = "URL")]
+    pub(super) checkpoints: Option<String>,
+    /// A second place for them
+    #[arg(long, value_name = "URL", requires = "checkpoints")]
+    pub(super) checkpoints_second: Option<String>,
+    /// Seconds between two of them; by default what the agents have
+    #[arg(long, value_name = "SECONDS")]
+    pub(super) checkpoint_every: Option<u64>,
     /// Keep everything in this directory; by default a temporary one, removed at the end
     #[arg(long)]
     pub(super) dir: Option<PathBuf>,

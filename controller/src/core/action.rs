@@ -19,11 +19,14 @@ pub enum Message {
     Welcome {
         term: Term,
         assignment: Option<Assignment>,
+        /// Whose place it takes.
+        predecessor: Option<NodeId>,
         routes: RoutingTable,
     },
     Assign {
         term: Term,
         assignment: Assignment,
+        predecessor: Option<NodeId>,
     },
     Command {
         operation: OperationId,

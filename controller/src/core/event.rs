@@ -24,6 +24,9 @@ pub struct NodeRecord {
     pub incarnation: Incarnation,
     /// The launch that made it.
     pub launched_by: Option<OperationId>,
+    /// The node in whose place it was launched: its checkpoint is read back.
+    #[serde(default)]
+    pub predecessor: Option<NodeId>,
     /// What an operator asked for; a controller that comes after goes on with it.
     #[serde(default)]
     pub asked: Option<Leaving>,

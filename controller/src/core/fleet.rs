@@ -395,9 +395,10 @@ impl Fleet {
     pub(super) fn reprieve(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
         self.set_leaving(id, None);
         self.tell(now, id, Severity::Info, "reprieve", why, out);
-        let name = self.nodes.get(id).and_then(|node| node.record.deployment.as_ref());
-        if let Some(wanted) = name.and_then(|name| self.deployments.get(name)) {
-            let message = Message::Assign { term: self.term, assignment: wanted.deployment.assignment() };
+        let Some(record) = self.nodes.get(id).map(|node| &node.record) else { return };
+        if let Some(wanted) = record.deployment.as_ref().and_then(|name| self.deployments.get(name)) {
+            let (assignment, predecessor) = (wanted.deployment.assignment(), record.predecessor.clone());
+            let message = Message::Assign { term: self.term, assignment, predecessor };
             out.push(Action::Send { node: id.clone(), message });
         }
     }

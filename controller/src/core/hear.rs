@@ -109,6 +109,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: None,
+                predecessor: None,
                 asked: None,
             };
             self.nodes.insert(id.clone(), Node::new(now, record));
@@ -141,7 +142,8 @@ impl Fleet {
         let assignment =
             deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
         let routes = if is_settled { self.routes.clone() } else { Default::default() };
-        let message = Message::Welcome { term: self.term, assignment, routes };
+        let predecessor = node.record.predecessor.clone();
+        let message = Message::Welcome { term: self.term, assignment, predecessor, routes };
         out.push(Action::Send { node: id.clone(), message });
         self.is_dirty = true;
         self.tell(
@@ -348,6 +350,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: Some(instance.operation),
+                predecessor: None,
                 asked: None,
             };
             out.push(Action::SaveNode(record.clone()));

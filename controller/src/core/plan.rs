@@ -322,6 +322,7 @@ impl Fleet {
             address: None,
             incarnation: Incarnation(0),
             launched_by: Some(self.operation_last.next()),
+            predecessor: replaces.clone(),
             asked: None,
         };
         out.push(Action::SaveNode(record.clone()));

@@ -50,6 +50,10 @@ impl Fleet {
             | NodeEvent::EngineExited { .. }
             | NodeEvent::SpotBlind { .. }
             | NodeEvent::SpotSeen { .. }
+            | NodeEvent::CheckpointSaved { .. }
+            | NodeEvent::CheckpointFailed { .. }
+            | NodeEvent::Restored { .. }
+            | NodeEvent::RestoreFailed { .. }
             | NodeEvent::Farewell { .. } => {}
         }
         self.tell(now, id, severity, kind, text, out);
@@ -76,6 +80,18 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
             format!("{source} cannot be read, a notice would be missed: {cause}"),
         ),
         NodeEvent::SpotSeen { source } => (Severity::Info, "spot-seen", format!("{source} is read again")),
+        NodeEvent::CheckpointSaved { occasion, bytes, request_count, took_ms } => {
+            let text = format!("{occasion}: {request_count} requests, {bytes} bytes, in {took_ms} ms");
+            (Severity::Info, "checkpoint", text)
+        }
+        NodeEvent::CheckpointFailed { occasion, cause, is_lost } => {
+            let what = if *is_lost { "in no store" } else { "not in every store" };
+            (Severity::Warning, "checkpoint-failed", format!("{occasion}: {what}: {cause}"))
+        }
+        restored @ NodeEvent::Restored { .. } => restored_entry(restored),
+        NodeEvent::RestoreFailed { from, cause } => {
+            (Severity::Warning, "restore-failed", format!("nothing of {from} could be read back: {cause}"))
+        }
         NodeEvent::ReplacementWanted { reason } => (Severity::Warning, "replacement-wanted", reason.clone()),
         NodeEvent::Farewell { reason } => (Severity::Info, "farewell", reason.clone()),
         NodeEvent::CommandDone { operation, outcome } => {
@@ -97,6 +113,27 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
             (Severity::Warning, "engine-stall", text)
         }
     }
+}
+
+/// `of node003, 4 s old, in 38 ms: 3 requests were under way, 1 is run again; same model and arguments`
+fn restored_entry(event: &NodeEvent) -> (Severity, &'static str, String) {
+    let NodeEvent::Restored { from, age_ms, took_ms, unfinished_count, rerun_count, differs, skipped } =
+        event
+    else {
+        return (Severity::Info, "restored", String::new());
+    };
+    let same = match differs.as_slice() {
+        [] => "same model and arguments".to_owned(),
+        differs => differs.join("; "),
+    };
+    let skipped_text: String = skipped.iter().map(|one| format!("; skipped {one}")).collect();
+    let text = format!(
+        "of {from}, {} s old, in {took_ms} ms: {unfinished_count} requests were under way, {rerun_count} run again; \
+         {same}{skipped_text}",
+        age_ms / 1000
+    );
+    let is_plain = differs.is_empty() && skipped.is_empty();
+    (if is_plain { Severity::Info } else { Severity::Warning }, "restored", text)
 }
 
 /// `terminate notice from aws-spot, 118 s left (announced)`

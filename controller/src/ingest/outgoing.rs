@@ -15,14 +15,19 @@ pub(super) struct Greeting {
 impl Greeting {
     pub(super) fn message(&self, message: Message) -> ControllerMessage {
         match message {
-            Message::Welcome { term, assignment, routes } => ControllerMessage::Welcome(Welcome {
-                controller: self.controller.clone(),
-                term,
-                assignment,
-                routes,
-                heartbeat_ms: self.heartbeat_ms,
-            }),
-            Message::Assign { term, assignment } => ControllerMessage::Assign { term, assignment },
+            Message::Welcome { term, assignment, predecessor, routes } => {
+                ControllerMessage::Welcome(Welcome {
+                    controller: self.controller.clone(),
+                    term,
+                    assignment,
+                    predecessor,
+                    routes,
+                    heartbeat_ms: self.heartbeat_ms,
+                })
+            }
+            Message::Assign { term, assignment, predecessor } => {
+                ControllerMessage::Assign { term, assignment, predecessor }
+            }
             Message::Command { operation, term, command } => {
                 ControllerMessage::Command { operation, term, command }
             }

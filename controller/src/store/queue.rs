@@ -177,6 +177,7 @@ mod tests {
                 address: None,
                 incarnation: Incarnation(incarnation),
                 launched_by: None,
+                predecessor: None,
                 asked: None,
             }));
         }

@@ -93,7 +93,7 @@ fn an_engine_without_counters_is_asked_for_a_token_from_time_to_time() {
 fn an_engine_adopted_under_load_is_ready_when_it_makes_tokens_for_others() {
     let mut bench = Bench::new(Role::Replica);
     let engine = Some(EngineFound { pid: 9, assignment: assignment("m") });
-    bench.give(Event::Booted(Booted { engine, remembered: None, gpus: None }));
+    bench.give(Event::Booted(Booted { engine, ..Booted::default() }));
     let work = |iterations| Some(Work { running: 256, iterations: Some(iterations), ..Work::default() });
     let late = || Err(ProbeFault::Completion("no answer within 10 s".to_owned()));
     let still = Reading { before: work(5), after: work(5), is_completed: false };

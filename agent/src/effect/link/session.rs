@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cic_common::id::NodeId;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_common::tls::identity::IdentityError;
@@ -133,20 +134,22 @@ async fn hear(
     mut reader: FrameReader<RecvStream>,
     challenges: &watch::Sender<u64>,
 ) -> Result<(), SessionError> {
-    let Welcome { controller, term, assignment, routes, heartbeat_ms: _ } = welcome;
+    let Welcome { controller, term, assignment, predecessor, routes, heartbeat_ms: _ } = welcome;
     pass(link, LinkEvent::Up { address: link.address.clone(), controller, term }).await?;
     pass(link, LinkEvent::Routes(routes)).await?;
     if let Some(assignment) = assignment {
         pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
     }
+    succeed(link, predecessor).await?;
     loop {
         match reader.next().await.map_err(SessionError::Frame)? {
             ControllerMessage::Ack { seq } => link.outbox.acknowledge(seq),
             ControllerMessage::Challenge { number } => {
                 challenges.send_replace(number);
             }
-            ControllerMessage::Assign { term, assignment } => {
+            ControllerMessage::Assign { term, assignment, predecessor } => {
                 pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
+                succeed(link, predecessor).await?;
             }
             ControllerMessage::Command { operation, term, command } => {
                 pass(link, LinkEvent::Core(Event::Commanded { operation, term, command })).await?;
@@ -163,6 +166,11 @@ async fn hear(
             }
         }
     }
+}
+
+async fn succeed(link: &Link, predecessor: Option<NodeId>) -> Result<(), SessionError> {
+    let Some(predecessor) = predecessor else { return Ok(()) };
+    pass(link, LinkEvent::Core(Event::TakesPlaceOf { predecessor })).await
 }
 
 /// Sends events until they are acknowledged, and the request for the next certificate when it is time.

@@ -29,6 +29,9 @@ pub(super) const RESUMABLE_HEADER: HeaderName = HeaderName::from_static("x-cic-r
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 
+/// On the answer of a request that another node had when it was lost: the id of that request.
+pub const RESTORED_HEADER: HeaderName = HeaderName::from_static("x-cic-restored");
+
 /// Seconds that a request may wait for a replica: its client would rather wait than be refused.
 pub const WAIT_HEADER: HeaderName = HeaderName::from_static("x-cic-wait");
 

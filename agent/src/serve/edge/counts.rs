@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::journal::Line;
 use super::scarcity::Slot;
 
 /// Counters of one edge. Clones share them.
@@ -52,12 +53,13 @@ pub(super) struct InFlight {
     flow: Flow,
     /// Its place at the own engine, given up with it.
     slot: Option<Slot>,
+    line: Option<Line>,
 }
 
 impl Counts {
     pub(super) fn enter(&self, flow: Flow) -> InFlight {
         self.of(flow).fetch_add(1, Ordering::Relaxed);
-        InFlight { counts: self.clone(), flow, slot: None }
+        InFlight { counts: self.clone(), flow, slot: None, line: None }
     }
 
     pub(super) fn in_flight(&self, flow: Flow) -> u32 {
@@ -128,6 +130,19 @@ impl InFlight {
     pub(super) fn holding(mut self, slot: Slot) -> Self {
         self.slot = Some(slot);
         self
+    }
+
+    /// The same, with its line in the journal.
+    pub(super) fn noted(mut self, line: Option<Line>) -> Self {
+        self.line = line;
+        self
+    }
+
+    /// Notes what its client has had of a stream.
+    pub(super) fn has_emitted(&self, tokens: &[u32]) {
+        if let Some(line) = &self.line {
+            line.has_emitted(tokens);
+        }
     }
 }
 

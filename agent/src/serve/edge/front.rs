@@ -23,6 +23,7 @@ use super::answer::{
 use super::choice::{Candidate, Choice};
 use super::counts::{Counts, CutStreams, Flow};
 use super::errand::{Errand, response_of};
+use super::journal::Journal;
 use super::lifeline::Lifeline;
 use super::pool::{Pool, Upstream};
 use super::relay::{Cut, Guards, Relay};
@@ -33,6 +34,7 @@ use super::routes::Routes;
 use super::scarcity::{Scarcity, ScarcitySpec};
 use super::user_port::Visit;
 use crate::core::EdgeMode;
+use crate::effect::checkpoint::Answers;
 use crate::serve::peer::PeerBody;
 
 /// Longest name of a model that is looked up, logged or told of; file systems allow no longer component.
@@ -56,11 +58,13 @@ pub struct EdgeSpec {
     /// Whether streams go on elsewhere when their replica is lost.
     pub continuation: bool,
     pub scarcity: ScarcitySpec,
+    /// Where answers are kept for clients of lost nodes; with it the requests under way are noted.
+    pub answers: Option<Answers>,
 }
 
 impl std::fmt::Debug for EdgeSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { node, role, zone, tls, continuation, scarcity } = self;
+        let Self { node, role, zone, tls, continuation, scarcity, answers } = self;
         f.debug_struct("EdgeSpec")
             .field("node", node)
             .field("role", role)
@@ -68,6 +72,7 @@ impl std::fmt::Debug for EdgeSpec {
             .field("tls", &tls.is_some())
             .field("continuation", continuation)
             .field("scarcity", scarcity)
+            .field("answers", answers)
             .finish()
     }
 }
@@ -114,6 +119,7 @@ pub(super) struct Shared {
     /// Counts the times that streams were to be handed over.
     hand_overs: watch::Sender<u64>,
     pub(super) scarcity: Scarcity,
+    pub(super) journal: Journal,
 }
 
 impl Edge {
@@ -129,6 +135,7 @@ impl Edge {
         let own = watch::Sender::new(None);
         let (choice, counts) = (Choice::new(clock, spec.zone.clone()), Counts::default());
         let (queue, rooms, hand_overs) = (Queue::default(), Rooms::default(), watch::Sender::new(0));
+        let journal = spec.answers.as_ref().map_or_else(Journal::default, |_| Journal::kept());
         let shared = Shared {
             spec,
             clock,
@@ -144,6 +151,7 @@ impl Edge {
             fingerprints: Mutex::default(),
             hand_overs,
             scarcity,
+            journal,
         };
         Self { shared: Arc::new(shared) }
     }
@@ -230,9 +238,20 @@ impl Edge {
         let request_id = request.request_id.clone();
         let mut response = match self.model_of(&request) {
             Ok(model) => {
-                let (request, plan) = self.planned(request);
-                let errand = Errand::new(model, request, self.now()).for_user(flight);
-                self.run(Box::new(errand), plan).await
+                // In a place of its own: it is rare, and requests are moved about.
+                let kept = match self.shared.spec.answers {
+                    Some(_) => Box::pin(self.kept_answer(&request)).await,
+                    None => None,
+                };
+                if let Some(kept) = kept {
+                    kept
+                } else {
+                    let now = self.now();
+                    let flight = flight.noted(self.shared.journal.note(&model, &request, now));
+                    let (request, plan) = self.planned(request);
+                    let errand = Errand::new(model, request, now).for_user(flight);
+                    self.run(Box::new(errand), plan).await
+                }
             }
             Err(refusal) => refusal.into_response(),
         };

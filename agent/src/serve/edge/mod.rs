@@ -18,6 +18,7 @@ mod connection;
 mod counts;
 mod errand;
 mod front;
+mod journal;
 mod lifeline;
 mod pool;
 mod quiet;
@@ -30,10 +31,13 @@ mod scarcity;
 mod user_port;
 
 pub use answer::{
-    CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER, WAIT_HEADER,
+    CLASS_HEADER, LAST_RESORT_HEADER, NODE_HEADER, REFUSED_HEADER, REQUEST_ID_HEADER, RESTORED_HEADER,
+    WAIT_HEADER,
 };
 pub use counts::CutStreams;
 pub use front::{Edge, EdgeSpec, OwnEngine};
+pub use journal::{Answered, NotAnswered, Unfinished};
+pub use request::IDEMPOTENCY_HEADER;
 pub use routes::Routes;
 pub use scarcity::{AdmissionLimits, Price, ScarcitySpec, SurgeSpec, SurgeUrl, SurgeUrlError};
 pub use user_port::{

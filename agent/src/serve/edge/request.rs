@@ -37,6 +37,12 @@ static NOT_FORWARDED: [HeaderName; 10] = [
     header::EXPECT,
 ];
 
+/// By which a client names a request that it repeats (draft-ietf-httpapi-idempotency-key-header).
+pub const IDEMPOTENCY_HEADER: HeaderName = HeaderName::from_static("idempotency-key");
+
+/// Longest idempotency key that is heeded.
+const IDEMPOTENCY_KEY_BYTES_MAX: usize = 255;
+
 /// What is sent to a replica, as often as it takes.
 #[derive(Debug, Clone)]
 pub(super) struct Buffered {
@@ -138,6 +144,17 @@ impl Buffered {
 
     pub(super) fn path(&self) -> &str {
         self.target.path()
+    }
+
+    /// The name under which its client may repeat it.
+    pub(super) fn idempotency_key(&self) -> Option<&str> {
+        let key = self.headers.get(IDEMPOTENCY_HEADER)?.to_str().ok()?;
+        (!key.is_empty() && key.len() <= IDEMPOTENCY_KEY_BYTES_MAX).then_some(key)
+    }
+
+    /// What the user sent, as it counts among the bodies that are held.
+    pub(super) fn upload(&self) -> &Upload {
+        &self.asked
     }
 
     /// What the user sent.

@@ -14,7 +14,7 @@ use cic_common::units::Bytes;
 use super::super::args::{DevArgs, EngineKind};
 use super::super::endpoint::DevRecord;
 use super::model;
-use crate::provision::local::Hardware;
+use crate::provision::local::{Checkpoints, Hardware};
 
 /// One vLLM on the CPU, all its processes; measured at 2.5 GB.
 const VLLM_MEMORY: Bytes = Bytes(2_500_000_000);
@@ -84,7 +84,14 @@ impl Plan {
                 (standin(args, program("cic-standin-engine", &mut mistakes)), args.model.clone())
             }
         };
-        let hardware = hardware(&args.cloud, beside.join("cic-fake-metadata"), &mut remarks);
+        let hardware = Hardware {
+            checkpoints: Checkpoints {
+                url: args.checkpoints.clone(),
+                second_url: args.checkpoints_second.clone(),
+                every_s: args.checkpoint_every,
+            },
+            ..hardware(&args.cloud, beside.join("cic-fake-metadata"), &mut remarks)
+        };
         let model = model.map(|path| std::path::absolute(&path).unwrap_or(path));
         mistakes.extend(model.as_deref().map(model::mistakes).unwrap_or_default());
         if kind == EngineKind::Vllm {
@@ -173,9 +180,9 @@ fn choose_engine(args: &DevArgs, mistakes: &mut Vec<String>, remarks: &mut Vec<S
 fn hardware(cloud: &str, program: PathBuf, remarks: &mut Vec<String>) -> Hardware {
     let cloud = Cloud::ALL.into_iter().find(|one| one.as_str() == cloud).unwrap_or(Cloud::None);
     match cloud {
-        Cloud::Runpod | Cloud::None => Hardware { cloud, metadata_program: None },
+        Cloud::Runpod | Cloud::None => Hardware { cloud, ..Hardware::default() },
         Cloud::Aws | Cloud::Gcp | Cloud::Azure if is_executable(&program) => {
-            Hardware { cloud, metadata_program: Some(program) }
+            Hardware { cloud, metadata_program: Some(program), ..Hardware::default() }
         }
         Cloud::Aws | Cloud::Gcp | Cloud::Azure => {
             let what = "so the nodes have no cloud; `cargo xtask dev` builds it";

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::child::Recipe;
 use super::place::Place;
 use super::plan::{Plan, free_tcp_port};
+use crate::provision::local::Checkpoints;
 
 pub(super) const DEPLOYMENT: &str = "dev";
 pub(super) const GATEWAY: &str = "gateway";
@@ -29,6 +30,15 @@ pub(super) fn controller(plan: &Plan, place: &Place, quic: SocketAddr) -> io::Re
     config["local"]["cloud"] = json!(plan.hardware.cloud);
     if let Some(program) = &plan.hardware.metadata_program {
         config["local"]["metadata_program"] = json!(program);
+    }
+    let Checkpoints { url, second_url, every_s } = &plan.hardware.checkpoints;
+    for (key, url) in [("checkpoint_url", url), ("checkpoint_second_url", second_url)] {
+        if let Some(url) = url {
+            config["local"][key] = json!(url);
+        }
+    }
+    if let Some(every_s) = every_s {
+        config["local"]["checkpoint_every_s"] = json!(every_s);
     }
     let path = place.file("controller.toml");
     fs::write(&path, toml_text(&config)?)?;
@@ -63,6 +73,7 @@ pub(super) fn gateway(plan: &Plan, place: &Place, quic: SocketAddr, token: &str)
         "edge": { "listen": plan.edge.to_string() },
         "metrics": { "listen": "127.0.0.1:0" },
         "spot": { "cloud": "none" },
+        "checkpoint": plan.hardware.checkpoints.below(&place.dir),
     });
     let path = home.join("agent.toml");
     fs::write(&path, toml_text(&config)?)?;

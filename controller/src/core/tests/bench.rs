@@ -250,6 +250,7 @@ impl Bench {
             address: node.address.clone(),
             incarnation: node.incarnation,
             launched_by: Some(OperationId(1)),
+            predecessor: self.rows.get(&node.node).and_then(|row| row.predecessor.clone()),
             asked: self.rows.get(&node.node).and_then(|row| row.asked.clone()),
         };
         Restored {

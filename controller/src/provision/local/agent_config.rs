@@ -7,7 +7,7 @@ use cic_common::notice::Cloud;
 use cic_common::report::Role;
 use serde::Serialize;
 
-use super::record::{Cable, Home, LaunchRecord};
+use super::record::{Cable, Checkpoints, Home, LaunchRecord};
 
 /// An address that asks for any free port of the loopback; the agent writes what it got to `ports.json`.
 const ANY_PORT: &str = "127.0.0.1:0";
@@ -22,6 +22,7 @@ struct AgentConfig<'a> {
     metrics: Listen,
     engine: Engine,
     spot: Spot,
+    checkpoint: Checkpoints,
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     timing: &'a toml::Table,
 }
@@ -83,6 +84,7 @@ pub(super) fn render(home: &Home, launch: &LaunchRecord, cable: &Cable) -> Resul
             metadata: home.metadata(),
             notice_file: home.file("notice.json"),
         },
+        checkpoint: launch.hardware.checkpoints.below(home.provider()),
         timing: &launch.agent_timing,
     })
 }

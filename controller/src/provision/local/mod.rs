@@ -27,4 +27,4 @@ mod record;
 
 pub use machine::{MachineError, run as run_machine};
 pub use provider::{Local, LocalSpec, NAME};
-pub use record::{Cable, Hardware, Home, LaunchRecord, MachineRecord, Taking, homes};
+pub use record::{Cable, Checkpoints, Hardware, Home, LaunchRecord, MachineRecord, Taking, homes};

@@ -34,18 +34,40 @@ pub struct LaunchRecord {
     pub hardware: Hardware,
 }
 
-/// What the VM seems to be made of.
+/// What the VM seems to be made of, and what its agent finds around it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hardware {
     /// Whose machine it plays.
     pub cloud: Cloud,
     /// Serves that cloud's metadata; `None`: there is none.
     pub metadata_program: Option<PathBuf>,
+    #[serde(default)]
+    pub checkpoints: Checkpoints,
+}
+
+/// Where its agent writes checkpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Checkpoints {
+    /// `None`: the provider's own directory.
+    pub url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub second_url: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_s: Option<u64>,
+}
+
+impl Checkpoints {
+    /// The same with a URL, whatever the directory.
+    #[must_use]
+    pub fn below(&self, directory: &Path) -> Self {
+        let url = self.url.clone().unwrap_or_else(|| bucket(directory));
+        Self { url: Some(url), ..self.clone() }
+    }
 }
 
 impl Default for Hardware {
     fn default() -> Self {
-        Self { cloud: Cloud::None, metadata_program: None }
+        Self { cloud: Cloud::None, metadata_program: None, checkpoints: Checkpoints::default() }
     }
 }
 
@@ -113,6 +135,12 @@ impl Home {
         self.0.join("state")
     }
 
+    /// The directory of its provider.
+    #[must_use]
+    pub fn provider(&self) -> &Path {
+        self.0.ancestors().nth(2).unwrap_or(&self.0)
+    }
+
     /// The tag holds the directory's one true path: whoever looks for it may have come by a link.
     #[must_use]
     pub fn tag(&self, node: &NodeId) -> Tag {
@@ -171,6 +199,13 @@ impl Home {
     pub(super) fn write_machine(&self, record: &MachineRecord) -> io::Result<()> {
         write(&self.file("machine.json"), &serde_json::to_vec_pretty(record)?, 0o644)
     }
+}
+
+/// The directory that stands for an object store, which outlives the VMs, as a URL.
+fn bucket(directory: &Path) -> String {
+    let path = directory.join("bucket").display().to_string();
+    let path = path.replace('%', "%25").replace('?', "%3F").replace('#', "%23");
+    format!("file://{path}")
 }
 
 /// Homes under the provider's directory, in order of node id.

@@ -100,7 +100,7 @@ pub(in crate::serve::edge) struct Stream {
     edge: Edge,
     ticket: Ticket,
     /// The user, counted in as long as the stream lasts.
-    _flight: Option<InFlight>,
+    flight: Option<InFlight>,
     care: Care,
     state: State,
     out: BytesMut,
@@ -156,7 +156,7 @@ impl Stream {
         Self {
             edge,
             ticket,
-            _flight: flight,
+            flight,
             care,
             state: State::Flows(part),
             out: BytesMut::new(),
@@ -173,7 +173,13 @@ impl Stream {
             self.quiet.heard();
         }
         let heard = match &mut self.care {
-            Care::Keep(keeper) => keeper.hear(&event, &mut self.out),
+            Care::Keep(keeper) => {
+                let heard = keeper.hear(&event, &mut self.out);
+                if let Some(flight) = &self.flight {
+                    flight.has_emitted(&keeper.emitted);
+                }
+                heard
+            }
             Care::Watch(watched) => watched.hear(&event, &mut self.out),
             Care::Away => Heard::Goes,
         };

@@ -100,7 +100,8 @@ impl Stand {
         let supervisor = Supervisor::new();
         let identity = identity(&directory, &authority, "n0");
         let tls = Some(tcp_client(&identity, &trust).unwrap());
-        let spec = EdgeSpec { node: node("n0"), role, zone: None, tls, scarcity, continuation: true };
+        let spec =
+            EdgeSpec { node: node("n0"), role, zone: None, tls, scarcity, continuation: true, answers: None };
         let edge = Edge::new(spec, routes.clone(), Clock::start(), &supervisor);
         let listener = listen().await;
         let user_port = listener.local_addr().unwrap().port();

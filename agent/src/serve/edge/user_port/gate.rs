@@ -147,6 +147,7 @@ mod tests {
             tls: None,
             continuation: true,
             scarcity: ScarcitySpec::default(),
+            answers: None,
         };
         let edge = Edge::new(spec, routes, clock, &supervisor);
         let (key, file) = new_key("a").unwrap();

@@ -59,6 +59,11 @@ impl Visit {
         }
     }
 
+    /// Name of the client's API key.
+    pub(in crate::serve::edge) fn client(&self) -> Option<&str> {
+        self.0.as_ref()?.key.as_ref().map(|key| key.name.as_str())
+    }
+
     /// A replica is asked.
     pub(in crate::serve::edge) fn tries(&self, node: &NodeId) {
         self.tell(|told| {

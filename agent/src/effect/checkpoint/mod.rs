@@ -1,0 +1,27 @@
+//! Checkpoints: what a node in this one's place would go on with, in an object store.
+//!
+//! ```text
+//! NODE/checkpoints/MILLISECONDS-INCARNATION      assignment, model digest, requests under way, metrics; the last ten
+//! answers/DIGEST                                 answers of requests that a successor ran again, by idempotency key
+//! ```
+//! Weights are never copied: they do not change, and the digest names them. Every object is written whole under a name of
+//! its own, and carries its length and SHA-256. There may be a second store, in another region: each checkpoint goes to
+//! both, and is read from whichever has it.
+
+mod answers;
+mod object;
+mod record;
+mod restore;
+mod save;
+mod store;
+mod succeed;
+
+pub use answers::{Answers, KeptAnswer, Question};
+pub use record::Checkpoint;
+pub use restore::{Found, Held};
+pub use save::{Checkpoints, Origin, Snapshot};
+pub use store::{StoreError, Stores};
+pub use succeed::{SuccessionError, Successor};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,103 @@
+//! Reading checkpoints back.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cic_common::id::NodeId;
+use cic_common::time::unix_ms;
+
+use super::object::unseal;
+use super::record::Checkpoint;
+use super::save::{KEPT, KIND, folder_of};
+use super::store::{Store, Stores};
+
+const LIST_WITHIN: Duration = Duration::from_secs(20);
+
+const READ_WITHIN: Duration = Duration::from_secs(30);
+
+/// Requests of 16 MiB and what JSON makes of them.
+const OBJECT_BYTES_MAX: u64 = 256 << 20;
+
+/// The newest checkpoint of a node that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    pub name: String,
+    pub checkpoint: Checkpoint,
+    /// Newer ones, and copies of this one, that cannot: each with its cause.
+    pub skipped: Vec<String>,
+}
+
+impl Found {
+    /// Since it was taken, as far as two wall clocks can tell.
+    #[must_use]
+    pub fn age_ms(&self) -> u64 {
+        unix_ms().saturating_sub(self.checkpoint.taken_at_ms)
+    }
+}
+
+/// One object among a node's checkpoints.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    pub store: String,
+    pub name: String,
+    /// The checkpoint, or why it cannot be used.
+    pub content: Result<Checkpoint, String>,
+}
+
+impl Stores {
+    /// The newest checkpoint of `node` that verifies, in whichever store it is.
+    ///
+    /// # Errors
+    /// When there is none: what was found instead.
+    pub async fn newest(&self, node: &NodeId) -> Result<Found, String> {
+        let (names, mut skipped) = self.names(node).await;
+        for (name, stores) in names.iter().rev().take(KEPT * 2) {
+            for store in stores {
+                match read(store, node, name).await {
+                    Ok(checkpoint) => return Ok(Found { name: name.clone(), checkpoint, skipped }),
+                    Err(cause) => skipped.push(format!("{name} in {}: {cause}", store.name)),
+                }
+            }
+        }
+        Err(match skipped.as_slice() {
+            [] => format!("there is no checkpoint of {node}"),
+            skipped => skipped.join("; "),
+        })
+    }
+
+    /// Everything there is of `node`, newest first, and the stores that did not say.
+    pub async fn all_of(&self, node: &NodeId) -> (Vec<Held>, Vec<String>) {
+        let (names, missed) = self.names(node).await;
+        let mut held = Vec::new();
+        for (name, stores) in names.iter().rev() {
+            for store in stores {
+                let content = read(store, node, name).await;
+                held.push(Held { store: store.name.to_string(), name: name.clone(), content });
+            }
+        }
+        (held, missed)
+    }
+
+    async fn names(&self, node: &NodeId) -> (BTreeMap<String, Vec<&Store>>, Vec<String>) {
+        let folder = folder_of(node);
+        let (mut names, mut missed) = (BTreeMap::<_, Vec<&Store>>::new(), Vec::new());
+        let lists = self.all.iter().map(|store| store.list(&folder, LIST_WITHIN));
+        for (store, list) in self.all.iter().zip(futures_util::future::join_all(lists).await) {
+            match list {
+                Ok(list) => list.into_iter().for_each(|name| names.entry(name).or_default().push(store)),
+                Err(cause) => missed.push(format!("{} cannot be listed: {cause}", store.name)),
+            }
+        }
+        (names, missed)
+    }
+}
+
+async fn read(store: &Store, node: &NodeId, name: &str) -> Result<Checkpoint, String> {
+    let key = format!("{}/{name}", folder_of(node));
+    let object = store.get(&key, OBJECT_BYTES_MAX, READ_WITHIN).await?.ok_or("it is gone")?;
+    let checkpoint: Checkpoint = unseal(KIND, &object).map_err(|fault| fault.to_string())?;
+    if checkpoint.node != *node {
+        return Err(format!("it is of {}", checkpoint.node));
+    }
+    Ok(checkpoint)
+}
