@@ -1,28 +1,31 @@
 //! Joins the shells to the core: one task that owns the agent and waits for nothing but the next event.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cic_common::assignment::ModelSpec;
+use cic_common::assignment::{Assignment, ModelSpec};
+use cic_common::id::NodeId;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::core::gpu::GpuEvent;
-use crate::core::{Action, Agent, Depth, EdgeMode, Event, ProbeFault, Reading, Timing};
-use crate::effect::checkpoint::{Checkpoints, Successor};
+use crate::core::{Action, Agent, Depth, EdgeMode, Event, Occasion, ProbeFault, Reading, Timing};
+use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::model;
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
+use crate::serve::metrics::MetricsPort;
 use crate::source::engine::{Asked, probe};
 use crate::source::gpu::GpuRequests;
 use crate::source::spot::SpotWords;
@@ -61,14 +64,22 @@ pub struct Shells {
     pub links: Option<Links>,
     pub pulse: Arc<Pulse>,
     pub state: StateDir,
-    /// `None` where there is no store for them.
-    pub checkpoints: Option<Checkpoints>,
+    /// `None` where none is configured.
+    pub store: Option<Store>,
     pub tasks: Supervisor,
     pub events: mpsc::Sender<Event>,
     pub timing: Timing,
     pub clock: Clock,
     /// Every event with its moment, one JSON object a line.
     pub record: Option<File>,
+}
+
+/// Where checkpoints go, and what is needed for them.
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub checkpoints: Checkpoints,
+    pub answers: Answers,
+    pub page: MetricsPort,
 }
 
 /// Owns the agent's core.
@@ -78,6 +89,8 @@ pub struct Driver {
     shells: Shells,
     mode: EdgeMode,
     own: Option<OwnEngine>,
+    /// Those whose checkpoints are read, and whether they are gone.
+    predecessors: BTreeMap<NodeId, watch::Sender<bool>>,
     out: Vec<Action>,
 }
 
@@ -98,7 +111,7 @@ impl Driver {
     #[must_use]
     pub fn new(agent: Agent, shells: Shells) -> Self {
         let mode = EdgeMode::Refuse { reason: "agent is starting".to_owned() };
-        Self { agent, shells, mode, own: None, out: Vec::new() }
+        Self { agent, shells, mode, own: None, predecessors: BTreeMap::new(), out: Vec::new() }
     }
 
     /// Runs until the core says exit, which is the code returned, or `token` is cancelled.
@@ -164,8 +177,8 @@ impl Driver {
     /// Resolves when no answer and no checkpoint is under way, or has had its time.
     async fn finished(&self) {
         let written = async {
-            if let Some(checkpoints) = &self.shells.checkpoints {
-                checkpoints.written().await;
+            if let Some(store) = &self.shells.store {
+                store.checkpoints.written().await;
             }
         };
         let _ = tokio::join!(
@@ -225,12 +238,8 @@ impl Driver {
                 }
                 Action::VerifyModel { attempt, model } => {
                     let events = self.shells.events.clone();
-                    let state = self.shells.state.clone();
                     self.spawn("model verify", async move {
                         let result = model::verify(&model).await;
-                        if result.is_ok() {
-                            know_model(&model, &state, &events).await?;
-                        }
                         Ok(events.send(Event::ModelVerified { attempt, result }).await?)
                     });
                 }
@@ -274,24 +283,14 @@ impl Driver {
                     info!("hand streams over");
                     self.shells.edge.hand_over();
                 }
+                Action::NameModel { attempt, model } => {
+                    let (state, events) = (self.shells.state.clone(), self.shells.events.clone());
+                    self.spawn("model digest", name_model(attempt, model, state, events));
+                }
                 Action::Checkpoint { occasion, assignment, model_digest } => {
-                    let Some(checkpoints) = self.shells.checkpoints.clone() else { continue };
-                    // Now: what is under way will have ended when the task runs.
-                    let snapshot = checkpoints.look(occasion, assignment, model_digest);
-                    let events = self.shells.events.clone();
-                    self.spawn("checkpoint", async move {
-                        let result = checkpoints.save(snapshot).await;
-                        info!(?occasion, ?result, "checkpoint");
-                        Ok(events.send(Event::Checkpointed { occasion, result }).await?)
-                    });
+                    self.checkpoint(occasion, assignment, model_digest);
                 }
-                Action::Restore { from } => {
-                    let Some(checkpoints) = self.shells.checkpoints.clone() else { continue };
-                    let Shells { edge, events, state, clock, .. } = &self.shells;
-                    let (edge, events, state) = (edge.clone(), events.clone(), state.clone());
-                    let successor = Successor { checkpoints, edge, events, state, clock: *clock };
-                    self.spawn("restore", async move { Ok(successor.succeed(from).await?) });
-                }
+                Action::Restore { from, is_gone } => self.restore(from, is_gone),
                 Action::AcknowledgeNotice { source, id } => self.shells.spot.acknowledge(&source, &id),
                 Action::Exit { code, reason } => {
                     info!(code, reason, "exit");
@@ -301,6 +300,40 @@ impl Driver {
             }
         }
         exit
+    }
+
+    fn checkpoint(&self, occasion: Occasion, assignment: Option<Assignment>, model_digest: Option<String>) {
+        let Some(Store { checkpoints, page, .. }) = &self.shells.store else { return };
+        // Now: what is under way will have ended when the task runs.
+        let under_way = self.shells.edge.under_way();
+        let what = (assignment, model_digest);
+        let snapshot = checkpoints.look(occasion, what, page.text(), || under_way.written());
+        let (checkpoints, events) = (checkpoints.clone(), self.shells.events.clone());
+        self.spawn("checkpoint", async move {
+            let result = checkpoints.save(snapshot).await;
+            info!(?result, "checkpoint");
+            events.send(Event::Checkpointed { occasion, result }).await?;
+            // A node that is being taken has better things to do.
+            if occasion == Occasion::Periodic {
+                checkpoints.prune().await;
+            }
+            Ok(())
+        });
+    }
+
+    fn restore(&mut self, from: NodeId, is_gone: bool) {
+        let Some(Store { checkpoints, answers, .. }) = &self.shells.store else { return };
+        let (checkpoints, answers) = (checkpoints.clone(), answers.clone());
+        if let Some(running) = self.predecessors.get(&from) {
+            running.send_replace(is_gone);
+            return;
+        }
+        let gone = watch::Sender::new(is_gone);
+        let Shells { edge, events, clock, .. } = &self.shells;
+        let (edge, events, is_gone) = (edge.clone(), events.clone(), gone.subscribe());
+        self.predecessors.insert(from.clone(), gone);
+        let successor = Successor { checkpoints, edge, answers, events, clock: *clock, is_gone };
+        self.spawn("restore", async move { Ok(successor.succeed(from).await?) });
     }
 
     fn tell(&self, event: &NodeEvent) {
@@ -354,17 +387,20 @@ impl Driver {
 }
 
 /// Says what the model's files are, and remembers it for a run that finds the engine running.
-async fn know_model(model: &ModelSpec, state: &StateDir, events: &mpsc::Sender<Event>) -> TaskResult {
-    match model::digest(model).await {
-        Ok(digest) => {
-            state
-                .write(name::MODEL, &KnownModel { path: model.path.clone(), digest: digest.clone() })
-                .await?;
-            events.send(Event::ModelKnown { digest }).await?;
+async fn name_model(
+    attempt: u32,
+    model: ModelSpec,
+    state: StateDir,
+    events: mpsc::Sender<Event>,
+) -> TaskResult {
+    let result = model::digest(&model).await.map_err(|fault| fault.to_string());
+    if let Ok(digest) = &result {
+        let known = KnownModel { path: model.path, digest: digest.clone() };
+        if let Err(error) = state.write(name::MODEL, &known).await {
+            warn!(%error, "the model's digest is not remembered");
         }
-        Err(fault) => warn!(%fault, "the model's files have no digest"),
     }
-    Ok(())
+    Ok(events.send(Event::ModelKnown { attempt, result }).await?)
 }
 
 async fn wait(due: Option<tokio::time::Instant>) {

@@ -23,7 +23,7 @@ use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
-use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells};
+use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells, Store};
 use crate::effect::checkpoint::{Answers, Checkpoints};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
@@ -84,8 +84,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let found_path = engine.as_ref().map(|found| found.assignment.model.path.clone());
     let model_digest =
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
-    let (gpus, predecessor) = (GpuMemory::restored(&state), state.read(name::PREDECESSOR));
-    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest, predecessor })).await?;
+    let gpus = GpuMemory::restored(&state);
+    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest })).await?;
     let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
@@ -108,6 +108,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     };
     let routes = Routes::remembered(&state);
     let stores = config.checkpoint.stores().map_err(|(key, what)| anyhow!("[checkpoint] {key}: {what}"))?;
+    let answers = stores.clone().map(|stores| Answers::new(stores, clock));
     let (edge_words, words_waiting) = mpsc::channel(EDGE_WORDS_WAITING_MAX);
     let edge_spec = EdgeSpec {
         node: config.node.id.clone(),
@@ -116,7 +117,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         tls,
         continuation: config.edge.continuation,
         scarcity: ScarcitySpec { tell: Some(edge_words), ..config.scarcity()? },
-        answers: stores.clone().map(Answers::new),
+        answers: answers.clone(),
     };
     let edge = Edge::new(edge_spec, routes.clone(), clock, &tasks);
     let (keeping, kept) = (routes.clone(), state.clone());
@@ -140,6 +141,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
             role: config.node.role,
             advertise: config.advertised(port),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            keeps_checkpoints: answers.is_some(),
         };
         links = Some(Links::start(&tasks, spec, identity, trust, &pulse, &link_events)?);
     }
@@ -150,10 +152,15 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let board = GpuBoard::default();
     let page =
         MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone(), checkpoints: None };
-    let node = config.node.id.clone();
-    let checkpoints =
-        stores.map(|stores| Checkpoints::new(node, incarnation, stores, clock, Box::new(page.clone())));
-    let (metrics, inner) = (MetricsPort { checkpoints: checkpoints.clone(), ..page }, tasks.clone());
+    let (node, every) = (config.node.id.clone(), config.timing().checkpoint);
+    let checkpoints = stores.map(|stores| Checkpoints::new(node, incarnation, stores, every, clock));
+    let page = MetricsPort { checkpoints: checkpoints.clone(), ..page };
+    let store = checkpoints.zip(answers).map(|(checkpoints, answers)| Store {
+        checkpoints,
+        answers,
+        page: page.clone(),
+    });
+    let (metrics, inner) = (page, tasks.clone());
     tasks.spawn("metrics", Kind::Vital, |token| metrics.run(metrics_listener, inner, token));
     state.write(name::PORTS, &ports).await?;
 
@@ -169,7 +176,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     tasks.spawn("signals", Kind::Vital, move |token| stop.pass_on(asked, meaning, token));
 
     let timing = config.timing();
-    let spec = AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing };
+    let has_store = store.is_some();
+    let spec =
+        AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing, has_store };
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
     let shells = Shells {
         keeper,
@@ -183,7 +192,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         links,
         pulse,
         state,
-        checkpoints,
+        store,
         tasks: tasks.clone(),
         events,
         timing,

@@ -28,7 +28,6 @@ pub mod name {
     pub const LOCK: &str = "lock";
     pub const MODEL: &str = "model.json";
     pub const PORTS: &str = "ports.json";
-    pub const PREDECESSOR: &str = "predecessor.json";
     pub const ROUTES: &str = "routes.json";
 }
 

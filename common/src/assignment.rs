@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::DeploymentName;
+use crate::id::{DeploymentName, NodeId};
 
 /// The model a deployment serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +26,14 @@ pub struct EngineSpec {
     pub args: Vec<String>,
     #[serde(default)]
     pub env: BTreeMap<String, String>,
+}
+
+/// A node in whose place another one stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Predecessor {
+    pub node: NodeId,
+    /// Its VM is no more: it will write no other checkpoint.
+    pub is_gone: bool,
 }
 
 /// One node's part in one deployment.

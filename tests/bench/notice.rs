@@ -59,8 +59,7 @@ fn spans(cloud: &'static str, left: Duration, runs: NonZeroUsize) -> anyhow::Res
         let victim = serving.first().context("a serving node")?.clone();
         let known = fleet.view()?.names();
         let agent = fleet.agent_pid(&victim)?;
-        // A service is read once a second, and each run begins at the end of the one before.
-        std::thread::sleep(Duration::from_millis(fastrand::u64(0..1000))); // spreads the moments over that second
+        wait_part_of_a_second();
         let zero = unix_ms();
         match cloud {
             "runpod" => kill(Pid::from_raw(agent.cast_signed()), Signal::SIGTERM)?,
@@ -84,6 +83,11 @@ fn spans(cloud: &'static str, left: Duration, runs: NonZeroUsize) -> anyhow::Res
     }
     fleet.stop()?;
     Ok((told, launched))
+}
+
+/// Services are read once a second, and each run begins at the end of the one before: spreads the runs over that second.
+fn wait_part_of_a_second() {
+    std::thread::sleep(Duration::from_millis(fastrand::u64(0..1000)));
 }
 
 /// The value below which so large a part of a sorted list lies.

@@ -269,7 +269,7 @@ async fn listen(
                 let message = Message::Welcome {
                     term: Term(1),
                     assignment: None,
-                    predecessor: None,
+                    predecessors: Vec::new(),
                     routes: RoutingTable::default(),
                 };
                 ingest.send(&hello.node, message);

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use cic_agent::core::Occasion;
-use cic_agent::effect::checkpoint::{Checkpoints, Origin, Stores};
+use cic_agent::core::{Occasion, Saved};
+use cic_agent::effect::checkpoint::{Checkpoints, Stores};
 use cic_agent::serve::edge::Unfinished;
 use cic_common::id::{Incarnation, NodeId};
 use cic_common::route::Class;
@@ -15,26 +15,32 @@ const SOON: Duration = Duration::from_secs(60);
 
 const FOLDER: &str = "node001/checkpoints";
 
-/// An edge with so many requests under way, of a kilobyte each.
-#[derive(Debug)]
-struct Busy(usize);
+/// So many requests under way, of a kilobyte each.
+fn busy(count: usize) -> Vec<Unfinished> {
+    let request = |number| Unfinished {
+        request_id: format!("r-{number}"),
+        idempotency_key: Some(format!("k-{number}")),
+        client: None,
+        model: "tiny".to_owned(),
+        path: "/v1/completions".to_owned(),
+        class: Class::Standard,
+        is_stream: number % 2 == 0,
+        is_json_post: true,
+        for_ms: 10,
+        body: Some("x".repeat(1024)),
+        tokens: (0..100).collect(),
+    };
+    (0..count).map(request).collect()
+}
 
-impl Origin for Busy {
-    fn look(&self) -> (Vec<Unfinished>, String) {
-        let request = |number| Unfinished {
-            request_id: format!("r-{number}"),
-            idempotency_key: Some(format!("k-{number}")),
-            client: None,
-            model: "tiny".to_owned(),
-            path: "/v1/completions".to_owned(),
-            class: Class::Standard,
-            is_stream: number % 2 == 0,
-            for_ms: 10,
-            body: Some("x".repeat(1024)),
-            tokens: (0..100).collect(),
-        };
-        ((0..self.0).map(request).collect(), "cic_agent_phase{phase=\"serving\"} 1\n".to_owned())
-    }
+fn checkpoints(stores: &Stores, node: &NodeId) -> Checkpoints {
+    let every = Duration::from_secs(300);
+    Checkpoints::new(node.clone(), Incarnation(1), stores.clone(), every, Clock::start())
+}
+
+async fn save(checkpoints: &Checkpoints, occasion: Occasion, count: usize) -> Saved {
+    let snapshot = checkpoints.look(occasion, (None, None), "a 1\n".to_owned(), move || busy(count));
+    checkpoints.save(snapshot).await.expect("saved")
 }
 
 /// What a store or a wire makes of an object.
@@ -91,16 +97,11 @@ async fn of_checkpoints_the_newest_that_verifies_is_restored_and_each_other_is_n
     let s3 = S3Server::start().expect("a server");
     let stores = stores(&s3);
     let node = NodeId::new("node001").expect("a name");
-    let write = |busy| {
-        Checkpoints::new(node.clone(), Incarnation(1), stores.clone(), Clock::start(), Box::new(Busy(busy)))
-    };
     assert_eq!(stores.newest(&node).await.expect_err("none"), "there is no checkpoint of node001");
     for (number, (what, how, said)) in DAMAGES.into_iter().enumerate() {
-        let checkpoints = write(number + 1);
-        let snapshot = checkpoints.look(Occasion::Periodic, None, None);
-        checkpoints.save(snapshot).await.expect("saved");
-        let damaged = checkpoints.look(Occasion::Periodic, None, None);
-        checkpoints.save(damaged).await.expect("saved");
+        let checkpoints = checkpoints(&stores, &node);
+        save(&checkpoints, Occasion::Periodic, number + 1).await;
+        save(&checkpoints, Occasion::Periodic, 99).await;
         let object = s3.objects(FOLDER).pop().expect("an object");
         damage(&object, how);
         let since = Instant::now();
@@ -116,9 +117,7 @@ async fn a_thousand_requests_are_written_and_restored() {
     let s3 = S3Server::start().expect("a server");
     let stores = stores(&s3);
     let node = NodeId::new("node001").expect("a name");
-    let checkpoints =
-        Checkpoints::new(node.clone(), Incarnation(1), stores.clone(), Clock::start(), Box::new(Busy(1000)));
-    let saved = checkpoints.save(checkpoints.look(Occasion::Leaving, None, None)).await.expect("saved");
+    let saved = save(&checkpoints(&stores, &node), Occasion::Leaving, 1000).await;
     let since = Instant::now();
     let found = stores.newest(&node).await.expect("restored");
     println!(

@@ -76,6 +76,7 @@ fn hello(node: &str, incarnation: u64) -> Hello {
         role: Role::Replica,
         address: "127.0.0.1:1".to_owned(),
         version: "test".to_owned(),
+        keeps_checkpoints: false,
         report: NodeReport::booting(),
     }
 }

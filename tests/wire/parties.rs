@@ -133,7 +133,7 @@ impl Controller {
             let message = Message::Welcome {
                 term: Term(1),
                 assignment: None,
-                predecessor: None,
+                predecessors: Vec::new(),
                 routes: RoutingTable::default(),
             };
             self.ingest.send(&hello.node, message);
@@ -215,6 +215,7 @@ impl Node {
             role: Role::Replica,
             advertise: "127.0.0.1:1".to_owned(),
             version: "test".to_owned(),
+            keeps_checkpoints: false,
         };
         let pulse = Arc::new(Pulse::new(node, Incarnation(incarnation), Clock::start()));
         let links = Links::start(&supervisor, spec, identity, &fleet.trust, &pulse, &sender).unwrap();

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cic_agent::core::gpu::GpuEvent;
 use cic_agent::core::{
     Action, Activity, Agent, AgentSpec, Booted, EdgeMode, EngineEnd, EngineFound, Event, ModelFault,
-    ProbeFault, Reading,
+    ProbeFault, Reading, Restored, Saved,
 };
 use cic_common::id::Term;
 use cic_common::notice::Cloud;
@@ -45,6 +45,10 @@ pub(super) const TICKS_AT_ONCE_MAX: u32 = 50;
 /// How often a draining edge says what it still holds.
 const EDGE_COUNT: Duration = Duration::from_millis(250);
 
+/// A write to an object store, or a read: seldom seconds, and a few of them never.
+const STORE_MS: (u64, u64) = (20, 4000);
+const STORE_FAULTS: f64 = 0.1;
+
 impl World {
     pub(super) fn host_boots(&mut self, node: usize) {
         let machine = &mut self.machines[node];
@@ -72,6 +76,7 @@ impl World {
             role: Role::Replica,
             incarnation: machine.incarnation,
             timing,
+            has_store: true,
         };
         machine.process = Some(Process {
             run,
@@ -246,8 +251,23 @@ impl World {
             }
             // Its cloud takes it at its time.
             Action::AcknowledgeNotice { .. } => {}
-            // It has no object store.
-            Action::Checkpoint { .. } | Action::Restore { .. } => {}
+            Action::NameModel { attempt, model } => {
+                let result = Ok(format!("digest of {}", model.path));
+                self.answer_agent(node, run, MODEL_MS, Event::ModelKnown { attempt, result });
+            }
+            Action::Checkpoint { occasion, .. } => {
+                let saved = Saved { occasion, bytes: 1, request_count: 0, took_ms: 1, missed: Vec::new() };
+                let result =
+                    if self.rng.chance(STORE_FAULTS) { Err("no answer".to_owned()) } else { Ok(saved) };
+                self.answer_agent(node, run, STORE_MS, Event::Checkpointed { occasion, result });
+            }
+            Action::Restore { from, is_gone } => {
+                let result = match self.rng.chance(STORE_FAULTS) {
+                    true => Err("no answer".to_owned()),
+                    false => Ok(restored(is_gone)),
+                };
+                self.answer_agent(node, run, STORE_MS, Event::Restored { from, result });
+            }
             Action::HandOver => {
                 process.in_flight = 0;
                 self.edge_counts(node, run);
@@ -385,6 +405,21 @@ pub(super) fn hello_of(
         role: Role::Replica,
         address: format!("10.0.{}.{}:7444", node / 256, node % 256),
         version: "sim".to_owned(),
+        keeps_checkpoints: true,
         report: process.agent.report(process.origin.local(now)),
+    }
+}
+
+/// What a predecessor left: nothing to run again.
+fn restored(is_last: bool) -> Restored {
+    Restored {
+        age_ms: 1000,
+        took_ms: 10,
+        assignment: None,
+        model_digest: None,
+        unfinished_count: 0,
+        rerun_count: 0,
+        skipped: Vec::new(),
+        is_last,
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use cic_agent::core::Event as AgentEvent;
+use cic_common::assignment::Predecessor;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_controller::core::{Event, Message};
@@ -192,28 +193,30 @@ impl World {
         }
     }
 
+    fn agent_succeeds(&mut self, node: usize, run: u32, predecessors: Vec<Predecessor>) {
+        for Predecessor { node: predecessor, is_gone } in predecessors {
+            self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor, is_gone });
+        }
+    }
+
     fn agent_receives(&mut self, session: usize, packet: Packet) {
         let now = self.now();
         let (node, run) = (self.sessions[session].node, self.sessions[session].agent_run);
         self.sessions[session].agent_heard_at = now;
         let Some(process) = self.machines[node].running(run) else { return };
         match packet {
-            Packet::Message(Message::Welcome { term, assignment, predecessor, routes }) => {
+            Packet::Message(Message::Welcome { term, assignment, predecessors, routes }) => {
                 if routes.supersedes(&process.routes) {
                     process.routes = routes;
                 }
                 if let Some(assignment) = assignment {
                     self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
                 }
-                if let Some(predecessor) = predecessor {
-                    self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor });
-                }
+                self.agent_succeeds(node, run, predecessors);
             }
-            Packet::Message(Message::Assign { term, assignment, predecessor }) => {
+            Packet::Message(Message::Assign { term, assignment, predecessors }) => {
                 self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
-                if let Some(predecessor) = predecessor {
-                    self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor });
-                }
+                self.agent_succeeds(node, run, predecessors);
             }
             Packet::Message(Message::Command { operation, term, command }) => {
                 self.agent_hears(node, run, AgentEvent::Commanded { operation, term, command });

@@ -133,9 +133,15 @@ pub enum Action {
         assignment: Option<Assignment>,
         model_digest: Option<String>,
     },
-    /// Read back what this node left there, and go on with it.
+    /// Say what the verified files of an attempt are; ends in `ModelKnown`.
+    NameModel {
+        attempt: u32,
+        model: ModelSpec,
+    },
+    /// Read back what this node left there, and go on with it; said again when it is gone.
     Restore {
         from: NodeId,
+        is_gone: bool,
     },
     /// End the process with this code, links closed in order.
     Exit {

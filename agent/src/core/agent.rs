@@ -12,7 +12,7 @@ use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
-use super::checkpoint::{Checkpoints, Occasion};
+use super::checkpoint::{Checkpoints, LastWord};
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::notices::Notices;
 use super::restart::Restarts;
@@ -27,6 +27,8 @@ pub struct AgentSpec {
     pub role: Role,
     pub incarnation: Incarnation,
     pub timing: Timing,
+    /// There is an object store for checkpoints.
+    pub has_store: bool,
 }
 
 /// The agent's decisions.
@@ -72,8 +74,6 @@ pub struct Agent {
     pub(super) own_in_flight: u32,
     /// What is asked for in place of the running engine, for its next start.
     pub(super) wanted: Option<Assignment>,
-    /// Of the files that the assignment's model has here, once they were looked at.
-    pub(super) model_digest: Option<String>,
     pub(super) checkpoints: Checkpoints,
     state: StateDigest,
 }
@@ -114,8 +114,7 @@ impl Agent {
             edge: EdgeReport::default(),
             own_in_flight: 0,
             wanted: None,
-            model_digest: None,
-            checkpoints: Checkpoints::default(),
+            checkpoints: Checkpoints::new(),
             state: StateDigest::default(),
         }
     }
@@ -176,9 +175,9 @@ impl Agent {
                     out.push(Action::Heartbeat);
                 }
             }
-            Event::ModelKnown { digest } => self.model_known(digest, out),
+            Event::ModelKnown { attempt, result } => self.model_known(attempt, result, out),
             Event::Checkpointed { occasion, result } => self.checkpointed(occasion, result, out),
-            Event::TakesPlaceOf { predecessor } => self.takes_place_of(predecessor, out),
+            Event::TakesPlaceOf { predecessor, is_gone } => self.takes_place_of(predecessor, is_gone, out),
             Event::Restored { from, result } => self.restored(from, result, out),
             Event::StopAsked { with_engine, reason } => self.stop_asked(now, with_engine, reason, out),
         }
@@ -196,6 +195,7 @@ impl Agent {
             Stage::Serving { probe, .. } => Some(self.probe_deadline(*probe)),
             Stage::Proving { ask_at, until, .. } => Some((*ask_at).min(*until)),
             Stage::Waiting { until, .. } => Some(*until),
+            Stage::Draining { last_word: LastWord::Until(until), .. } => Some(*until),
             Stage::Draining { until, poll, hand_over, .. } => {
                 let next = (*until).min(*poll);
                 Some(hand_over.map_or(next, |at| at.min(next)))
@@ -298,20 +298,23 @@ impl Agent {
             }
             Stage::Proving { .. } => self.look_at_proof(now, out),
             Stage::Waiting { until, .. } if now >= *until => self.begin(now, "trying again", out),
-            Stage::Draining { pid, until, poll, hand_over, is_counted, then, keep_engine } => {
+            Stage::Draining { pid, until, poll, hand_over, is_counted, then, keep_engine, last_word } => {
                 if hand_over.take_if(|at| now >= *at).is_some() {
                     out.push(Action::HandOver);
                 }
-                if (self.edge.in_flight > 0 || !*is_counted) && now < *until {
+                let is_written = *last_word != LastWord::ToBeWritten;
+                if !is_written && (self.edge.in_flight > 0 || !*is_counted) && now < *until {
                     if now >= *poll {
                         *poll = now + timing.drain_poll;
                     }
                 } else {
-                    let (pid, then, keep_engine) = (*pid, *then, *keep_engine);
-                    if self.notices.due(now).is_some() {
-                        self.checkpoint(now, Occasion::Leaving, out);
+                    let (pid, then, keep_engine, word) = (*pid, *then, *keep_engine, *last_word);
+                    let word = self.last_word(now, word, then, out);
+                    if let Stage::Draining { last_word, .. } = &mut self.stage {
+                        *last_word = word;
                     }
                     match pid {
+                        _ if word != LastWord::Done => {}
                         _ if keep_engine && then == After::Exit => {
                             let reason = self.reason.clone();
                             self.enter(now, Stage::Exiting, &reason, out);

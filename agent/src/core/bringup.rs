@@ -19,8 +19,6 @@ impl Agent {
             self.term = self.term.max(term);
             self.assignment.get_or_insert(assignment);
         }
-        self.model_digest = booted.model_digest;
-        self.has_taken_place_of(booted.predecessor);
         if let Some(memo) = booted.gpus {
             self.baseline = memo.baseline;
             self.gpus.restore(memo.marks);
@@ -32,7 +30,10 @@ impl Agent {
                 out.push(Action::SetEdge(EdgeMode::Admit));
                 self.enter(now, Stage::Passing, "gateway: passes requests to replicas", out);
             }
-            (Role::Replica, Some(found)) => self.adopt(now, found, out),
+            (Role::Replica, Some(found)) => {
+                self.remember_model(booted.model_digest);
+                self.adopt(now, found, out);
+            }
             (Role::Replica, None) => {
                 self.refuse("agent started; no engine yet", out);
                 if self.assignment.is_some() {
@@ -124,6 +125,7 @@ impl Agent {
         if let Some(wanted) = self.wanted.take() {
             self.assignment = Some(wanted);
         }
+        self.forget_model();
         let Some(assignment) = &self.assignment else { return };
         self.attempt += 1;
         let attempt = self.attempt;
@@ -170,6 +172,9 @@ impl Agent {
                     until: now + self.spec.timing.gpu_wait,
                 };
                 self.enter(now, stage, "every shard is there; checking flags, memory and driver", out);
+                if let Some(assignment) = self.assignment.as_ref().filter(|_| self.spec.has_store) {
+                    out.push(Action::NameModel { attempt, model: assignment.model.clone() });
+                }
                 if self.gpus_heard {
                     self.ask_for_check(attempt, out);
                 }

@@ -9,7 +9,7 @@ use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
 use super::agent::{Agent, decided};
-use super::checkpoint::Occasion;
+use super::checkpoint::{LastWord, Occasion};
 use super::gate::Gate;
 use super::notices::Heard;
 use super::stage::{After, Heal, Next, Probe, Stage};
@@ -230,6 +230,7 @@ impl Agent {
                     is_counted: false,
                     then,
                     keep_engine,
+                    last_word: LastWord::ToBeWritten,
                 };
                 self.enter(now, stage, reason, out);
             }

@@ -50,11 +50,19 @@ impl Agent {
                 self.refuse(&reason, out);
                 self.prove(now, Next::Fail { reason, heal }, &left, out);
             }
-            Stage::Draining { until, poll, hand_over, is_counted, then, keep_engine, .. } => {
+            Stage::Draining { until, poll, hand_over, is_counted, then, keep_engine, last_word, .. } => {
                 let reason = format!("engine ended with {how} while it was drained");
                 self.save_crash(now, pid, cause, &reason, &circumstances, end, out);
-                self.stage =
-                    Stage::Draining { pid: None, until, poll, hand_over, is_counted, then, keep_engine };
+                self.stage = Stage::Draining {
+                    pid: None,
+                    until,
+                    poll,
+                    hand_over,
+                    is_counted,
+                    then,
+                    keep_engine,
+                    last_word,
+                };
             }
             Stage::Stopping { then: After::Retry, .. } => {
                 let reason = self.reason.clone();

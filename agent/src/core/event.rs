@@ -30,8 +30,6 @@ pub struct Booted {
     pub gpus: Option<GpuMemo>,
     /// Of the files that the found engine was started on.
     pub model_digest: Option<String>,
-    /// The node whose checkpoint an earlier run has read back.
-    pub predecessor: Option<NodeId>,
 }
 
 /// Why a model cannot be used.
@@ -222,9 +220,10 @@ pub enum Event {
     SpotSeen {
         source: String,
     },
-    /// What the files of the assignment's model are, said before they are found right.
+    /// What the verified files of an attempt are, or why that is not known.
     ModelKnown {
-        digest: String,
+        attempt: u32,
+        result: Result<String, String>,
     },
     /// Answer to `Checkpoint`, where there is a store for it.
     Checkpointed {
@@ -234,6 +233,8 @@ pub enum Event {
     /// The controller launched this node in the place of another.
     TakesPlaceOf {
         predecessor: NodeId,
+        /// Its VM is no more: it will write nothing.
+        is_gone: bool,
     },
     /// Answer to `Restore`, where there is a store for it.
     Restored {

@@ -19,7 +19,8 @@ const LEAD: Duration = Duration::from_secs(120);
 /// when it was seen. Design table: AWS 120 - 10, GCP 120 - 10 or 30 - 5, Azure 30 - 5, RunPod 5 - 1.5.
 const RESERVES: [(Duration, Duration); 3] = [
     (Duration::from_secs(90), Duration::from_secs(10)),
-    (Duration::from_secs(20), Duration::from_secs(5)),
+    // Of a shutdown's 20 s some are gone until systemd has said that it is one.
+    (Duration::from_secs(18), Duration::from_secs(5)),
     (Duration::from_millis(4_500), Duration::from_millis(1_500)),
 ];
 
@@ -165,6 +166,7 @@ mod tests {
             (900_000, 10_000),
             (30_000, 5_000),
             (29_000, 5_000),
+            (19_980, 5_000),
             (5_000, 1_500),
             (4_900, 1_500),
             (2_000, 600),

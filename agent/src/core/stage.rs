@@ -3,6 +3,7 @@
 use cic_common::report::{EngineState, Phase};
 use cic_common::time::Mono;
 
+use super::checkpoint::LastWord;
 use super::gate::Gate;
 use super::progress::Progress;
 
@@ -101,6 +102,7 @@ pub(super) enum Stage {
         is_counted: bool,
         then: After,
         keep_engine: bool,
+        last_word: LastWord,
     },
     /// The engine was told to end; one that has not by `until` survived SIGKILL.
     Stopping {

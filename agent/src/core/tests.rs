@@ -14,6 +14,7 @@ use self::noticed::{drained_by_command, notice, noticed};
 use super::gpu::GpuEvent;
 use super::*;
 
+mod checkpointed;
 mod noticed;
 mod on_gpu;
 mod supervision;
@@ -27,8 +28,21 @@ struct Bench {
 impl Bench {
     fn new(role: Role) -> Self {
         let node = NodeId::new("n1").expect("label");
-        let spec = AgentSpec { node, role, incarnation: Incarnation(1), timing: Timing::default() };
+        let spec = AgentSpec {
+            node,
+            role,
+            incarnation: Incarnation(1),
+            timing: Timing::default(),
+            has_store: false,
+        };
         Self { agent: Agent::new(spec), now: Mono::ZERO, out: Vec::new() }
+    }
+
+    /// The same with an object store.
+    fn storing(role: Role) -> Self {
+        let mut bench = Self::new(role);
+        bench.agent.spec.has_store = true;
+        bench
     }
 
     fn give(&mut self, event: Event) -> &[Action] {

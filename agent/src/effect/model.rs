@@ -41,7 +41,7 @@ pub async fn verify(model: &ModelSpec) -> Result<(), ModelFault> {
 }
 
 /// Names what the directory holds: SHA-256 over each file's name and length, over small files whole, and over the header of
-/// each safetensors file, which lists its tensors. Weights themselves are not read: that takes minutes.
+/// each safetensors file, which lists its tensors, and a megabyte of its weights. To read them all takes minutes.
 ///
 /// # Errors
 /// When a file cannot be read in time.

@@ -16,9 +16,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::edge::{CutStreams, Edge, Unfinished};
+use super::edge::{CutStreams, Edge};
 use super::gpu_metrics::{self, GpuBoard};
-use crate::effect::checkpoint::{Checkpoints, Origin};
+use crate::effect::checkpoint::Checkpoints;
 use crate::effect::link::Pulse;
 
 /// Out of file descriptors or memory: accepting again at once would spin.
@@ -70,7 +70,9 @@ impl MetricsPort {
         }
     }
 
-    fn page(&self) -> String {
+    /// The page of `/metrics`.
+    #[must_use]
+    pub fn text(&self) -> String {
         let report = self.pulse.report();
         let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
         let edge = &self.edge;
@@ -86,18 +88,12 @@ impl MetricsPort {
             "/gpus" => {
                 (StatusCode::OK, serde_json::to_string_pretty(&self.gpus.newest()).unwrap_or_default())
             }
-            "/metrics" => (StatusCode::OK, self.page()),
+            "/metrics" => (StatusCode::OK, self.text()),
             _ => (StatusCode::NOT_FOUND, "there is /metrics, /healthz and /gpus\n".to_owned()),
         };
         let mut response = Response::new(Full::new(Bytes::from(text)));
         *response.status_mut() = status;
         response
-    }
-}
-
-impl Origin for MetricsPort {
-    fn look(&self) -> (Vec<Unfinished>, String) {
-        (self.edge.unfinished(), self.page())
     }
 }
 

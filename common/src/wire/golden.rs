@@ -11,7 +11,7 @@ use super::message::{
     AgentMessage, Command, CommandOutcome, ControllerMessage, EnrolAnswer, EnrolRequest, Hello, NodeEvent,
     Welcome,
 };
-use crate::assignment::{Assignment, EngineSpec, ModelSpec};
+use crate::assignment::{Assignment, EngineSpec, ModelSpec, Predecessor};
 use crate::gpu::{
     GpuAction, GpuHealth, GpuSummary, GpuVerdict, PciAddress, RecoveryAction, XidSeen, XidSource,
 };
@@ -104,6 +104,7 @@ fn agent_samples() -> Vec<Sample> {
         role: Role::Replica,
         address: "10.0.0.7:7444".to_owned(),
         version: "0.1.0".to_owned(),
+        keeps_checkpoints: true,
         report: report(),
     };
     let done = |outcome| NodeEvent::CommandDone { operation: OperationId(77), outcome };
@@ -212,6 +213,7 @@ fn agent_samples() -> Vec<Sample> {
                     rerun_count: 1,
                     differs: vec!["it ran args --seed 1, wanted --seed 2".to_owned()],
                     skipped: vec!["0001.json: checksum".to_owned()],
+                    is_last: true,
                 },
             ),
         ),
@@ -234,12 +236,16 @@ fn controller_samples() -> Vec<Sample> {
         controller: ControllerId::new("c1").unwrap(),
         term: Term(2),
         assignment: Some(assignment()),
-        predecessor: Some(NodeId::new("llm003").unwrap()),
+        predecessors: vec![Predecessor { node: NodeId::new("llm003").unwrap(), is_gone: true }],
         routes: routes(),
         heartbeat_ms: 1000,
     };
-    let empty =
-        Welcome { assignment: None, predecessor: None, routes: RoutingTable::default(), ..welcome.clone() };
+    let empty = Welcome {
+        assignment: None,
+        predecessors: Vec::new(),
+        routes: RoutingTable::default(),
+        ..welcome.clone()
+    };
     let command = |operation, command| ControllerMessage::Command {
         operation: OperationId(operation),
         term: Term(2),
@@ -251,7 +257,7 @@ fn controller_samples() -> Vec<Sample> {
         sample("controller-ack", &ControllerMessage::Ack { seq: 300 }),
         sample(
             "controller-assign",
-            &ControllerMessage::Assign { term: Term(2), assignment: assignment(), predecessor: None },
+            &ControllerMessage::Assign { term: Term(2), assignment: assignment(), predecessors: Vec::new() },
         ),
         sample("controller-routes", &ControllerMessage::Routes { table: routes() }),
         sample(

@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Predecessor};
 use crate::gpu::{GpuAction, XidSeen};
 use crate::id::{ControllerId, Incarnation, NodeId, OperationId, Term};
 use crate::notice::Notice;
@@ -22,6 +22,8 @@ pub struct Hello {
     pub address: String,
     /// The agent's version, for people.
     pub version: String,
+    /// It has an object store for checkpoints.
+    pub keeps_checkpoints: bool,
     pub report: NodeReport,
 }
 
@@ -31,8 +33,8 @@ pub struct Welcome {
     pub controller: ControllerId,
     pub term: Term,
     pub assignment: Option<Assignment>,
-    /// The node in whose place this one was launched.
-    pub predecessor: Option<NodeId>,
+    /// Nodes in whose place this one stands, and whose checkpoints it has not read to the last.
+    pub predecessors: Vec<Predecessor>,
     pub routes: RoutingTable,
     pub heartbeat_ms: u32,
 }
@@ -129,6 +131,8 @@ pub enum NodeEvent {
         differs: Vec<String>,
         /// Newer checkpoints that could not be used, with the cause.
         skipped: Vec<String>,
+        /// The predecessor writes no other: this is done.
+        is_last: bool,
     },
     RestoreFailed {
         from: NodeId,
@@ -181,7 +185,7 @@ pub enum ControllerMessage {
     Assign {
         term: Term,
         assignment: Assignment,
-        predecessor: Option<NodeId>,
+        predecessors: Vec<Predecessor>,
     },
     Routes {
         table: RoutingTable,

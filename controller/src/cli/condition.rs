@@ -59,7 +59,7 @@ pub(super) fn lines(report: &NodeReport) -> Vec<String> {
         vec![format!("engine: {}", engine(&report.engine)), format!("notices: {}", notices(report))];
     for blind in &report.spot.blind {
         let for_s = blind.for_ms / 1000;
-        lines.push(format!("  {} is not read since {for_s} s: {}", blind.source, blind.cause));
+        lines.push(format!("  {} has not been read for {for_s} s: {}", blind.source, blind.cause));
     }
     lines.push(format!("GPUs: {}", report.gpu.text()));
     match &report.gpu {
@@ -221,7 +221,7 @@ pub(super) mod tests {
             lines(&report)[1..3],
             [
                 "notices: of aws; terminate from aws-spot, 87 s left (announced)",
-                "  aws-rebalance is not read since 61 s: status 503 Service Unavailable",
+                "  aws-rebalance has not been read for 61 s: status 503 Service Unavailable",
             ]
         );
         assert_eq!(troubles(&report), ["terminate notice", "notices unseen"]);

@@ -1,6 +1,6 @@
 //! What a controller does about what happened.
 
-use cic_common::assignment::Assignment;
+use cic_common::assignment::{Assignment, Predecessor};
 use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
 use cic_common::route::RoutingTable;
 use cic_common::wire::message::Command;
@@ -19,14 +19,14 @@ pub enum Message {
     Welcome {
         term: Term,
         assignment: Option<Assignment>,
-        /// Whose place it takes.
-        predecessor: Option<NodeId>,
+        /// Nodes whose checkpoints it is to read.
+        predecessors: Vec<Predecessor>,
         routes: RoutingTable,
     },
     Assign {
         term: Term,
         assignment: Assignment,
-        predecessor: Option<NodeId>,
+        predecessors: Vec<Predecessor>,
     },
     Command {
         operation: OperationId,

@@ -1,5 +1,6 @@
 //! What can happen to a fleet.
 
+use cic_common::assignment::Predecessor;
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::report::{Heartbeat, Role};
 use cic_common::wire::message::{Hello, NodeEvent};
@@ -24,9 +25,9 @@ pub struct NodeRecord {
     pub incarnation: Incarnation,
     /// The launch that made it.
     pub launched_by: Option<OperationId>,
-    /// The node in whose place it was launched: its checkpoint is read back.
+    /// Nodes in whose place it stands, until it has read their last checkpoints.
     #[serde(default)]
-    pub predecessor: Option<NodeId>,
+    pub predecessors: Vec<Predecessor>,
     /// What an operator asked for; a controller that comes after goes on with it.
     #[serde(default)]
     pub asked: Option<Leaving>,

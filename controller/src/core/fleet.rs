@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use cic_common::assignment::Predecessor;
 use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
 use cic_common::report::{GpuReport, Phase};
 use cic_common::route::RoutingTable;
@@ -59,6 +60,8 @@ pub struct Fleet {
     pub(super) listings: BTreeMap<String, Listing>,
     /// VMs with our tag and without a row, and since when they are seen.
     pub(super) strangers: BTreeMap<NodeId, Mono>,
+    /// Predecessors for whom there is no heir yet.
+    pub(super) orphans: BTreeMap<DeploymentName, Vec<Predecessor>>,
     pub(super) routes: RoutingTable,
     pub(super) xids: XidCounts,
     pub(super) challenge_last: u64,
@@ -88,6 +91,7 @@ impl Fleet {
             operation_last: OperationId(0),
             listings: BTreeMap::new(),
             strangers: BTreeMap::new(),
+            orphans: BTreeMap::new(),
             routes: RoutingTable::default(),
             xids: XidCounts::default(),
             challenge_last: 0,
@@ -397,8 +401,8 @@ impl Fleet {
         self.tell(now, id, Severity::Info, "reprieve", why, out);
         let Some(record) = self.nodes.get(id).map(|node| &node.record) else { return };
         if let Some(wanted) = record.deployment.as_ref().and_then(|name| self.deployments.get(name)) {
-            let (assignment, predecessor) = (wanted.deployment.assignment(), record.predecessor.clone());
-            let message = Message::Assign { term: self.term, assignment, predecessor };
+            let (assignment, predecessors) = (wanted.deployment.assignment(), record.predecessors.clone());
+            let message = Message::Assign { term: self.term, assignment, predecessors };
             out.push(Action::Send { node: id.clone(), message });
         }
     }

@@ -94,7 +94,7 @@ impl Fleet {
     }
 
     fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {
-        let Hello { node: id, incarnation, role, address, version: _, report } = hello;
+        let Hello { node: id, incarnation, role, address, version: _, keeps_checkpoints, report } = hello;
         if !self.nodes.contains_key(&id) {
             if role == Role::Replica {
                 let text = format!("{id} at {address} connected and no row says that it is ours");
@@ -109,7 +109,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: None,
-                predecessor: None,
+                predecessors: Vec::new(),
                 asked: None,
             };
             self.nodes.insert(id.clone(), Node::new(now, record));
@@ -134,6 +134,7 @@ impl Fleet {
             node.record.address = Some(address.clone());
             out.push(Action::SaveNode(node.record.clone()));
         }
+        node.keeps_checkpoints = keeps_checkpoints;
         node.push.reconnected(now);
         node.poll.schedule(now);
         self.reprieve_launched(now, &id, out);
@@ -142,8 +143,8 @@ impl Fleet {
         let assignment =
             deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
         let routes = if is_settled { self.routes.clone() } else { Default::default() };
-        let predecessor = node.record.predecessor.clone();
-        let message = Message::Welcome { term: self.term, assignment, predecessor, routes };
+        let predecessors = node.record.predecessors.clone();
+        let message = Message::Welcome { term: self.term, assignment, predecessors, routes };
         out.push(Action::Send { node: id.clone(), message });
         self.is_dirty = true;
         self.tell(
@@ -350,7 +351,7 @@ impl Fleet {
                 address: None,
                 incarnation: Incarnation(0),
                 launched_by: Some(instance.operation),
-                predecessor: None,
+                predecessors: Vec::new(),
                 asked: None,
             };
             out.push(Action::SaveNode(record.clone()));

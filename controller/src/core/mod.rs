@@ -25,6 +25,7 @@ mod operation;
 mod perform;
 mod plan;
 mod routing;
+mod succession;
 #[cfg(test)]
 mod tests;
 pub mod timing;

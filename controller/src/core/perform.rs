@@ -391,6 +391,7 @@ impl Fleet {
     }
 
     fn forget(&mut self, node: &NodeId, out: &mut Vec<Action>) {
+        self.bequeath(node, out);
         self.nodes.remove(node);
         self.is_dirty = true;
         out.push(Action::ForgetNode(node.clone()));

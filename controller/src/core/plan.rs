@@ -314,6 +314,7 @@ impl Fleet {
             }
         };
         out.push(Action::SaveDeployment(wanted.deployment.clone()));
+        let predecessors = self.inherited(name, replaces.as_ref());
         let record = NodeRecord {
             node: node.clone(),
             role: Role::Replica,
@@ -322,7 +323,7 @@ impl Fleet {
             address: None,
             incarnation: Incarnation(0),
             launched_by: Some(self.operation_last.next()),
-            predecessor: replaces.clone(),
+            predecessors,
             asked: None,
         };
         out.push(Action::SaveNode(record.clone()));
@@ -353,10 +354,12 @@ impl Fleet {
         })
     }
 
-    /// A leaving node whose place no open launch takes yet.
+    /// A leaving node whose place no open launch takes yet; first one of which something is left that nobody reads.
     fn unreplaced(&self, name: &DeploymentName) -> Option<NodeId> {
         let unreplaced = |(id, node): &(&NodeId, &Node)| node.leaving.is_some() && !self.is_taken(id);
-        self.members(name).find(unreplaced).map(|(id, _)| id.clone())
+        let needs_heir = |(id, _): &(&NodeId, &Node)| self.leaves_something(id) && !self.has_heir(id);
+        let first = self.members(name).filter(unreplaced).find(needs_heir);
+        first.or_else(|| self.members(name).find(unreplaced)).map(|(id, _)| id.clone())
     }
 
     /// Once enough serve, those beyond the wanted count are to go: first what does not serve, then what is stalled,

@@ -8,6 +8,7 @@ mod heal;
 mod need;
 mod routing;
 mod stall;
+mod succession;
 
 use std::time::Duration;
 

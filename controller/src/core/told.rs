@@ -39,6 +39,9 @@ impl Fleet {
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);
             }
+            NodeEvent::Restored { from, is_last: true, .. } | NodeEvent::RestoreFailed { from, .. } => {
+                self.has_read(id, &from, out);
+            }
             NodeEvent::ReplicasMissing { model } => {
                 return self.replicas_missing(now, id, &model, &text, out);
             }
@@ -52,8 +55,7 @@ impl Fleet {
             | NodeEvent::SpotSeen { .. }
             | NodeEvent::CheckpointSaved { .. }
             | NodeEvent::CheckpointFailed { .. }
-            | NodeEvent::Restored { .. }
-            | NodeEvent::RestoreFailed { .. }
+            | NodeEvent::Restored { is_last: false, .. }
             | NodeEvent::Farewell { .. } => {}
         }
         self.tell(now, id, severity, kind, text, out);
@@ -88,7 +90,33 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
             let what = if *is_lost { "in no store" } else { "not in every store" };
             (Severity::Warning, "checkpoint-failed", format!("{occasion}: {what}: {cause}"))
         }
-        restored @ NodeEvent::Restored { .. } => restored_entry(restored),
+        NodeEvent::Restored {
+            from,
+            age_ms,
+            took_ms,
+            unfinished_count,
+            rerun_count,
+            differs,
+            skipped,
+            is_last,
+        } => {
+            let same = match differs.as_slice() {
+                [] => "same model and arguments".to_owned(),
+                differs => differs.join("; "),
+            };
+            let again = match is_last {
+                true => format!("{rerun_count} of them run again"),
+                false => "its last is awaited".to_owned(),
+            };
+            let skipped_text: String = skipped.iter().map(|one| format!("; skipped {one}")).collect();
+            let text = format!(
+                "of {from}, {} s old, in {took_ms} ms: {unfinished_count} requests under way, {again}; \
+                 {same}{skipped_text}",
+                age_ms / 1000
+            );
+            let is_plain = differs.is_empty() && skipped.is_empty();
+            (if is_plain { Severity::Info } else { Severity::Warning }, "restored", text)
+        }
         NodeEvent::RestoreFailed { from, cause } => {
             (Severity::Warning, "restore-failed", format!("nothing of {from} could be read back: {cause}"))
         }
@@ -113,27 +141,6 @@ fn entry(event: &NodeEvent) -> (Severity, &'static str, String) {
             (Severity::Warning, "engine-stall", text)
         }
     }
-}
-
-/// `of node003, 4 s old, in 38 ms: 3 requests were under way, 1 is run again; same model and arguments`
-fn restored_entry(event: &NodeEvent) -> (Severity, &'static str, String) {
-    let NodeEvent::Restored { from, age_ms, took_ms, unfinished_count, rerun_count, differs, skipped } =
-        event
-    else {
-        return (Severity::Info, "restored", String::new());
-    };
-    let same = match differs.as_slice() {
-        [] => "same model and arguments".to_owned(),
-        differs => differs.join("; "),
-    };
-    let skipped_text: String = skipped.iter().map(|one| format!("; skipped {one}")).collect();
-    let text = format!(
-        "of {from}, {} s old, in {took_ms} ms: {unfinished_count} requests were under way, {rerun_count} run again; \
-         {same}{skipped_text}",
-        age_ms / 1000
-    );
-    let is_plain = differs.is_empty() && skipped.is_empty();
-    (if is_plain { Severity::Info } else { Severity::Warning }, "restored", text)
 }
 
 /// `terminate notice from aws-spot, 118 s left (announced)`

@@ -15,18 +15,18 @@ pub(super) struct Greeting {
 impl Greeting {
     pub(super) fn message(&self, message: Message) -> ControllerMessage {
         match message {
-            Message::Welcome { term, assignment, predecessor, routes } => {
+            Message::Welcome { term, assignment, predecessors, routes } => {
                 ControllerMessage::Welcome(Welcome {
                     controller: self.controller.clone(),
                     term,
                     assignment,
-                    predecessor,
+                    predecessors,
                     routes,
                     heartbeat_ms: self.heartbeat_ms,
                 })
             }
-            Message::Assign { term, assignment, predecessor } => {
-                ControllerMessage::Assign { term, assignment, predecessor }
+            Message::Assign { term, assignment, predecessors } => {
+                ControllerMessage::Assign { term, assignment, predecessors }
             }
             Message::Command { operation, term, command } => {
                 ControllerMessage::Command { operation, term, command }

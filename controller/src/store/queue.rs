@@ -177,7 +177,7 @@ mod tests {
                 address: None,
                 incarnation: Incarnation(incarnation),
                 launched_by: None,
-                predecessor: None,
+                predecessors: Vec::new(),
                 asked: None,
             }));
         }

@@ -29,7 +29,7 @@ fn row(name: &str) -> NodeRecord {
         address: Some("127.0.0.1:1".to_owned()),
         incarnation: Incarnation(2),
         launched_by: Some(OperationId(1)),
-        predecessor: None,
+        predecessors: Vec::new(),
         asked: None,
     }
 }

@@ -1,7 +1,7 @@
 //! Checkpoints: what a node in this one's place would go on with, in an object store.
 //!
 //! ```text
-//! NODE/checkpoints/MILLISECONDS-INCARNATION      assignment, model digest, requests under way, metrics; the last ten
+//! NODE/checkpoints/INCARNATION-MILLISECONDS      assignment, model digest, requests under way, metrics; the last ten
 //! answers/DIGEST                                 answers of requests that a successor ran again, by idempotency key
 //! ```
 //! Weights are never copied: they do not change, and the digest names them. Every object is written whole under a name of
@@ -19,9 +19,9 @@ mod succeed;
 pub use answers::{Answers, KeptAnswer, Question};
 pub use record::Checkpoint;
 pub use restore::{Found, Held};
-pub use save::{Checkpoints, Origin, Snapshot};
+pub use save::{Checkpoints, Snapshot};
 pub use store::{StoreError, Stores};
-pub use succeed::{SuccessionError, Successor};
+pub use succeed::{NoCore, Successor};
 
 #[cfg(test)]
 mod tests;

@@ -15,7 +15,9 @@ pub struct Checkpoint {
     /// By this node's wall clock.
     pub taken_at_ms: u64,
     pub occasion: Occasion,
-    /// `None` of a gateway. The values of its environment are left out: they may be secrets.
+    /// After which the next one is due: a node that is silent for longer writes no more.
+    pub every_ms: u64,
+    /// `None` of a gateway. What may be a secret is left out.
     pub assignment: Option<Assignment>,
     /// Names the weights; they are not copied.
     pub model_digest: Option<String>,
@@ -23,10 +25,4 @@ pub struct Checkpoint {
     pub requests: Vec<Unfinished>,
     /// The page of `/metrics`.
     pub metrics: String,
-}
-
-/// The same without what may be secret.
-pub(super) fn without_values(mut assignment: Assignment) -> Assignment {
-    assignment.engine.env.values_mut().for_each(String::clear);
-    assignment
 }

@@ -11,12 +11,14 @@ use super::record::Checkpoint;
 use super::save::{KEPT, KIND, folder_of};
 use super::store::{Store, Stores};
 
-const LIST_WITHIN: Duration = Duration::from_secs(20);
+/// A few hundred bytes.
+const LIST_WITHIN: Duration = Duration::from_secs(10);
 
-const READ_WITHIN: Duration = Duration::from_secs(30);
+/// As a write: tens of megabytes at most.
+const READ_WITHIN: Duration = Duration::from_secs(60);
 
-/// Requests of 16 MiB and what JSON makes of them.
-const OBJECT_BYTES_MAX: u64 = 256 << 20;
+/// Bodies of 16 MiB, whatever is in them, tokens of ten, and the metrics, as JSON.
+const OBJECT_BYTES_MAX: u64 = 128 << 20;
 
 /// The newest checkpoint of a node that can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +47,12 @@ pub struct Held {
 }
 
 impl Stores {
+    /// Names of the checkpoints of `node` in any store, oldest first, and the stores that did not say.
+    pub(super) async fn names_of(&self, node: &NodeId) -> (Vec<String>, Vec<String>) {
+        let (names, missed) = self.names(node).await;
+        (names.into_keys().collect(), missed)
+    }
+
     /// The newest checkpoint of `node` that verifies, in whichever store it is.
     ///
     /// # Errors
@@ -95,7 +103,8 @@ impl Stores {
 async fn read(store: &Store, node: &NodeId, name: &str) -> Result<Checkpoint, String> {
     let key = format!("{}/{name}", folder_of(node));
     let object = store.get(&key, OBJECT_BYTES_MAX, READ_WITHIN).await?.ok_or("it is gone")?;
-    let checkpoint: Checkpoint = unseal(KIND, &object).map_err(|fault| fault.to_string())?;
+    let unsealed = tokio::task::spawn_blocking(move || unseal::<Checkpoint>(KIND, &object)).await;
+    let checkpoint = unsealed.map_err(|error| error.to_string())?.map_err(|fault| fault.to_string())?;
     if checkpoint.node != *node {
         return Err(format!("it is of {}", checkpoint.node));
     }

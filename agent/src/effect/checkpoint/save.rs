@@ -12,9 +12,10 @@ use tokio::sync::watch;
 use tracing::warn;
 
 use super::object::seal;
-use super::record::{Checkpoint, without_values};
+use super::record::Checkpoint;
 use super::store::{Store, Stores};
 use crate::core::{Occasion, Saved};
+use crate::serve::edge::Unfinished;
 
 /// Checkpoints of one node that are kept. Design table: 10.
 pub(super) const KEPT: usize = 10;
@@ -22,15 +23,10 @@ pub(super) const KEPT: usize = 10;
 pub(super) const KIND: &str = "cic-checkpoint";
 
 /// A few megabytes cross a region in well under a second; what takes longer finds the store in trouble.
-const WRITE_WITHIN: Duration = Duration::from_secs(20);
+const WRITE_WITHIN: Duration = Duration::from_secs(30);
 
-const PRUNE_WITHIN: Duration = Duration::from_secs(20);
-
-/// What a checkpoint is made of besides the core's own words.
-pub trait Origin: Send + Sync + std::fmt::Debug {
-    /// Requests of users that are under way, and the metrics page.
-    fn look(&self) -> (Vec<crate::serve::edge::Unfinished>, String);
-}
+/// Of one listing or removal: a few hundred bytes.
+const PRUNE_WITHIN: Duration = Duration::from_secs(5);
 
 /// The checkpoints of one node. Clones share them.
 #[derive(Debug, Clone)]
@@ -43,8 +39,8 @@ struct Inner {
     node: NodeId,
     incarnation: Incarnation,
     stores: Stores,
+    every: Duration,
     clock: Clock,
-    origin: Box<dyn Origin>,
     /// Moment in the name of the last one, so that names go up also when two come in one millisecond.
     last_ms: AtomicU64,
     writing: watch::Sender<u32>,
@@ -54,13 +50,19 @@ struct Inner {
 }
 
 /// A checkpoint that is to be written. It is counted as under way until it is dropped.
-#[derive(Debug)]
 pub struct Snapshot {
+    /// Without its requests.
     checkpoint: Checkpoint,
+    requests: Box<dyn FnOnce() -> Vec<Unfinished> + Send>,
     writing: Writing,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot").field("occasion", &self.checkpoint.occasion).finish_non_exhaustive()
+    }
+}
+
 struct Writing(Arc<Inner>);
 
 impl Drop for Writing {
@@ -70,20 +72,21 @@ impl Drop for Writing {
 }
 
 impl Checkpoints {
+    /// Of `node`, in every store, one each `every` and more on occasion.
     #[must_use]
     pub fn new(
         node: NodeId,
         incarnation: Incarnation,
         stores: Stores,
+        every: Duration,
         clock: Clock,
-        origin: Box<dyn Origin>,
     ) -> Self {
         let inner = Inner {
             node,
             incarnation,
             stores,
+            every,
             clock,
-            origin,
             last_ms: AtomicU64::new(0),
             writing: watch::Sender::new(0),
             saved: AtomicU64::new(0),
@@ -97,32 +100,33 @@ impl Checkpoints {
         &self.inner.stores
     }
 
-    /// What is to be written, as it is now.
+    /// What is to be written, as it is now; `requests` are written out when it is saved.
     #[must_use]
     pub fn look(
         &self,
         occasion: Occasion,
-        assignment: Option<Assignment>,
-        model_digest: Option<String>,
+        (assignment, model_digest): (Option<Assignment>, Option<String>),
+        metrics: String,
+        requests: impl FnOnce() -> Vec<Unfinished> + Send + 'static,
     ) -> Snapshot {
         let inner = &self.inner;
         inner.writing.send_modify(|count| *count += 1);
-        let writing = Writing(Arc::clone(inner));
-        let (requests, metrics) = inner.origin.look();
         let now = unix_ms();
+        let next = |last: u64| now.max(last + 1);
         let before =
-            inner.last_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now.max(last + 1)));
+            inner.last_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(next(last)));
         let checkpoint = Checkpoint {
             node: inner.node.clone(),
             incarnation: inner.incarnation,
-            taken_at_ms: now.max(before.unwrap_or(0) + 1),
+            taken_at_ms: before.map_or(now, next),
             occasion,
-            assignment: assignment.map(without_values),
+            every_ms: u64::try_from(inner.every.as_millis()).unwrap_or(u64::MAX),
+            assignment,
             model_digest,
-            requests,
+            requests: Vec::new(),
             metrics,
         };
-        Snapshot { checkpoint, writing }
+        Snapshot { checkpoint, requests: Box::new(requests), writing: Writing(Arc::clone(inner)) }
     }
 
     /// Writes it to every store.
@@ -130,9 +134,23 @@ impl Checkpoints {
     /// # Errors
     /// When no store took it: each with its cause.
     pub async fn save(&self, snapshot: Snapshot) -> Result<Saved, String> {
-        let Snapshot { checkpoint, writing } = snapshot;
+        let Snapshot { mut checkpoint, requests, writing } = snapshot;
         let since = self.inner.clock.now();
-        let result = self.write(&checkpoint).await;
+        let (node, occasion) = (checkpoint.node.clone(), checkpoint.occasion);
+        let name = name_of(checkpoint.incarnation, checkpoint.taken_at_ms);
+        let sealed = tokio::task::spawn_blocking(move || {
+            checkpoint.requests = requests();
+            let object = seal(KIND, &checkpoint).map_err(|error| error.to_string());
+            object.map(|object| (object, checkpoint.requests.len()))
+        });
+        let sealed = sealed.await.map_err(|error| error.to_string()).flatten();
+        let result = match sealed {
+            Ok((object, request_count)) => {
+                let written = self.write(&format!("{}/{name}", folder_of(&node)), &object).await;
+                written.map(|missed| (object.len() as u64, request_count, missed))
+            }
+            Err(cause) => Err(cause),
+        };
         let took_ms = u64::try_from(self.inner.clock.now().since(since).as_millis()).unwrap_or(u64::MAX);
         match &result {
             Ok(_) => {
@@ -144,48 +162,44 @@ impl Checkpoints {
             }
         }
         drop(writing);
-        let (bytes, missed) = result?;
-        // A node that is being taken has better things to do.
-        if checkpoint.occasion == Occasion::Periodic {
-            self.prune().await;
-        }
-        let request_count = u32::try_from(checkpoint.requests.len()).unwrap_or(u32::MAX);
-        Ok(Saved { bytes, request_count, took_ms, missed })
+        let (bytes, request_count, missed) = result?;
+        let request_count = u32::try_from(request_count).unwrap_or(u32::MAX);
+        Ok(Saved { occasion, bytes, request_count, took_ms, missed })
     }
 
-    async fn write(&self, checkpoint: &Checkpoint) -> Result<(u64, Vec<String>), String> {
-        let key = key_of(&checkpoint.node, checkpoint.taken_at_ms, checkpoint.incarnation);
-        let object = seal(KIND, checkpoint).map_err(|error| error.to_string())?;
+    async fn write(&self, key: &str, object: &Bytes) -> Result<Vec<String>, String> {
         let all = &self.inner.stores.all;
-        let puts = all.iter().map(|store| put(store, &key, object.clone()));
+        let puts = all.iter().map(|store| put(store, key, object.clone()));
         let missed: Vec<String> =
             futures_util::future::join_all(puts).await.into_iter().filter_map(Result::err).collect();
         if missed.len() == all.len() {
             return Err(missed.join("; "));
         }
-        Ok((object.len() as u64, missed))
+        Ok(missed)
     }
 
-    async fn prune(&self) {
-        self.leave(&self.inner.node, KEPT).await;
+    /// Removes all but this node's newest ones.
+    pub async fn prune(&self) {
+        let is_old = |names: &[String], name: &String| names.iter().rev().take(KEPT).all(|kept| kept != name);
+        self.remove(&self.inner.node, is_old).await;
     }
 
-    /// Removes all of `node` but the newest: it is gone and has a successor.
-    pub(super) async fn keep_newest(&self, node: &NodeId) {
-        self.leave(node, 1).await;
+    /// Removes what `node` wrote before `name`: it is gone, and that one was restored.
+    pub(super) async fn keep_from(&self, node: &NodeId, name: &str) {
+        self.remove(node, |_, other| other.as_str() < name).await;
     }
 
-    async fn leave(&self, node: &NodeId, kept: usize) {
+    async fn remove(&self, node: &NodeId, is_old: impl Fn(&[String], &String) -> bool) {
         let folder = folder_of(node);
         for store in &self.inner.stores.all {
-            let pruned = async {
+            let removed = async {
                 let names = store.list(&folder, PRUNE_WITHIN).await?;
-                for name in names.iter().rev().skip(kept) {
+                for name in names.iter().filter(|name| is_old(&names, name)) {
                     store.delete(&format!("{folder}/{name}"), PRUNE_WITHIN).await?;
                 }
                 Ok::<_, String>(())
             };
-            if let Err(cause) = pruned.await {
+            if let Err(cause) = removed.await {
                 warn!(store = %store.name, cause, "old checkpoints are not removed");
             }
         }
@@ -220,7 +234,7 @@ pub(super) fn folder_of(node: &NodeId) -> String {
     format!("{node}/checkpoints")
 }
 
-/// Names sort by age.
-pub(super) fn key_of(node: &NodeId, taken_at_ms: u64, incarnation: Incarnation) -> String {
-    format!("{}/{taken_at_ms:015}-{incarnation}", folder_of(node))
+/// Names sort by age, also where a clock was set back between two runs of the agent.
+pub(super) fn name_of(incarnation: Incarnation, taken_at_ms: u64) -> String {
+    format!("{:010}-{taken_at_ms:013}", incarnation.0)
 }

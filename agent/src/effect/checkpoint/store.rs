@@ -4,6 +4,7 @@
 //! environment (`AWS_ACCESS_KEY_ID` and the like) or the VM's role.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,8 +21,8 @@ const OPTIONS: [&str; 4] = ["region", "endpoint", "allow_http", "virtual_hosted_
 /// Variables with these beginnings are the stores' own.
 const VARIABLES: [&str; 3] = ["AWS_", "GOOGLE_", "AZURE_"];
 
-/// An attempt that has no answer by then is made again, as long as there is time.
-const ATTEMPT: &str = "5 seconds";
+/// An attempt that has no answer by then is made again, as long as there is time. Sixteen megabytes take this long at 5 Mbit/s.
+const ATTEMPT: &str = "30 seconds";
 
 /// Why a store cannot be used at all.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +33,10 @@ pub enum StoreError {
     Option { option: String },
     #[error("has a user or password in it: credentials come from the environment or the VM's role")]
     Credentials,
+    #[error(
+        "has a host, {host:?}, before its path: a directory of this machine has three slashes, file:///…"
+    )]
+    FileHost { host: String },
     #[error("cannot be used: {cause}")]
     Unusable { cause: String },
 }
@@ -43,6 +48,8 @@ pub(super) struct Store {
     pub(super) name: Arc<str>,
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
+    /// Where it is a directory of this machine.
+    directory: Option<PathBuf>,
 }
 
 /// The store, and perhaps a second one.
@@ -90,20 +97,30 @@ impl Store {
         let name = Arc::from(url.as_str());
         let unusable = |error: object_store::Error| StoreError::Unusable { cause: text_of(&error) };
         if url.scheme() == "file" {
+            if let Some(host) = url.host_str() {
+                return Err(StoreError::FileHost { host: host.to_owned() });
+            }
             let prefix = Path::from_url_path(url.path())
                 .map_err(|error| StoreError::Unusable { cause: error.to_string() })?;
-            return Ok(Self { name, inner: Arc::new(LocalFileSystem::new().with_fsync(true)), prefix });
+            let inner = Arc::new(LocalFileSystem::new().with_fsync(true));
+            let directory = inner.path_to_filesystem(&prefix).map_err(unusable)?;
+            return Ok(Self { name, inner, prefix, directory: Some(directory) });
         }
         // What it uses without asking; this program has one.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let fixed = ("timeout".to_owned(), ATTEMPT.to_owned());
         let options = environment.iter().cloned().chain([fixed]).chain(said);
         let (inner, prefix) = object_store::parse_url_opts(&url, options).map_err(unusable)?;
-        Ok(Self { name, inner: inner.into(), prefix })
+        Ok(Self { name, inner: inner.into(), prefix, directory: None })
     }
 
     /// Writes `object` under `key`: all of it or nothing is seen there.
     pub(super) async fn put(&self, key: &str, object: Bytes, within: Duration) -> Result<(), String> {
+        if let Some(directory) = &self.directory {
+            // What is in there is for this user alone; what was made by somebody else is theirs to guard.
+            let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).await;
+            made.map_err(|error| error.to_string())?;
+        }
         let path = self.path(key);
         let put = self.inner.put(&path, PutPayload::from_bytes(object));
         bounded(within, put).await?.map(|_| ()).map_err(|error| text_of(&error))

@@ -3,50 +3,56 @@
 use std::time::Duration;
 
 use cic_common::id::NodeId;
-use cic_common::time::Clock;
+use cic_common::time::{Clock, Mono};
 use futures_util::StreamExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
 use super::answers::Answers;
+use super::record::Checkpoint;
 use super::restore::Found;
 use super::save::Checkpoints;
 use crate::core::{Event, Occasion, Restored};
 use crate::serve::edge::{Edge, Unfinished};
-use crate::state::{StateDir, StateError, name};
 
-/// Tries to read the stores, which a machine that has just booted may not reach yet.
+/// Tries to find a checkpoint where every store says that there is none: a listing may lag.
 const TRIES_MAX: u32 = 5;
 
-const PAUSE: Duration = Duration::from_secs(3);
-
-/// A node that was given notice is still there when its successor comes up, and writes its last checkpoint when it goes.
+/// Between two looks at the stores, which a machine that has just booted may not reach yet. A node that was given notice is
+/// still there when its successor comes up, and writes its last checkpoint when it goes.
 const LOOK: Duration = Duration::from_secs(2);
 
-/// What is older is a node's last word: the longest Spot notice leaves 120 s.
-const LAST_AFTER: Duration = Duration::from_secs(150);
+/// Looks of the first minutes are this often; then the pause is ten times as long.
+const LOOKS_AT_FIRST: u32 = 150;
+
+/// A checkpoint that is so much older than the next one should be is a node's last word.
+const SILENT: Duration = Duration::from_secs(150);
+
+/// Whatever is there then counts as the last word: a replacement is ordered half an hour ahead at most.
+const LOOK_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// Requests that are run again at once: users come first.
 const RERUNS_AT_ONCE: usize = 4;
+
+/// Nobody comes for the answer to a request that began so long ago.
+const REQUEST_AGE_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// What it takes.
 #[derive(Debug, Clone)]
 pub struct Successor {
     pub checkpoints: Checkpoints,
     pub edge: Edge,
+    pub answers: Answers,
     pub events: mpsc::Sender<Event>,
-    pub state: StateDir,
     pub clock: Clock,
+    /// The node will write no more, as the controller says.
+    pub is_gone: watch::Receiver<bool>,
 }
 
-/// Why it ends half-way; the agent's next run begins anew.
+/// The core is gone: the agent ends, and its next run begins anew.
 #[derive(Debug, thiserror::Error)]
-pub enum SuccessionError {
-    #[error("the core is gone")]
-    NoCore,
-    #[error(transparent)]
-    State(#[from] StateError),
-}
+#[error("the core is gone")]
+pub struct NoCore;
 
 /// A checkpoint, and how long its reading took.
 struct Read {
@@ -55,81 +61,109 @@ struct Read {
 }
 
 impl Successor {
-    /// Reads the newest checkpoint of `from`, tells the core what it is, and runs its unfinished requests again once it has
-    /// written its last. Repeating all that does no harm.
+    /// Reads the newest checkpoint of `from` and tells the core what it is; once `from` has written its last, runs its
+    /// unfinished requests again, and tells that. Repeating all that does no harm.
     ///
     /// # Errors
-    /// When the core is gone, or the state directory cannot be written.
-    pub async fn succeed(self, from: NodeId) -> Result<(), SuccessionError> {
-        let mut read = match self.find(&from).await {
-            Ok(read) => read,
+    /// When nobody hears it any more.
+    pub async fn succeed(mut self, from: NodeId) -> Result<(), NoCore> {
+        let until = self.clock.now() + LOOK_FOR;
+        let first = match self.first(&from, until).await {
+            Ok(first) => first,
             Err(cause) => {
                 warn!(%from, cause, "no checkpoint is restored");
                 return self.say(Event::Restored { from, result: Err(cause) }).await;
             }
         };
-        let requests = loop {
-            let (name, is_last) = (read.found.name.clone(), is_last(&read));
-            let requests = self.tell(&from, read, is_last).await?;
-            if is_last {
-                break requests;
-            }
-            read = self.next(&from, &name).await;
+        let name = first.found.name.clone();
+        let last = if self.is_last(&first, until) {
+            first
+        } else {
+            let (early, _) = told(&from, &first, &[], false);
+            self.say(early).await?;
+            self.last(&from, first, until).await
         };
-        let answers = Answers::new(self.checkpoints.stores().clone());
+        let again = self.worth_running(&last.found.checkpoint).await;
+        let (event, age_ms) = told(&from, &last, &again, true);
+        info!(%from, first = name, last = last.found.name, age_ms, again = again.len(), "checkpoint restored");
+        self.say(event).await?;
+        let (edge, answers) = (&self.edge, &self.answers);
         let runs: Vec<_> =
-            requests.into_iter().map(|lost| run_again(self.edge.clone(), answers.clone(), lost)).collect();
+            again.into_iter().map(|lost| run_again(edge.clone(), answers.clone(), lost)).collect();
         futures_util::stream::iter(runs).buffer_unordered(RERUNS_AT_ONCE).collect::<()>().await;
-        self.state.write(name::PREDECESSOR, &from).await?;
-        self.checkpoints.keep_newest(&from).await;
+        self.checkpoints.keep_from(&from, &last.found.name).await;
         Ok(())
     }
 
-    /// Tells the core what was read. Returns the requests that are to be run again.
-    async fn tell(
-        &self,
-        from: &NodeId,
-        read: Read,
-        is_last: bool,
-    ) -> Result<Vec<Unfinished>, SuccessionError> {
-        let Read { found, took } = read;
-        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        let age_ms = found.age_ms();
-        let Found { name, checkpoint, skipped } = found;
-        let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
-        let unfinished_count = count(checkpoint.requests.len());
-        let mut again = checkpoint.requests;
-        again.retain(|request| is_last && request.can_be_rerun());
-        let rerun_count = count(again.len());
-        info!(%from, name, age_ms, took_ms, unfinished_count, rerun_count, ?skipped, "checkpoint restored");
-        let restored = Restored {
-            age_ms,
-            took_ms,
-            assignment: checkpoint.assignment,
-            model_digest: checkpoint.model_digest,
-            unfinished_count,
-            rerun_count,
-            skipped,
-        };
-        self.say(Event::Restored { from: from.clone(), result: Ok(restored) }).await?;
-        Ok(again)
+    /// The newest checkpoint, as soon as any store can be read.
+    async fn first(&mut self, from: &NodeId, until: Mono) -> Result<Read, String> {
+        for look in 1.. {
+            let (names, missed) = self.checkpoints.stores().names_of(from).await;
+            let cause = match (names.as_slice(), missed.as_slice()) {
+                ([], []) if look >= TRIES_MAX => return Err(format!("there is no checkpoint of {from}")),
+                ([], []) => String::new(),
+                ([], missed) => missed.join("; "),
+                (_, _) => match self.read(from).await {
+                    Ok(read) => return Ok(read),
+                    Err(cause) => cause,
+                },
+            };
+            if self.clock.now() >= until {
+                return Err(cause);
+            }
+            debug!(%from, cause, "no checkpoint could be read yet");
+            self.pause(look).await;
+        }
+        Err(String::new())
     }
 
-    /// A later checkpoint than `name`, or this one once it is known to be the last. A store that does not answer is asked
-    /// again: users are served meanwhile.
-    async fn next(&self, from: &NodeId, name: &str) -> Read {
-        loop {
-            tokio::time::sleep(LOOK).await;
-            match self.read(from).await {
-                Ok(read) if read.found.name != name || is_last(&read) => return read,
-                Ok(_) => {}
-                Err(cause) => debug!(%from, cause, "the next checkpoint cannot be read yet"),
+    /// The last one that the node wrote. Of what is read in between nothing is told.
+    async fn last(&mut self, from: &NodeId, first: Read, until: Mono) -> Read {
+        let mut newest = first;
+        for look in 1.. {
+            self.pause(look).await;
+            let was_gone = *self.is_gone.borrow();
+            let (names, _) = self.checkpoints.stores().names_of(from).await;
+            if names.last().is_some_and(|name| *name > newest.found.name)
+                && let Ok(read) = self.read(from).await
+            {
+                newest = read;
             }
+            // What it wrote before it was gone was there when we looked.
+            if was_gone || self.is_last(&newest, until) {
+                break;
+            }
+        }
+        newest
+    }
+
+    /// Until it is time to look again, or the node is gone.
+    async fn pause(&mut self, look: u32) {
+        let pause = if look <= LOOKS_AT_FIRST { LOOK } else { LOOK * 10 };
+        let was_gone = *self.is_gone.borrow_and_update();
+        // Cancel safe: both only wait. A sender that is dropped says nothing more.
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            Ok(()) = self.is_gone.changed(), if !was_gone => {}
         }
     }
 
-    async fn say(&self, event: Event) -> Result<(), SuccessionError> {
-        self.events.send(event).await.map_err(|_| SuccessionError::NoCore)
+    fn is_last(&self, read: &Read, until: Mono) -> bool {
+        is_last_word(&read.found.checkpoint, read.found.age_ms()) || self.clock.now() >= until
+    }
+
+    /// Requests that somebody may still come for, and that nobody has run again yet.
+    async fn worth_running(&self, checkpoint: &Checkpoint) -> Vec<Unfinished> {
+        let age_ms = cic_common::time::unix_ms().saturating_sub(checkpoint.taken_at_ms);
+        let mut again = Vec::new();
+        for request in &checkpoint.requests {
+            let is_old = Duration::from_millis(age_ms.saturating_add(request.for_ms)) > REQUEST_AGE_MAX;
+            let Some(question) = request.question().filter(|_| !is_old) else { continue };
+            if self.answers.find(&question).await.is_none() {
+                again.push(request.clone());
+            }
+        }
+        again
     }
 
     async fn read(&self, from: &NodeId) -> Result<Read, String> {
@@ -138,19 +172,33 @@ impl Successor {
         Ok(Read { found, took: self.clock.now().since(since) })
     }
 
-    async fn find(&self, from: &NodeId) -> Result<Read, String> {
-        let mut tries = 1;
-        loop {
-            match self.read(from).await {
-                Err(cause) if tries < TRIES_MAX => {
-                    tries += 1;
-                    info!(%from, cause, "no checkpoint could be read; trying again");
-                    tokio::time::sleep(PAUSE).await;
-                }
-                result => return result,
-            }
-        }
+    async fn say(&self, event: Event) -> Result<(), NoCore> {
+        self.events.send(event).await.map_err(|_| NoCore)
     }
+}
+
+/// What the core is to know of a checkpoint, and its age.
+fn told(from: &NodeId, read: &Read, again: &[Unfinished], is_last: bool) -> (Event, u64) {
+    let Read { found, took } = read;
+    let count = |requests: usize| u32::try_from(requests).unwrap_or(u32::MAX);
+    let age_ms = found.age_ms();
+    let restored = Restored {
+        age_ms,
+        took_ms: u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
+        assignment: found.checkpoint.assignment.clone(),
+        model_digest: found.checkpoint.model_digest.clone(),
+        unfinished_count: count(found.checkpoint.requests.len()),
+        rerun_count: count(again.len()),
+        skipped: found.skipped.clone(),
+        is_last,
+    };
+    (Event::Restored { from: from.clone(), result: Ok(restored) }, age_ms)
+}
+
+/// Whether a node writes no more after this: it was leaving, or the next one is long due.
+pub(super) fn is_last_word(checkpoint: &Checkpoint, age_ms: u64) -> bool {
+    let due = Duration::from_millis(checkpoint.every_ms).saturating_add(SILENT);
+    checkpoint.occasion == Occasion::Leaving || Duration::from_millis(age_ms) >= due
 }
 
 async fn run_again(edge: Edge, answers: Answers, lost: Unfinished) {
@@ -162,10 +210,4 @@ async fn run_again(edge: Edge, answers: Answers, lost: Unfinished) {
         },
         Err(error) => warn!(request_id, %error, "request of a lost node could not be run again"),
     }
-}
-
-/// Whether its node will write no other: it was leaving, or has long been silent.
-fn is_last(read: &Read) -> bool {
-    let age = Duration::from_millis(read.found.age_ms());
-    read.found.checkpoint.occasion == Occasion::Leaving || age >= LAST_AFTER
 }

@@ -1,6 +1,14 @@
+use std::time::Duration;
+
+use cic_common::id::{Incarnation, NodeId};
+use cic_common::time::{Clock, unix_ms};
+
 use super::object::{ObjectFault, seal, sha256_hex, unseal};
+use super::save::name_of;
 use super::store::StoreError;
+use super::succeed::is_last_word;
 use super::*;
+use crate::core::Occasion;
 
 #[test]
 fn an_object_is_read_as_it_was_written_and_no_other_way() {
@@ -49,6 +57,7 @@ fn a_url_that_no_store_has_is_refused_with_its_fault() {
     }
     assert!(matches!(open("bucket"), Err(StoreError::Url { .. })));
     assert!(matches!(open("ftp://host/x"), Err(StoreError::Unusable { .. })));
+    assert_eq!(open("file://var/lib/x"), Err(StoreError::FileHost { host: "var".to_owned() }));
     assert_eq!(open("s3://me:secret@bucket/x"), Err(StoreError::Credentials));
     assert_eq!(open("s3://bucket?zone=1"), Err(StoreError::Option { option: "zone".to_owned() }));
 }
@@ -57,21 +66,64 @@ fn a_url_that_no_store_has_is_refused_with_its_fault() {
 async fn an_answer_is_kept_for_its_question_alone() {
     let place = tempfile::tempdir().unwrap();
     let url = format!("file://{}", place.path().display());
-    let answers = Answers::new(Stores::open([url.as_str()]).unwrap());
+    let answers = Answers::new(Stores::open([url.as_str()]).unwrap(), Clock::start());
     let question = Question::new(Some("a"), "k", "/v1/completions", b"{}");
     assert_eq!(answers.find(&question).await, None);
     let answer = KeptAnswer {
         request_digest: question.request_digest.clone(),
         request_id: "r".to_owned(),
-        status: 200,
+        kept_at_ms: unix_ms(),
         content_type: Some("application/json".to_owned()),
         body: "{}".to_owned(),
         node: cic_common::id::NodeId::new("n1").unwrap(),
     };
     answers.keep(&question, &answer).await.unwrap();
-    assert_eq!(answers.find(&question).await, Some(answer));
+    assert_eq!(answers.find(&question).await.as_ref(), Some(&answer));
     for (client, key, body) in [(None, "k", "{}"), (Some("a"), "j", "{}"), (Some("a"), "k", "{ }")] {
         let other = Question::new(client, key, "/v1/completions", body.as_bytes());
         assert_eq!(answers.find(&other).await, None);
     }
+    let day_ms = 24 * 60 * 60 * 1000;
+    answers.keep(&question, &KeptAnswer { kept_at_ms: unix_ms() - day_ms, ..answer }).await.unwrap();
+    assert_eq!(answers.find(&question).await, None, "nobody comes for one of yesterday");
+}
+
+#[tokio::test]
+async fn a_directory_of_checkpoints_is_for_its_user_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let place = tempfile::tempdir().unwrap();
+    let directory = place.path().join("bucket");
+    let url = format!("file://{}", directory.display());
+    let stores = Stores::open([url.as_str()]).unwrap();
+    stores.all[0].put("a/b", bytes::Bytes::from_static(b"x"), Duration::from_secs(5)).await.unwrap();
+    assert_eq!(std::fs::metadata(&directory).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_nodes_last_word_is_that_of_its_leaving_or_one_that_no_other_followed() {
+    let checkpoint = |occasion, every_s: u64| Checkpoint {
+        node: NodeId::new("n1").unwrap(),
+        incarnation: Incarnation(1),
+        taken_at_ms: 0,
+        occasion,
+        every_ms: every_s * 1000,
+        assignment: None,
+        model_digest: None,
+        requests: Vec::new(),
+        metrics: String::new(),
+    };
+    let is_last = |occasion, every_s, age_s: u64| is_last_word(&checkpoint(occasion, every_s), age_s * 1000);
+    assert!(is_last(Occasion::Leaving, 300, 0));
+    for occasion in [Occasion::Periodic, Occasion::Notice] {
+        assert!(!is_last(occasion, 300, 300));
+        assert!(!is_last(occasion, 300, 449));
+        assert!(is_last(occasion, 300, 450));
+        assert!(is_last(occasion, 10, 160));
+    }
+}
+
+#[test]
+fn names_sort_by_run_and_then_by_moment_though_the_clock_went_back() {
+    let names = [(1, 900), (1, 1000), (2, 500), (10, 1)].map(|(run, ms)| name_of(Incarnation(run), ms));
+    assert!(names.is_sorted(), "{names:?}");
 }

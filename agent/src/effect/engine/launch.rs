@@ -37,12 +37,18 @@ pub struct ExecArgs {
     pub command: Vec<OsString>,
 }
 
+const OOM_SCORE: &str = "/proc/self/oom_score_adj";
+
 /// Becomes the engine; returns only when that fails, with the exit code.
 #[must_use]
 pub fn exec(args: &ExecArgs) -> u8 {
     if let Err(error) = nix::unistd::setsid() {
         eprintln!("cic-agent: no session for the engine: {error}");
         return EXIT_CANNOT_EXECUTE;
+    }
+    // The agent may be shielded from the OOM killer; what takes the memory must not be.
+    if let Err(error) = std::fs::write(OOM_SCORE, "0") {
+        eprintln!("cic-agent: the engine keeps the agent's oom_score_adj: {error}");
     }
     if let Some(path) = &args.cgroup
         && let Err(error) = cgroup::join(path)

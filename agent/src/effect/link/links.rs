@@ -44,6 +44,7 @@ pub struct LinkSpec {
     pub advertise: String,
     /// The agent's version, for people.
     pub version: String,
+    pub keeps_checkpoints: bool,
 }
 
 /// The way to all controllers.

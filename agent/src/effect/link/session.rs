@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cic_common::id::NodeId;
+use cic_common::assignment::Predecessor;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_common::tls::identity::IdentityError;
@@ -104,6 +104,7 @@ async fn begin(link: &Link, connection: &Connection) -> Result<Begun, SessionErr
         role: link.spec.role,
         address: link.spec.advertise.clone(),
         version: link.spec.version.clone(),
+        keeps_checkpoints: link.spec.keeps_checkpoints,
         report: link.pulse.report(),
     };
     let exchange = async {
@@ -134,22 +135,22 @@ async fn hear(
     mut reader: FrameReader<RecvStream>,
     challenges: &watch::Sender<u64>,
 ) -> Result<(), SessionError> {
-    let Welcome { controller, term, assignment, predecessor, routes, heartbeat_ms: _ } = welcome;
+    let Welcome { controller, term, assignment, predecessors, routes, heartbeat_ms: _ } = welcome;
     pass(link, LinkEvent::Up { address: link.address.clone(), controller, term }).await?;
     pass(link, LinkEvent::Routes(routes)).await?;
     if let Some(assignment) = assignment {
         pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
     }
-    succeed(link, predecessor).await?;
+    succeed(link, predecessors).await?;
     loop {
         match reader.next().await.map_err(SessionError::Frame)? {
             ControllerMessage::Ack { seq } => link.outbox.acknowledge(seq),
             ControllerMessage::Challenge { number } => {
                 challenges.send_replace(number);
             }
-            ControllerMessage::Assign { term, assignment, predecessor } => {
+            ControllerMessage::Assign { term, assignment, predecessors } => {
                 pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
-                succeed(link, predecessor).await?;
+                succeed(link, predecessors).await?;
             }
             ControllerMessage::Command { operation, term, command } => {
                 pass(link, LinkEvent::Core(Event::Commanded { operation, term, command })).await?;
@@ -168,9 +169,11 @@ async fn hear(
     }
 }
 
-async fn succeed(link: &Link, predecessor: Option<NodeId>) -> Result<(), SessionError> {
-    let Some(predecessor) = predecessor else { return Ok(()) };
-    pass(link, LinkEvent::Core(Event::TakesPlaceOf { predecessor })).await
+async fn succeed(link: &Link, predecessors: Vec<Predecessor>) -> Result<(), SessionError> {
+    for Predecessor { node: predecessor, is_gone } in predecessors {
+        pass(link, LinkEvent::Core(Event::TakesPlaceOf { predecessor, is_gone })).await?;
+    }
+    Ok(())
 }
 
 /// Sends events until they are acknowledged, and the request for the next certificate when it is time.

@@ -1,7 +1,8 @@
-//! What a model's directory holds, in one digest, without reading the weights.
+//! What a model's directory holds, in one digest, reading a sample of the weights.
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use ring::digest::{Context, SHA256};
@@ -11,6 +12,11 @@ const SMALL_BYTES_MAX: u64 = 32 << 20;
 
 /// Longest header of a safetensors file that its library takes.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
+
+/// Of each file's weights so many blocks count, of this length, as far from each other as they can be: two models of one shape
+/// differ in all of them.
+const BLOCKS: u64 = 16;
+const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Length of a safetensors header, before it: eight bytes, the least significant first.
 const LENGTH_BYTES: u64 = 8;
@@ -41,6 +47,9 @@ pub(super) fn digest(directory: &Path) -> io::Result<String> {
         }
         context.update(name.as_bytes());
         add(&mut context, &file, read)?;
+        if name.ends_with(".safetensors") {
+            add_sample(&mut context, &file, LENGTH_BYTES + read, length)?;
+        }
     }
     Ok(context.finish().as_ref().iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -68,6 +77,18 @@ fn add(context: &mut Context, file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
+/// Blocks of what lies between `from` and `to`.
+fn add_sample(context: &mut Context, file: &File, from: u64, to: u64) -> io::Result<()> {
+    let step = (to.saturating_sub(from) / BLOCKS).max(BLOCK_BYTES);
+    let mut buffer = vec![0; BLOCK_BYTES as usize];
+    for begin in (0..BLOCKS).map(|block| from + block * step).take_while(|begin| *begin < to) {
+        let bytes = &mut buffer[..(to - begin).min(BLOCK_BYTES) as usize];
+        file.read_exact_at(bytes, begin)?;
+        context.update(bytes);
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -90,11 +111,12 @@ mod tests {
         assert_eq!(first.len(), 64);
         assert_eq!(now(), first);
         let mut seen = vec![first];
-        let changes: [(&str, &[u8]); 5] = [
+        let changes: [(&str, &[u8]); 6] = [
             ("config.json", b"{ }"),
             ("config.json", b"[]"),
             ("model.safetensors", &shard(r#"{"b":1}"#, &[1, 2, 3])),
             ("model.safetensors", &shard(r#"{"b":1}"#, &[1, 2, 3, 4])),
+            ("model.safetensors", &shard(r#"{"b":1}"#, &[1, 2, 4, 4])),
             ("tokenizer.json", b""),
         ];
         for (name, bytes) in changes {
@@ -108,12 +130,18 @@ mod tests {
     }
 
     #[test]
-    fn weights_and_hidden_files_do_not_count_and_torn_headers_do_no_harm() {
+    fn a_sample_of_large_weights_counts_and_hidden_files_do_not_and_torn_headers_do_no_harm() {
         let root = tempfile::tempdir().unwrap();
         let write = |name: &str, bytes: &[u8]| std::fs::write(root.path().join(name), bytes).unwrap();
-        write("model.safetensors", &shard("{}", &[1, 2, 3]));
+        let mut weights = vec![1; 32 << 20];
+        write("model.safetensors", &shard("{}", &weights));
         let first = digest(root.path()).unwrap();
-        write("model.safetensors", &shard("{}", &[3, 2, 1]));
+        weights[20 << 20] = 2;
+        write("model.safetensors", &shard("{}", &weights));
+        assert_ne!(digest(root.path()).unwrap(), first, "the eleventh block begins there");
+        weights[20 << 20] = 1;
+        weights[BLOCK_BYTES as usize] = 2;
+        write("model.safetensors", &shard("{}", &weights));
         write(".lock", b"x");
         std::fs::create_dir(root.path().join("original")).unwrap();
         assert_eq!(digest(root.path()).unwrap(), first);

@@ -138,10 +138,17 @@ impl InFlight {
         self
     }
 
-    /// Notes what its client has had of a stream.
+    /// Notes what its client has had of a stream, more than before.
     pub(super) fn has_emitted(&self, tokens: &[u32]) {
         if let Some(line) = &self.line {
             line.has_emitted(tokens);
+        }
+    }
+
+    /// Notes what its client has had of a stream, whatever was noted before.
+    pub(super) fn has_emitted_only(&self, tokens: &[u32]) {
+        if let Some(line) = &self.line {
+            line.has_emitted_only(tokens);
         }
     }
 }

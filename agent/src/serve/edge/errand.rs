@@ -49,6 +49,8 @@ pub(super) struct Errand {
     pub(super) slot: Option<Slot>,
     /// The retry budget does not pay for another attempt.
     is_spent: bool,
+    /// Nobody waits for the answer now: users come first, and none of them sees it fail.
+    is_background: bool,
 }
 
 /// An answer that may go to the client, and who gives it.
@@ -86,12 +88,18 @@ impl Errand {
             full: None,
             slot: None,
             is_spent: false,
+            is_background: false,
         }
     }
 
     /// On behalf of the user that `flight` counts.
     pub(super) fn for_user(self, flight: InFlight) -> Self {
         Self { flight: Some(flight), ..self }
+    }
+
+    /// For an answer that is kept for later.
+    pub(super) fn in_background(self) -> Self {
+        Self { is_background: true, ..self }
     }
 
     /// Tries `node` only when there is no other.
@@ -215,7 +223,8 @@ impl Edge {
         let shared = &self.shared;
         let admission = &shared.scarcity.admission;
         // A stream was let in before: what it needs to go on is not shed half-way.
-        let class = if errand.flight.is_some() { errand.request.class } else { Class::LatencyCritical };
+        let is_new = errand.flight.is_some() || errand.is_background;
+        let class = if is_new { errand.request.class } else { Class::LatencyCritical };
         let own_flight = match upstream {
             Upstream::Own { .. } => {
                 let Some(slot) = errand.slot.take().or_else(|| admission.enter(class)) else {
@@ -304,7 +313,9 @@ impl Edge {
             debug!(model = errand.model, last = errand.last_why, "request shed");
             return Refusal::Full { model: errand.model, why: errand.last_why, retry_after }.into_response();
         }
-        self.shared.counts.failure();
+        if !errand.is_background {
+            self.shared.counts.failure();
+        }
         let Errand { model, request, started, attempt_count, broken_count, last_why, last_answer, .. } =
             errand;
         warn!(

@@ -36,7 +36,7 @@ pub use answer::{
 };
 pub use counts::CutStreams;
 pub use front::{Edge, EdgeSpec, OwnEngine};
-pub use journal::{Answered, NotAnswered, Unfinished};
+pub use journal::{Answered, NotAnswered, UnderWay, Unfinished};
 pub use request::IDEMPOTENCY_HEADER;
 pub use routes::Routes;
 pub use scarcity::{AdmissionLimits, Price, ScarcitySpec, SurgeSpec, SurgeUrl, SurgeUrlError};

@@ -142,6 +142,20 @@ impl Buffered {
         Self { target, headers, asked, body, is_last_resort: false, ..self.clone() }
     }
 
+    /// With its query.
+    pub(super) fn path_and_query(&self) -> &str {
+        self.target.path_and_query().map_or("/", |path| path.as_str())
+    }
+
+    /// Whether method and headers say that its body is all there is to it.
+    pub(super) fn is_json_post(&self) -> bool {
+        let content_type = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let is_json = content_type.is_some_and(|text| {
+            text.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
+        });
+        self.method == Method::POST && is_json
+    }
+
     pub(super) fn path(&self) -> &str {
         self.target.path()
     }

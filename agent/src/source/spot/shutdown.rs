@@ -11,8 +11,9 @@ use tracing::warn;
 
 use crate::core::Event;
 
-/// systemd answers from memory over its socket; at the end of a machine it is busy.
+/// systemd answers from memory over its socket; at the end of a machine it is busy, and asked again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
+const ASKED_MAX: u32 = 3;
 
 /// There while systemd is init: `sd_booted(3)`.
 const BOOTED: &str = "run/systemd/system";
@@ -55,18 +56,20 @@ async fn is_machine_stopping(root: &Path) -> bool {
     if !root.join(BOOTED).is_dir() {
         return false;
     }
-    let mut command = Command::new("systemctl");
-    command.arg("is-system-running").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-    match tokio::time::timeout(ANSWER_WITHIN, command.output()).await {
-        // Its exit code is that of a system that is not all well; the word tells.
-        Ok(Ok(output)) => output.stdout.trim_ascii() == b"stopping",
-        Ok(Err(error)) => {
-            warn!(%error, "systemctl cannot be asked whether the machine is going down");
-            false
-        }
-        Err(_) => {
-            warn!(within = ?ANSWER_WITHIN, "systemctl does not say whether the machine is going down");
-            false
+    for _ in 0..ASKED_MAX {
+        let mut command = Command::new("systemctl");
+        command.arg("is-system-running").stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(ANSWER_WITHIN, command.output()).await {
+            // Its exit code is that of a system that is not all well; the word tells.
+            Ok(Ok(output)) => return output.stdout.trim_ascii() == b"stopping",
+            Ok(Err(error)) => {
+                warn!(%error, "systemctl cannot be asked whether the machine is going down");
+                return false;
+            }
+            Err(_) => {
+                warn!(within = ?ANSWER_WITHIN, "systemctl does not say whether the machine is going down");
+            }
         }
     }
+    false
 }

@@ -103,6 +103,7 @@ impl Bench {
             role: Role::Replica,
             address: "127.0.0.1:1".to_owned(),
             version: "test".to_owned(),
+            keeps_checkpoints: true,
             report: report.clone(),
         };
         self.beats.insert(node.clone(), (Incarnation(incarnation), 0, report));
@@ -250,7 +251,7 @@ impl Bench {
             address: node.address.clone(),
             incarnation: node.incarnation,
             launched_by: Some(OperationId(1)),
-            predecessor: self.rows.get(&node.node).and_then(|row| row.predecessor.clone()),
+            predecessors: self.rows.get(&node.node).map(|row| row.predecessors.clone()).unwrap_or_default(),
             asked: self.rows.get(&node.node).and_then(|row| row.asked.clone()),
         };
         Restored {

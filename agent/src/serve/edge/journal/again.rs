@@ -3,14 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use cic_common::route::Class;
+use cic_common::time::unix_ms;
 use http_body_util::BodyExt as _;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
-use super::Unfinished;
+use super::{UnderWay, Unfinished};
 use crate::effect::checkpoint::{KeptAnswer, Question};
 use crate::serve::edge::answer::{CLASS_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESTORED_HEADER, full};
-use crate::serve::edge::counts::Flow;
 use crate::serve::edge::errand::Errand;
 use crate::serve::edge::front::Edge;
 use crate::serve::edge::request::{Buffered, IDEMPOTENCY_HEADER};
@@ -24,8 +25,8 @@ const ANSWER_BYTES_MAX: usize = 32 << 20;
 /// Between two tries of a request that no replica took.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Tries of one request: the fleet has just lost a node and may be short for minutes.
-const TRIES_MAX: u32 = 150;
+/// A fleet that has just lost a node may be short of room for minutes; after that its client has long given up.
+const RUN_WITHIN: Duration = Duration::from_secs(600);
 
 /// An answer and the question that asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +35,14 @@ pub struct Answered {
     pub answer: KeptAnswer,
 }
 
-/// Why there is no answer.
+/// Why there is no answer. Nothing more is to be done about it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum NotAnswered {
-    #[error("its client cannot ask for it: a stream, or without an idempotency key")]
+    #[error("its client cannot ask for it: a stream, no POST of JSON, or without an idempotency key")]
     NotAsked,
     #[error("it cannot be sent again: {why}")]
     Unsendable { why: String },
-    #[error("no replica answered it: the last said {status}")]
+    #[error("it was answered {status}")]
     Refused { status: StatusCode },
     #[error("its answer cannot be kept: {why}")]
     Unkept { why: String },
@@ -50,34 +51,32 @@ pub enum NotAnswered {
 impl Edge {
     /// The requests of users that this edge holds now.
     #[must_use]
-    pub fn unfinished(&self) -> Vec<Unfinished> {
-        self.shared.journal.unfinished(self.shared.clock)
+    pub fn under_way(&self) -> UnderWay {
+        self.shared.journal.under_way(self.shared.clock)
     }
 
-    /// Runs a lost node's request again, on whichever replica takes it.
+    /// Runs a lost node's request again, on whichever replica takes it, after everything that users wait for.
     ///
     /// # Errors
-    /// When it cannot be sent again, or no replica answers it within minutes.
+    /// When it cannot be sent again, no replica has room for it within minutes, or the answer is not a good one. One that
+    /// reached an engine and failed there is not tried again: it may be what broke the node.
     pub async fn run_again(&self, lost: &Unfinished) -> Result<Answered, NotAnswered> {
-        let (Some(key), Some(body), true) = (&lost.idempotency_key, &lost.body, lost.can_be_rerun()) else {
+        let (Some(question), Some(body)) = (lost.question(), &lost.body) else {
             return Err(NotAnswered::NotAsked);
         };
-        let question = Question::new(lost.client.as_deref(), key, &lost.path, body.as_bytes());
-        let mut tries = 0;
+        let body = Bytes::from(body.clone());
+        let began = self.now();
         let response = loop {
-            tries += 1;
-            let request = sendable(lost, Bytes::from(body.clone()))
+            let request = sendable(lost, body.clone())
                 .map_err(|error| NotAnswered::Unsendable { why: error.to_string() })?;
-            let flight = self.shared.counts.enter(Flow::Users);
-            self.shared.counts.request();
-            let errand = Errand::new(lost.model.clone(), request, self.now()).for_user(flight);
+            let errand = Errand::new(lost.model.clone(), request, self.now()).in_background();
             let response = self.run(Box::new(errand), Plan::Plain).await;
-            let is_passing =
-                response.status().is_server_error() || response.status() == StatusCode::TOO_MANY_REQUESTS;
-            if !is_passing {
+            let has_no_room =
+                matches!(response.status(), StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS);
+            if response.status() == StatusCode::OK {
                 break response;
             }
-            if tries >= TRIES_MAX {
+            if !has_no_room || self.now().since(began) >= RUN_WITHIN {
                 return Err(NotAnswered::Refused { status: response.status() });
             }
             tokio::time::sleep(PAUSE).await;
@@ -88,7 +87,7 @@ impl Edge {
         let answer = KeptAnswer {
             request_digest: question.request_digest.clone(),
             request_id: lost.request_id.clone(),
-            status: head.status.as_u16(),
+            kept_at_ms: unix_ms(),
             content_type: content_type.map(str::to_owned),
             body,
             node: self.shared.spec.node.clone(),
@@ -99,11 +98,11 @@ impl Edge {
     /// The answer of a lost node's successor to the very request that comes again.
     pub(in crate::serve::edge) async fn kept_answer(&self, request: &Buffered) -> Option<Response<PeerBody>> {
         let answers = self.shared.spec.answers.as_ref()?;
-        let key = request.idempotency_key().filter(|_| !request.prompt().is_stream)?;
-        let question = Question::new(request.visit.client(), key, request.path(), request.body());
+        let key =
+            request.idempotency_key().filter(|_| !request.prompt().is_stream && request.is_json_post())?;
+        let question = Question::new(request.visit.client(), key, request.path_and_query(), request.body());
         let kept = answers.find(&question).await?;
         let mut response = Response::new(full(Bytes::from(kept.body)));
-        *response.status_mut() = StatusCode::from_u16(kept.status).ok()?;
         let headers = response.headers_mut();
         let content_type = kept.content_type.and_then(|text| HeaderValue::from_str(&text).ok());
         headers.extend(content_type.map(|value| (CONTENT_TYPE, value)));
@@ -112,6 +111,16 @@ impl Edge {
         let first_id = HeaderValue::from_str(&kept.request_id).ok();
         headers.extend(first_id.map(|value| (RESTORED_HEADER, value)));
         Some(response)
+    }
+}
+
+impl Unfinished {
+    /// As its client would ask for the answer; `None` where it cannot.
+    #[must_use]
+    pub fn question(&self) -> Option<Question> {
+        let (key, body) = (self.idempotency_key.as_deref()?, self.body.as_deref()?);
+        let client = self.client.as_deref();
+        self.can_be_rerun().then(|| Question::new(client, key, &self.path, body.as_bytes()))
     }
 }
 
@@ -134,7 +143,7 @@ fn sendable(lost: &Unfinished, body: Bytes) -> Result<Buffered, hyper::http::Err
         .uri(lost.path.as_str())
         .header(CONTENT_TYPE, "application/json")
         .header(REQUEST_ID_HEADER, lost.request_id.as_str())
-        .header(CLASS_HEADER, lost.class.as_str())
+        .header(CLASS_HEADER, Class::Batch.as_str())
         .header(IDEMPOTENCY_HEADER, lost.idempotency_key.as_deref().unwrap_or_default())
         .body(())?;
     Ok(Buffered::new(request.into_parts().0, Upload::of(body), Visit::default()))

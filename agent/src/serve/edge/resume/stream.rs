@@ -269,6 +269,10 @@ impl Stream {
                 let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
                 let to = part.as_ref().map(|part| part.node.as_str());
                 info!(request_id = ?self.ticket.request.request_id, to, took_ms, "stream goes on");
+                if let Some(flight) = &self.flight {
+                    // Its last tokens may be drawn anew.
+                    flight.has_emitted_only(&keeper.emitted);
+                }
                 self.care = Care::Keep(keeper);
                 self.quiet.heard();
                 self.state = part.map_or(State::Over, State::Flows);
