@@ -145,6 +145,7 @@ impl Invariants {
             | Fact::ControllerDied
             | Fact::ControllerThawed
             | Fact::Warned { .. }
+            | Fact::Unlisted { .. }
             | Fact::EdgeCried { .. }
             | Fact::Refused { .. }
             | Fact::Recorded { .. }
@@ -316,7 +317,9 @@ impl Invariants {
         let known = self.ledger.of(index);
         let has_cause = self.has_cause(world, index, &known);
         let fresh = known.heard_at.is_some_and(|at| now.since(at) <= world.setup().timing.push_fresh);
-        if fresh && !has_cause {
+        // The cloud's later word that it has no such VM is one; a node that is well is protected from that too, below.
+        let is_unlisted = known.unlisted_at > known.heard_at;
+        if fresh && !has_cause && !is_unlisted {
             return broken(
                 Rule::FreshWordProtects,
                 format!("{node} was heard {:?} ago", now.since(known.heard_at.unwrap_or(now))),

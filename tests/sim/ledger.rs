@@ -22,6 +22,8 @@ const BACK_AFTER: Duration = Duration::from_secs(10);
 #[derive(Debug, Default, Clone)]
 pub(super) struct NodeLedger {
     pub(super) heard_at: Option<Mono>,
+    /// When the controller was told last that the cloud does not have it.
+    pub(super) unlisted_at: Option<Mono>,
     pub(super) phase: Option<Phase>,
     pub(super) is_stalled: bool,
     pub(super) has_served: bool,
@@ -103,6 +105,11 @@ impl Ledger {
                 let known = self.node(*node);
                 known.had_notice |= *has_notice;
                 known.wanted_replacement |= *wants_replacement;
+            }
+            Fact::Unlisted { nodes } => {
+                for node in nodes {
+                    self.node(*node).unlisted_at = Some(now);
+                }
             }
             Fact::EdgeCried { model } => {
                 self.cried.insert(model.clone(), now);

@@ -217,6 +217,12 @@ impl World {
                 result: Err(CloudFault::NoCapacity(_) | CloudFault::Refused(_)),
             } => self.facts.push(Fact::Refused { operation: *operation }),
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
+            Event::Listed { result: Ok(instances), .. } => {
+                let is_listed = |node: &cic_common::id::NodeId| instances.iter().any(|instance| instance.node == *node);
+                let unlisted = self.machines.iter().enumerate().filter(|(_, it)| !is_listed(&it.node));
+                let nodes = unlisted.map(|(node, _)| node).collect();
+                self.facts.push(Fact::Unlisted { nodes });
+            }
             _ => {}
         }
     }

@@ -37,6 +37,10 @@ pub enum Fact {
         has_notice: bool,
         wants_replacement: bool,
     },
+    /// The cloud's listing, as the controller got it, was without these.
+    Unlisted {
+        nodes: Vec<usize>,
+    },
     /// An edge told the controller that it reaches no replica.
     EdgeCried {
         model: String,
