@@ -96,6 +96,16 @@ const SCHEMA: Schema = Schema {
     ],
 };
 
+/// Whether an environment variable of this name lets its owner write to the agent's object stores: that is not the engine's
+/// business, nor that of a model's code. An engine's own go into its deployment's `env`.
+#[must_use]
+pub fn is_credential(variable: &str) -> bool {
+    let is_of_stores = ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| variable.starts_with(prefix));
+    let is_secret =
+        ["KEY", "TOKEN", "SECRET", "CREDENTIAL", "PASSWORD"].iter().any(|word| variable.contains(word));
+    is_of_stores && is_secret
+}
+
 /// Whether an environment variable of this name changes this program's configuration: not to be inherited by an
 /// engine. Others, such as the tags of whoever started the agent, go on to it.
 #[must_use]

@@ -324,6 +324,7 @@ impl Driver {
     fn restore(&mut self, from: NodeId, is_gone: bool) {
         let Some(Store { checkpoints, answers, .. }) = &self.shells.store else { return };
         let (checkpoints, answers) = (checkpoints.clone(), answers.clone());
+        self.predecessors.retain(|_, running| !running.is_closed());
         if let Some(running) = self.predecessors.get(&from) {
             running.send_replace(is_gone);
             return;

@@ -73,9 +73,19 @@ fn stall_and_move_again(solo: &mut Solo, pid: u32) {
     let engine = solo.engine_address().expect("an address");
     // One after the other: a single request may be over before its engine is seen at work.
     let streams = Streams::start(&engine, "tiny", 1, 900);
-    wait_until("a running request", SOON, || is_at_work(&engine));
-    let paused = request(&engine, "POST", "/pause?mode=keep", None, SOON).expect("an answer");
-    assert_eq!(paused.status, 200, "{paused:?}");
+    wait_until("a pause with a request under way", SOON, || {
+        if !is_at_work(&engine) {
+            return false;
+        }
+        let paused = request(&engine, "POST", "/pause?mode=keep", None, SOON).expect("an answer");
+        assert_eq!(paused.status, 200, "{paused:?}");
+        // Between two requests there is no work that could stall.
+        let is_under_way = is_at_work(&engine);
+        if !is_under_way {
+            request(&engine, "POST", "/resume", None, SOON).expect("an answer");
+        }
+        is_under_way
+    });
     let began = Instant::now();
     solo.wait_for("a stall", SOON, |report| (report["engine"]["state"] == "stalled").then_some(()))
         .expect("stalled");

@@ -218,7 +218,8 @@ impl World {
             } => self.facts.push(Fact::Refused { operation: *operation }),
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
             Event::Listed { result: Ok(instances), .. } => {
-                let is_listed = |node: &cic_common::id::NodeId| instances.iter().any(|instance| instance.node == *node);
+                let is_listed =
+                    |node: &cic_common::id::NodeId| instances.iter().any(|instance| instance.node == *node);
                 let unlisted = self.machines.iter().enumerate().filter(|(_, it)| !is_listed(&it.node));
                 let nodes = unlisted.map(|(node, _)| node).collect();
                 self.facts.push(Fact::Unlisted { nodes });

@@ -37,6 +37,9 @@ impl Checkpoint {
         if self.url.is_none() && self.second_url.is_some() {
             mistakes.push("checkpoint", "url", "missing: the second store stands beside a first one");
         }
+        if self.url.is_some() && self.url == self.second_url {
+            mistakes.push("checkpoint", "second_url", "is the first store once more");
+        }
         if let Err((key, what)) = self.stores() {
             mistakes.push("checkpoint", key, what);
         }

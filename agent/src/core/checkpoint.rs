@@ -24,7 +24,7 @@ const WRITE_SHARE: u32 = 4;
 /// What follows a flag whose name has one of these words may be a secret: `--api-key`, `--hf-token`.
 const SECRET_WORDS: [&str; 5] = ["key", "token", "secret", "password", "credential"];
 
-/// Predecessors of one node that are remembered.
+/// Predecessors of one node whose checkpoints are read at once.
 const PREDECESSORS_MAX: usize = 64;
 
 /// Why a checkpoint is written.
@@ -95,6 +95,7 @@ pub(super) enum KnownModel {
 #[derive(Debug)]
 struct Succession {
     is_gone: bool,
+    is_done: bool,
     /// Read back, and not told yet: the model here is not known.
     untold: Option<Restored>,
 }
@@ -136,8 +137,11 @@ impl Agent {
         self.checkpoints.due_at.filter(|_| self.may_checkpoint() && !self.checkpoints.is_writing)
     }
 
+    /// From the first time that it serves to its leaving: the edge of a node whose engine fails has users all the same.
     fn may_checkpoint(&self) -> bool {
-        self.spec.has_store && matches!(self.stage, Stage::Serving { .. } | Stage::Passing)
+        let is_up = matches!(self.stage, Stage::Serving { .. } | Stage::Passing);
+        let was_up = self.checkpoints.due_at.is_some() && !self.stage.is_leaving();
+        self.spec.has_store && (is_up || was_up)
     }
 
     /// Orders the periodic checkpoint, the first once the node serves; one at a time.
@@ -194,7 +198,11 @@ impl Agent {
         out: &mut Vec<Action>,
     ) {
         self.checkpoints.is_writing = false;
-        if let (Stage::Draining { last_word, .. }, Occasion::Leaving) = (&mut self.stage, occasion) {
+        // Not that of a drain before, whose notice was lifted.
+        if let Stage::Draining { last_word, .. } = &mut self.stage
+            && matches!(last_word, LastWord::Until(_))
+            && occasion == Occasion::Leaving
+        {
             *last_word = LastWord::Done;
         }
         let was_failing = self.checkpoints.is_failing;
@@ -229,10 +237,14 @@ impl Agent {
         let is_news = match predecessors.get_mut(&predecessor) {
             Some(known) => is_gone && !std::mem::replace(&mut known.is_gone, true),
             None if has_room => {
-                predecessors.insert(predecessor.clone(), Succession { is_gone, untold: None });
+                predecessors
+                    .insert(predecessor.clone(), Succession { is_gone, is_done: false, untold: None });
                 true
             }
-            None => false,
+            None => {
+                let cause = format!("it reads what {PREDECESSORS_MAX} others left");
+                return out.push(Action::Tell(NodeEvent::RestoreFailed { from: predecessor, cause }));
+            }
         };
         if is_news {
             out.push(Action::Restore { from: predecessor, is_gone });
@@ -246,7 +258,10 @@ impl Agent {
                 succession.untold = Some(restored);
                 self.tell_restored(out);
             }
-            Err(cause) => out.push(Action::Tell(NodeEvent::RestoreFailed { from, cause })),
+            Err(cause) => {
+                self.checkpoints.predecessors.remove(&from);
+                out.push(Action::Tell(NodeEvent::RestoreFailed { from, cause }));
+            }
         }
     }
 
@@ -285,6 +300,7 @@ impl Agent {
         }
         for (from, succession) in &mut self.checkpoints.predecessors {
             let Some(restored) = succession.untold.take() else { continue };
+            succession.is_done |= restored.is_last;
             let Restored { assignment, model_digest, skipped, .. } = &restored;
             let mut differs = Vec::new();
             if let (Some(was), Some(is)) = (assignment, &here) {
@@ -305,6 +321,8 @@ impl Agent {
                 is_last: restored.is_last,
             }));
         }
+        // Told of one again, it is another end of it.
+        self.checkpoints.predecessors.retain(|_, succession| !succession.is_done);
     }
 }
 

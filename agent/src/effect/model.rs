@@ -19,6 +19,9 @@ mod outline;
 /// A file system that takes longer is stuck, and the step is tried again.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
 
+/// Thousands of small reads, of a network's file system beside a load; nothing but a word waits for them.
+const DIGEST_DEADLINE: Duration = Duration::from_secs(180);
+
 /// The index of the largest public model (Llama 3.1 405B, 191 shards) is under 200 KiB.
 const INDEX_BYTES_MAX: u64 = 16 << 20;
 
@@ -29,7 +32,7 @@ const INDEX: &str = "model.safetensors.index.json";
 /// # Errors
 /// What is wrong with it, for the core to weigh.
 pub async fn mount(model: &ModelSpec) -> Result<(), ModelFault> {
-    within(&model.path, mount_now(&model.path)).await
+    within(&model.path, STEP_DEADLINE, mount_now(&model.path)).await
 }
 
 /// Whether the directory holds all the weights it promises.
@@ -37,7 +40,7 @@ pub async fn mount(model: &ModelSpec) -> Result<(), ModelFault> {
 /// # Errors
 /// What is missing, for the core to weigh.
 pub async fn verify(model: &ModelSpec) -> Result<(), ModelFault> {
-    within(&model.path, verify_now(&model.path)).await
+    within(&model.path, STEP_DEADLINE, verify_now(&model.path)).await
 }
 
 /// Names what the directory holds: SHA-256 over each file's name and length, over small files whole, and over the header of
@@ -47,7 +50,7 @@ pub async fn verify(model: &ModelSpec) -> Result<(), ModelFault> {
 /// When a file cannot be read in time.
 pub async fn digest(model: &ModelSpec) -> Result<String, ModelFault> {
     let path = PathBuf::from(&model.path);
-    within(&model.path, async {
+    within(&model.path, DIGEST_DEADLINE, async {
         let reading = tokio::task::spawn_blocking(move || outline::digest(&path));
         let read = reading.await.map_err(|error| io::Error::other(error.to_string()));
         read.flatten().map_err(|error| unreadable(Path::new(&model.path), &error))
@@ -55,9 +58,13 @@ pub async fn digest(model: &ModelSpec) -> Result<String, ModelFault> {
     .await
 }
 
-async fn within<T>(path: &str, step: impl Future<Output = Result<T, ModelFault>>) -> Result<T, ModelFault> {
-    tokio::time::timeout(STEP_DEADLINE, step).await.unwrap_or_else(|_| {
-        let cause = format!("no answer from the file system within {} s", STEP_DEADLINE.as_secs());
+async fn within<T>(
+    path: &str,
+    limit: Duration,
+    step: impl Future<Output = Result<T, ModelFault>>,
+) -> Result<T, ModelFault> {
+    tokio::time::timeout(limit, step).await.unwrap_or_else(|_| {
+        let cause = format!("no answer from the file system within {} s", limit.as_secs());
         Err(ModelFault::Unreadable { path: path.to_owned(), cause })
     })
 }

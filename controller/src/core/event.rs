@@ -28,6 +28,12 @@ pub struct NodeRecord {
     /// Nodes in whose place it stands, until it has read their last checkpoints.
     #[serde(default)]
     pub predecessors: Vec<Predecessor>,
+    /// Its agent has an object store for checkpoints, as it said when it connected.
+    #[serde(default)]
+    pub keeps_checkpoints: bool,
+    /// Its last checkpoint was read by an heir, and it has not served since.
+    #[serde(default)]
+    pub is_read: bool,
     /// What an operator asked for; a controller that comes after goes on with it.
     #[serde(default)]
     pub asked: Option<Leaving>,

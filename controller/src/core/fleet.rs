@@ -398,6 +398,7 @@ impl Fleet {
     /// assignment that it has changes nothing.
     pub(super) fn reprieve(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
         self.set_leaving(id, None);
+        self.disinherit(id, out);
         self.tell(now, id, Severity::Info, "reprieve", why, out);
         let Some(record) = self.nodes.get(id).map(|node| &node.record) else { return };
         if let Some(wanted) = record.deployment.as_ref().and_then(|name| self.deployments.get(name)) {

@@ -110,6 +110,8 @@ impl Fleet {
                 incarnation: Incarnation(0),
                 launched_by: None,
                 predecessors: Vec::new(),
+                keeps_checkpoints: false,
+                is_read: false,
                 asked: None,
             };
             self.nodes.insert(id.clone(), Node::new(now, record));
@@ -130,14 +132,16 @@ impl Fleet {
         } else {
             node.receive(now, report);
         }
-        if is_new || node.record.address.as_ref() != Some(&address) {
+        let is_moved = node.record.address.as_ref() != Some(&address);
+        if is_new || is_moved || node.record.keeps_checkpoints != keeps_checkpoints {
             node.record.address = Some(address.clone());
+            node.record.keeps_checkpoints = keeps_checkpoints;
             out.push(Action::SaveNode(node.record.clone()));
         }
-        node.keeps_checkpoints = keeps_checkpoints;
         node.push.reconnected(now);
         node.poll.schedule(now);
         self.reprieve_launched(now, &id, out);
+        self.settle_heir(&id, out);
         let Some(node) = self.nodes.get(&id) else { return };
         let deployment = node.record.deployment.clone().filter(|_| node.leaving.is_none());
         let assignment =
@@ -352,6 +356,8 @@ impl Fleet {
                 incarnation: Incarnation(0),
                 launched_by: Some(instance.operation),
                 predecessors: Vec::new(),
+                keeps_checkpoints: false,
+                is_read: false,
                 asked: None,
             };
             out.push(Action::SaveNode(record.clone()));

@@ -41,10 +41,6 @@ pub(super) struct Node {
     pub(super) known_since: Mono,
     /// It served at some time that this controller knows of.
     pub(super) has_served: bool,
-    /// Its agent has an object store for them, as it said when it connected.
-    pub(super) keeps_checkpoints: bool,
-    /// Its last checkpoint was read by an heir, and it has not served since.
-    pub(super) is_read: bool,
     /// It was counted as a launch that came to nothing.
     pub(super) is_counted_failed: bool,
     pub(super) is_routed: bool,
@@ -79,8 +75,6 @@ impl Node {
             belief_since: now,
             known_since: now,
             has_served: false,
-            keeps_checkpoints: false,
-            is_read: false,
             is_counted_failed: false,
             is_routed: false,
             draining_since: None,
@@ -195,7 +189,7 @@ impl Node {
     /// Puts a report in the place of the last one.
     pub(super) fn receive(&mut self, now: Mono, report: NodeReport) {
         self.has_served |= report.phase == Phase::Serving;
-        self.is_read &= report.phase != Phase::Serving;
+        self.record.is_read &= report.phase != Phase::Serving;
         self.standing.take_if(|standing| standing.is_over(now, &report));
         self.report = Some(match &self.standing {
             Some(standing) => standing.added_to(now, report),

@@ -324,6 +324,8 @@ impl Fleet {
             incarnation: Incarnation(0),
             launched_by: Some(self.operation_last.next()),
             predecessors,
+            keeps_checkpoints: false,
+            is_read: false,
             asked: None,
         };
         out.push(Action::SaveNode(record.clone()));

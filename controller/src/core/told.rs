@@ -39,9 +39,8 @@ impl Fleet {
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);
             }
-            NodeEvent::Restored { from, is_last: true, .. } | NodeEvent::RestoreFailed { from, .. } => {
-                self.has_read(id, &from, out);
-            }
+            NodeEvent::Restored { from, is_last: true, .. } => self.has_read(id, &from, true, out),
+            NodeEvent::RestoreFailed { from, .. } => self.has_read(id, &from, false, out),
             NodeEvent::ReplicasMissing { model } => {
                 return self.replicas_missing(now, id, &model, &text, out);
             }

@@ -178,6 +178,8 @@ mod tests {
                 incarnation: Incarnation(incarnation),
                 launched_by: None,
                 predecessors: Vec::new(),
+                keeps_checkpoints: false,
+                is_read: false,
                 asked: None,
             }));
         }

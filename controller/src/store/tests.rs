@@ -30,6 +30,8 @@ fn row(name: &str) -> NodeRecord {
         incarnation: Incarnation(2),
         launched_by: Some(OperationId(1)),
         predecessors: Vec::new(),
+        keeps_checkpoints: false,
+        is_read: false,
         asked: None,
     }
 }

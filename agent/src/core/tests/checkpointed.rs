@@ -132,6 +132,33 @@ fn a_store_that_does_not_answer_holds_no_node_up() {
 }
 
 #[test]
+fn a_late_word_of_an_earlier_drain_stops_no_engine_under_its_requests() {
+    let (mut bench, _) = leaving();
+    bench.give(Event::NoticeLifted { source: "file".to_owned(), id: "a".to_owned() });
+    bench.give(probed(7, Ok(())));
+    assert_eq!(bench.phase(), Phase::Serving);
+    let deadline = bench.now + Duration::from_secs(120);
+    bench.give(notice(NoticeKind::Stop, "b", deadline));
+    bench.give(Event::EdgeCounted(EdgeReport { in_flight: 1, ..EdgeReport::default() }));
+    assert!(!stops(&written(&mut bench, Occasion::Leaving)));
+    let actions = bench.give(Event::EdgeCounted(EdgeReport::default())).to_vec();
+    assert_eq!(occasions(&actions), [Occasion::Leaving], "its own comes yet");
+    assert!(stops(&written(&mut bench, Occasion::Leaving)));
+}
+
+#[test]
+fn a_node_whose_engine_fails_goes_on_writing_what_its_edge_has() {
+    let mut bench = serving();
+    bench.fail_once();
+    assert_ne!(bench.phase(), Phase::Serving);
+    let mut seen = Vec::new();
+    for _ in 0..400 {
+        seen.extend(occasions(bench.pass(Duration::from_secs(1))));
+    }
+    assert_eq!(seen, [Occasion::Periodic]);
+}
+
+#[test]
 fn advice_asks_for_none_and_an_operators_drain_for_the_last() {
     let mut bench = serving();
     let advice = notice(NoticeKind::Rebalance, "a", Mono::from_millis(0));
@@ -254,6 +281,21 @@ fn a_predecessors_checkpoint_is_read_once_and_once_more_is_said_that_it_is_gone(
     gateway.give(Event::Booted(Booted::default()));
     assert_eq!(restores(gateway.give(takes(true))), NONE);
     assert_eq!(restores(Bench::serving().give(takes(true))), NONE, "there is no store");
+}
+
+#[test]
+fn a_predecessor_that_is_named_again_after_its_end_is_read_again_and_none_is_passed_over_in_silence() {
+    let mut bench = serving();
+    bench.give(Event::ModelKnown { attempt: 1, result: Ok("abc".to_owned()) });
+    bench.give(takes(false));
+    let restored = Event::Restored { from: predecessor(), result: Ok(left_by(&[], Some("abc"))) };
+    assert_eq!(told(bench.give(restored)).len(), 1);
+    assert_eq!(restores(bench.give(takes(true))), [true], "it served again, and was lost then");
+    for number in 0..100 {
+        let node = NodeId::new(format!("m{number}")).expect("label");
+        let actions = bench.give(Event::TakesPlaceOf { predecessor: node, is_gone: true }).to_vec();
+        assert_eq!(restores(&actions).len() + told(&actions).len(), 1, "{number}: {actions:?}");
+    }
 }
 
 #[test]

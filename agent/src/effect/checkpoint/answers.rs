@@ -9,6 +9,7 @@ use cic_common::time::{Clock, unix_ms};
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
+use tracing::debug;
 
 use super::object::{seal, sha256_hex, unseal};
 use super::store::{Store, Stores};
@@ -117,7 +118,8 @@ impl Answers {
         }
         match store.get(key, OBJECT_BYTES_MAX, FIND_WITHIN).await {
             Ok(found) => unseal(KIND, &found?).ok(),
-            Err(_) => {
+            Err(cause) => {
+                debug!(store = %store.name, cause, "kept answers cannot be read");
                 let rest = u64::try_from(REST.as_millis()).unwrap_or(u64::MAX);
                 resting.store(now.saturating_add(rest), Ordering::Relaxed);
                 None

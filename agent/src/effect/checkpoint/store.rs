@@ -118,8 +118,9 @@ impl Store {
     pub(super) async fn put(&self, key: &str, object: Bytes, within: Duration) -> Result<(), String> {
         if let Some(directory) = &self.directory {
             // What is in there is for this user alone; what was made by somebody else is theirs to guard.
-            let made = tokio::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).await;
-            made.map_err(|error| error.to_string())?;
+            let mut builder = tokio::fs::DirBuilder::new();
+            builder.recursive(true).mode(0o700);
+            bounded(within, builder.create(directory)).await?.map_err(|error| error.to_string())?;
         }
         let path = self.path(key);
         let put = self.inner.put(&path, PutPayload::from_bytes(object));

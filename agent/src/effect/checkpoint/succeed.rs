@@ -83,16 +83,20 @@ impl Successor {
             self.say(early).await?;
             self.last(&from, first, until).await
         };
+        if !self.is_final(&last) {
+            let cause = "it still writes, long after another was put in its place".to_owned();
+            return self.say(Event::Restored { from, result: Err(cause) }).await;
+        }
         let again = self.worth_running(&last.found.checkpoint).await;
         let (event, age_ms) = told(&from, &last, &again, true);
         info!(%from, first = name, last = last.found.name, age_ms, again = again.len(), "checkpoint restored");
-        self.say(event).await?;
         let (edge, answers) = (&self.edge, &self.answers);
         let runs: Vec<_> =
             again.into_iter().map(|lost| run_again(edge.clone(), answers.clone(), lost)).collect();
         futures_util::stream::iter(runs).buffer_unordered(RERUNS_AT_ONCE).collect::<()>().await;
         self.checkpoints.keep_from(&from, &last.found.name).await;
-        Ok(())
+        // Only now: an heir that is lost before leaves all of it to its own.
+        self.say(event).await
     }
 
     /// The newest checkpoint, as soon as any store can be read.
@@ -100,11 +104,17 @@ impl Successor {
         for look in 1.. {
             let (names, missed) = self.checkpoints.stores().names_of(from).await;
             let cause = match (names.as_slice(), missed.as_slice()) {
-                ([], []) if look >= TRIES_MAX => return Err(format!("there is no checkpoint of {from}")),
-                ([], []) => String::new(),
+                ([], []) if look >= TRIES_MAX && *self.is_gone.borrow() => {
+                    return Err(format!("there is no checkpoint of {from}"));
+                }
+                ([], []) => format!("there is no checkpoint of {from} yet"),
                 ([], missed) => missed.join("; "),
                 (_, _) => match self.read(from).await {
                     Ok(read) => return Ok(read),
+                    // Damaged, all of them, and no other will come.
+                    Err(cause) if missed.is_empty() && look >= TRIES_MAX && *self.is_gone.borrow() => {
+                        return Err(cause);
+                    }
                     Err(cause) => cause,
                 },
             };
@@ -124,13 +134,15 @@ impl Successor {
             self.pause(look).await;
             let was_gone = *self.is_gone.borrow();
             let (names, _) = self.checkpoints.stores().names_of(from).await;
-            if names.last().is_some_and(|name| *name > newest.found.name)
-                && let Ok(read) = self.read(from).await
-            {
-                newest = read;
+            let mut has_looked = !names.is_empty();
+            if names.last().is_some_and(|name| *name > newest.found.name) {
+                match self.read(from).await {
+                    Ok(read) => newest = read,
+                    Err(_) => has_looked = false,
+                }
             }
             // What it wrote before it was gone was there when we looked.
-            if was_gone || self.is_last(&newest, until) {
+            if (was_gone && has_looked) || self.is_last(&newest, until) {
                 break;
             }
         }
@@ -150,6 +162,11 @@ impl Successor {
 
     fn is_last(&self, read: &Read, until: Mono) -> bool {
         is_last_word(&read.found.checkpoint, read.found.age_ms()) || self.clock.now() >= until
+    }
+
+    /// Whether nothing can come after it.
+    fn is_final(&self, read: &Read) -> bool {
+        is_last_word(&read.found.checkpoint, read.found.age_ms()) || *self.is_gone.borrow()
     }
 
     /// Requests that somebody may still come for, and that nobody has run again yet.

@@ -1,14 +1,19 @@
 use std::time::Duration;
 
 use cic_common::id::{Incarnation, NodeId};
+use cic_common::report::Role;
+use cic_common::supervise::Supervisor;
 use cic_common::time::{Clock, unix_ms};
+use tokio::sync::{mpsc, watch};
 
 use super::object::{ObjectFault, seal, sha256_hex, unseal};
 use super::save::name_of;
 use super::store::StoreError;
 use super::succeed::is_last_word;
 use super::*;
-use crate::core::Occasion;
+use crate::core::{Event, Occasion};
+use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec};
+use crate::state::StateDir;
 
 #[test]
 fn an_object_is_read_as_it_was_written_and_no_other_way() {
@@ -126,4 +131,88 @@ fn a_nodes_last_word_is_that_of_its_leaving_or_one_that_no_other_followed() {
 fn names_sort_by_run_and_then_by_moment_though_the_clock_went_back() {
     let names = [(1, 900), (1, 1000), (2, 500), (10, 1)].map(|(run, ms)| name_of(Incarnation(run), ms));
     assert!(names.is_sorted(), "{names:?}");
+}
+
+/// A successor of `n1` and what it tells, with a store in `place`.
+struct Stand {
+    checkpoints: Checkpoints,
+    gone: watch::Sender<bool>,
+    told: mpsc::Receiver<Event>,
+    _tasks: Supervisor,
+}
+
+impl Stand {
+    fn new(place: &std::path::Path) -> Self {
+        let (clock, tasks) = (Clock::start(), Supervisor::new());
+        let url = format!("file://{}/bucket", place.display());
+        let stores = Stores::open([url.as_str()]).unwrap();
+        let every = Duration::from_secs(300);
+        let checkpoints = Checkpoints::new(predecessor(), Incarnation(1), stores.clone(), every, clock);
+        let answers = Answers::new(stores, clock);
+        let routes = Routes::remembered(&StateDir::open(&place.join("state")).unwrap());
+        let spec = EdgeSpec {
+            node: NodeId::new("n2").unwrap(),
+            role: Role::Replica,
+            zone: None,
+            tls: None,
+            continuation: true,
+            scarcity: ScarcitySpec::default(),
+            answers: Some(answers.clone()),
+        };
+        let edge = Edge::new(spec, routes, clock, &tasks);
+        let (events, told) = mpsc::channel(8);
+        let gone = watch::Sender::new(false);
+        let is_gone = gone.subscribe();
+        let successor = Successor { checkpoints: checkpoints.clone(), edge, answers, events, clock, is_gone };
+        tokio::spawn(async move { successor.succeed(predecessor()).await });
+        Self { checkpoints, gone, told, _tasks: tasks }
+    }
+
+    async fn save(&self, occasion: Occasion) {
+        let snapshot = self.checkpoints.look(occasion, (None, None), String::new(), Vec::new);
+        self.checkpoints.save(snapshot).await.unwrap();
+    }
+
+    /// Whether the next word is of the last checkpoint.
+    async fn is_last(&mut self) -> Result<bool, String> {
+        match tokio::time::timeout(Duration::from_secs(30), self.told.recv()).await {
+            Ok(Some(Event::Restored { from, result })) if from == predecessor() => {
+                result.map(|restored| restored.is_last)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn predecessor() -> NodeId {
+    NodeId::new("n1").unwrap()
+}
+
+#[tokio::test]
+async fn a_successor_waits_for_the_word_of_the_leaving() {
+    let place = tempfile::tempdir().unwrap();
+    let mut stand = Stand::new(place.path());
+    // It is there before its predecessor has written anything.
+    stand.save(Occasion::Notice).await;
+    assert_eq!(stand.is_last().await, Ok(false));
+    stand.save(Occasion::Leaving).await;
+    assert_eq!(stand.is_last().await, Ok(true));
+}
+
+#[tokio::test]
+async fn what_a_node_wrote_before_it_was_gone_is_its_last_word() {
+    let place = tempfile::tempdir().unwrap();
+    let mut stand = Stand::new(place.path());
+    stand.save(Occasion::Periodic).await;
+    assert_eq!(stand.is_last().await, Ok(false));
+    stand.gone.send_replace(true);
+    assert_eq!(stand.is_last().await, Ok(true));
+}
+
+#[tokio::test]
+async fn a_node_that_is_gone_and_wrote_nothing_is_not_waited_for() {
+    let place = tempfile::tempdir().unwrap();
+    let mut stand = Stand::new(place.path());
+    stand.gone.send_replace(true);
+    assert_eq!(stand.is_last().await, Err("there is no checkpoint of n1".to_owned()));
 }

@@ -15,7 +15,7 @@ use cic_common::assignment::Assignment;
 use tokio::process::{Child, Command};
 
 use super::{Tag, cgroup};
-use crate::config::is_setting;
+use crate::config::{is_credential, is_setting};
 
 /// Name of the hidden subcommand.
 pub const EXEC_COMMAND: &str = "engine-exec";
@@ -121,7 +121,8 @@ impl Launch<'_> {
         }
         command.arg("--").arg(program).args(arguments(self.assignment, self.port));
         for (key, _) in std::env::vars_os() {
-            if is_setting(&key.to_string_lossy()) {
+            let name = key.to_string_lossy();
+            if is_setting(&name) || is_credential(&name) {
                 command.env_remove(key);
             }
         }

@@ -50,7 +50,7 @@ pub(super) struct Errand {
     /// The retry budget does not pay for another attempt.
     is_spent: bool,
     /// Nobody waits for the answer now: users come first, and none of them sees it fail.
-    is_background: bool,
+    pub(super) is_background: bool,
 }
 
 /// An answer that may go to the client, and who gives it.

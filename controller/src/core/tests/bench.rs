@@ -24,6 +24,8 @@ pub(super) struct Bench {
     pub(super) deaf: BTreeMap<NodeId, PollFault>,
     pub(super) instances: BTreeMap<NodeId, InstanceState>,
     pub(super) cloud_fails: bool,
+    /// Whether agents that connect have an object store.
+    pub(super) keeps_checkpoints: bool,
     pub(super) launched: Vec<NodeId>,
     pub(super) terminated: Vec<NodeId>,
     pub(super) routed: BTreeSet<NodeId>,
@@ -53,6 +55,7 @@ impl Bench {
             deaf: BTreeMap::new(),
             instances: BTreeMap::new(),
             cloud_fails: false,
+            keeps_checkpoints: true,
             launched: Vec::new(),
             terminated: Vec::new(),
             routed: BTreeSet::new(),
@@ -103,7 +106,7 @@ impl Bench {
             role: Role::Replica,
             address: "127.0.0.1:1".to_owned(),
             version: "test".to_owned(),
-            keeps_checkpoints: true,
+            keeps_checkpoints: self.keeps_checkpoints,
             report: report.clone(),
         };
         self.beats.insert(node.clone(), (Incarnation(incarnation), 0, report));
@@ -252,6 +255,8 @@ impl Bench {
             incarnation: node.incarnation,
             launched_by: Some(OperationId(1)),
             predecessors: self.rows.get(&node.node).map(|row| row.predecessors.clone()).unwrap_or_default(),
+            keeps_checkpoints: self.rows.get(&node.node).is_some_and(|row| row.keeps_checkpoints),
+            is_read: self.rows.get(&node.node).is_some_and(|row| row.is_read),
             asked: self.rows.get(&node.node).and_then(|row| row.asked.clone()),
         };
         Restored {

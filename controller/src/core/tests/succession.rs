@@ -76,6 +76,48 @@ fn what_was_read_to_the_last_is_read_by_nobody_else_unless_the_node_served_again
 }
 
 #[test]
+fn a_node_that_stays_after_all_has_no_heir() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    let seen = notice(NoticeKind::Terminate, "a", 120_000);
+    let (source, id) = (seen.source.clone(), seen.id.clone());
+    give_notice(&mut bench, &node);
+    let fresh = bench.node(2);
+    bench.serve(&fresh, 1);
+    assert_eq!(heirs(&bench, &node).len(), 1);
+    bench.change(&node, |report| report.notice = None);
+    let event = NodeEvent::NoticeLifted { source, id };
+    bench.give(Event::Told { node: node.clone(), incarnation: Incarnation(1), event });
+    bench.run(Duration::from_secs(30));
+    assert_eq!(heirs(&bench, &node), []);
+    assert!(!bench.terminated.contains(&node));
+}
+
+#[test]
+fn what_an_heir_without_a_store_cannot_read_goes_to_one_with_a_store() {
+    let mut bench = Bench::serving(2);
+    let (node, other) = (bench.node(0), bench.node(1));
+    give_notice(&mut bench, &node);
+    let fresh = bench.node(2);
+    bench.keeps_checkpoints = false;
+    bench.serve(&fresh, 1);
+    assert_eq!(heirs(&bench, &node), [(other, false)]);
+}
+
+#[test]
+fn what_waits_for_an_heir_is_given_to_a_spare_when_it_connects() {
+    let mut bench = Bench::serving(1);
+    let node = bench.node(0);
+    bench.change(&node, |report| report.notice = Some(notice(NoticeKind::Rebalance, "r", 0)));
+    bench.run(Duration::from_secs(2));
+    let spare = bench.node(1);
+    lose(&mut bench, &node);
+    assert_eq!(heirs(&bench, &node), []);
+    bench.serve(&spare, 1);
+    assert_eq!(heirs(&bench, &node), [(spare, true)]);
+}
+
+#[test]
 fn of_two_nodes_that_are_taken_at_once_each_has_an_heir_of_its_own() {
     let mut bench = Bench::serving(3);
     let (first, second) = (bench.node(0), bench.node(1));

@@ -19,7 +19,7 @@ pub(super) const TOKENS_MAX: usize = 1 << 20;
 /// The requests that were under way at one moment, not yet written out.
 #[derive(Debug)]
 pub struct UnderWay {
-    noted: Vec<Noted>,
+    noted: Vec<Arc<Noted>>,
     at: Mono,
 }
 
@@ -33,10 +33,10 @@ pub(in crate::serve::edge) struct Journal {
 #[derive(Debug, Default)]
 struct Lines {
     last: u64,
-    open: BTreeMap<u64, Noted>,
+    open: BTreeMap<u64, Arc<Noted>>,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 struct Noted {
     since: Mono,
     request_id: String,
@@ -86,7 +86,7 @@ impl Journal {
             let mut lines = locked(&lines);
             lines.last += 1;
             let number = lines.last;
-            lines.open.insert(number, noted);
+            lines.open.insert(number, Arc::new(noted));
             number
         };
         Some(Line { lines, number, tokens })

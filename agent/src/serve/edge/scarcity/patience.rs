@@ -78,7 +78,8 @@ impl Edge {
         let scarcity = &self.shared.scarcity;
         let now = self.shared.clock.now();
         let waited = now.since(*patience.began_at.get_or_insert(now));
-        if errand.full.is_none()
+        if !errand.is_background
+            && errand.full.is_none()
             && errand.broken_count == 0
             && self.shared.routes.candidates(&errand.model).is_some()
             && scarcity.missing.seen(&errand.model)
