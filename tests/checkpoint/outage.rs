@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fleet_tests::process::{DevFleet, Options, S3Server};
+use fleet_tests::process::{DevFleet, Load, Options, S3Server, metric};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -32,6 +32,7 @@ fn a_store_that_is_down_is_told_once_and_costs_no_request_and_the_second_one_has
         })
         .expect("written");
 
+    let load = Load::start(&fleet.edge, "tiny", 2);
     first.stop().expect("stopped");
     let told = fleet
         .wait_for("its word", SOON, |fleet| {
@@ -45,6 +46,12 @@ fn a_store_that_is_down_is_told_once_and_costs_no_request_and_the_second_one_has
         .expect("written");
 
     second.stop().expect("stopped");
+    fleet
+        .wait_for("one that is in no store", SOON, |fleet| {
+            let page = fleet.metrics_page(&node).ok()?;
+            metric(&page, "cic_agent_checkpoints_total{result=\"failed\"}").filter(|count| *count > 0.0)
+        })
+        .expect("counted");
     // Nothing new is told while it goes on failing, in however many stores.
     first.start_again().expect("started");
     second.start_again().expect("started");
@@ -55,7 +62,9 @@ fn a_store_that_is_down_is_told_once_and_costs_no_request_and_the_second_one_has
     let events = fleet.events().expect("events");
     let failures =
         events.iter().filter(|event| event["kind"] == "checkpoint-failed" && event["node"] == *node);
-    assert!(failures.count() <= 2, "{events:#?}");
+    assert_eq!(failures.count(), 1, "{events:#?}");
+    let seen = load.stop();
+    assert!(seen.good > 0 && seen.failed.is_empty(), "{seen:?}");
     assert_eq!(fleet.view().expect("a view").serving().len(), 2);
     fleet.stop().expect("nothing is left");
 }
