@@ -259,7 +259,10 @@ impl Raw {
             tls_dir: tls_dir?,
             local,
             brake,
-            timing: self.timing.over(Timing::default()),
+            timing: Timing {
+                heartbeat: Duration::from_millis(heartbeat_ms.into()),
+                ..self.timing.over(Timing::default())
+            },
             log_format,
             log_filter,
         })
@@ -366,9 +369,11 @@ impl RawTiming {
     fn over(&self, defaults: Timing) -> Timing {
         let span = |ms: Option<u64>, default| ms.map_or(default, Duration::from_millis);
         Timing {
+            heartbeat: defaults.heartbeat,
             push_fresh: span(self.push_fresh_ms, defaults.push_fresh),
             challenge: span(self.challenge_ms, defaults.challenge),
             poll_interval: span(self.poll_interval_ms, defaults.poll_interval),
+            poll_within: defaults.poll_within,
             poll_failures_max: self.poll_failures_max.unwrap_or(defaults.poll_failures_max),
             urgent_interval: span(self.urgent_interval_ms, defaults.urgent_interval),
             partition_grace: span(self.partition_grace_ms, defaults.partition_grace),

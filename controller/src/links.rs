@@ -34,7 +34,7 @@ impl Network for Links {
         match action {
             Action::Send { node, message } => self.ingest.send(&node, message),
             Action::PublishRoutes(table) => self.ingest.publish_routes(table),
-            Action::Poll { node, address, urgent } => self.poller.poll(node, address, urgent),
+            Action::Poll { node, address, urgent, within } => self.poller.poll(node, address, urgent, within),
             Action::ForgetNode(node) => {
                 self.ingest.forget(&node);
                 self.poller.forget(&node);

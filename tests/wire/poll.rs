@@ -39,7 +39,7 @@ impl Asking {
     }
 
     async fn poll(&mut self, node: &str, address: SocketAddr, urgent: bool) -> Polled {
-        self.poller.poll(node_id(node), address.to_string(), urgent);
+        self.poller.poll(node_id(node), address.to_string(), urgent, Duration::from_secs(1));
         loop {
             if let Event::Polled(polled) = self.event().await {
                 return polled;
@@ -169,7 +169,7 @@ fn a_controller_of_another_authority_is_not_answered() {
         let (sender, mut events) = mpsc::channel(4);
         let identity = foreign.controller_identity();
         let poller = Poller::start(&supervisor, &identity, &fleet.trust, sender).unwrap();
-        poller.poll(node_id("n1"), address.to_string(), true);
+        poller.poll(node_id("n1"), address.to_string(), true, Duration::from_secs(1));
         let Some(Event::Polled(polled)) = within("answer", events.recv()).await else { panic!("no answer") };
         assert_eq!(polled.result, Err(PollFault::Tls));
     });

@@ -296,7 +296,7 @@ impl World {
                 self.call_cloud(CloudAct::Terminate { operation, node });
             }
             Action::ListInstances { provider } => self.call_cloud(CloudAct::List { provider }),
-            Action::Poll { node, address: _, urgent } => self.poll(&node, urgent),
+            Action::Poll { node, address: _, urgent, within } => self.poll(&node, urgent, within),
             Action::Send { node, message } => {
                 if let Message::Command { operation, command, .. } = &message {
                     let is_drain = matches!(command, Command::Drain { .. });

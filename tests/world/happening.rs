@@ -25,6 +25,8 @@ pub struct Asked {
     pub run: u32,
     pub is_urgent: bool,
     pub attempt: u32,
+    /// What each attempt is given.
+    pub within: std::time::Duration,
     pub deadline: cic_common::time::Mono,
 }
 

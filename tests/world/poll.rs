@@ -12,19 +12,16 @@ use super::machine::Host;
 use super::network::{Path, Way};
 use super::world::World;
 
-/// A routine poll unanswered this long has failed.
-const ROUTINE_DEADLINE: Duration = Duration::from_secs(3);
-
-/// Each of an urgent poll's two attempts.
-const URGENT_DEADLINE: Duration = Duration::from_millis(800);
+/// Attempts of an urgent poll, one after the other here: each has its share of the time.
 const URGENT_ATTEMPTS: u32 = 2;
 
 impl World {
-    pub(super) fn poll(&mut self, node: &NodeId, is_urgent: bool) {
+    pub(super) fn poll(&mut self, node: &NodeId, is_urgent: bool, within: Duration) {
         let run = self.controller.run;
-        let deadline = self.now() + if is_urgent { URGENT_DEADLINE } else { ROUTINE_DEADLINE };
+        let within = if is_urgent { within / URGENT_ATTEMPTS } else { within };
+        let deadline = self.now() + within;
         let Some(node) = self.index(node) else { return };
-        self.ask(Asked { node, run, is_urgent, attempt: 1, deadline });
+        self.ask(Asked { node, run, is_urgent, attempt: 1, within, deadline });
     }
 
     fn ask(&mut self, asked: Asked) {
@@ -62,7 +59,7 @@ impl World {
 
     pub(super) fn poll_runs_out(&mut self, asked: Asked) {
         if asked.is_urgent && asked.attempt < URGENT_ATTEMPTS && self.controller.is_running(asked.run) {
-            let deadline = self.now() + URGENT_DEADLINE;
+            let deadline = self.now() + asked.within;
             self.ask(Asked { attempt: asked.attempt + 1, deadline, ..asked });
             return;
         }
@@ -76,7 +73,7 @@ impl World {
         result: Result<Heartbeat, PollFault>,
     ) {
         let node = self.machines[asked.node].node.clone();
-        let event = Event::Polled(Polled { node, urgent: asked.is_urgent, result });
+        let event = Event::Polled(Polled { node, urgent: asked.is_urgent, trip: Duration::ZERO, result });
         self.queue.push(at, Happening::ControllerHears { run: asked.run, event: Box::new(event) });
     }
 

@@ -1,5 +1,7 @@
 //! What a controller does about what happened.
 
+use std::time::Duration;
+
 use cic_common::assignment::{Assignment, Predecessor};
 use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
 use cic_common::route::RoutingTable;
@@ -69,11 +71,13 @@ pub enum Action {
     ListInstances {
         provider: String,
     },
-    /// `urgent`: at once, two attempts on fresh connections with short deadlines. Answer `Polled`.
+    /// `urgent`: at once, two attempts on fresh connections. Answer `Polled` after `within` at the latest, not counting
+    /// the wait for a turn.
     Poll {
         node: NodeId,
         address: String,
         urgent: bool,
+        within: Duration,
     },
     /// Over the control stream; lost silently when there is none.
     Send {

@@ -1,5 +1,7 @@
 //! What can happen to a fleet.
 
+use std::time::Duration;
+
 use cic_common::assignment::Predecessor;
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::report::{Heartbeat, Role};
@@ -71,6 +73,8 @@ pub enum PollFault {
 pub struct Polled {
     pub node: NodeId,
     pub urgent: bool,
+    /// From the request to its answer on an open connection; zero where there was none.
+    pub trip: Duration,
     pub result: Result<Heartbeat, PollFault>,
 }
 

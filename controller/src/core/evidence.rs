@@ -8,6 +8,7 @@ use cic_common::time::Mono;
 
 use super::belief::{Cloud, Freshness};
 use super::event::PollFault;
+use super::rhythm::Rhythm;
 use super::timing::Timing;
 
 /// Reason to think that the push path is dead before its silence is long enough to tell by itself: the poll
@@ -22,6 +23,7 @@ struct Doubt {
 /// The push path: heartbeats and the control stream.
 #[derive(Debug, Default)]
 pub(super) struct Push {
+    rhythm: Rhythm,
     heard_at: Option<Mono>,
     doubt: Option<Doubt>,
     /// Known from before this controller started, and not heard within the settle time.
@@ -31,6 +33,7 @@ pub(super) struct Push {
 impl Push {
     pub(super) fn heard(&mut self, now: Mono, challenge_answered: u64, timing: &Timing) {
         self.heard_at = Some(now);
+        self.rhythm.heard(now, timing);
         self.is_missed = false;
         self.doubt = self.doubt.filter(|doubt| {
             challenge_answered < doubt.challenge && now.since(doubt.since) < timing.challenge
@@ -43,7 +46,8 @@ impl Push {
     }
 
     pub(super) fn reconnected(&mut self, now: Mono) {
-        *self = Self { heard_at: Some(now), doubt: None, is_missed: false };
+        self.rhythm.begin_anew();
+        (self.heard_at, self.doubt, self.is_missed) = (Some(now), None, false);
     }
 
     pub(super) fn miss(&mut self) {
@@ -55,6 +59,7 @@ impl Push {
         if self.heard_at.is_some() {
             self.heard_at = Some(now);
         }
+        self.rhythm.begin_anew();
         self.doubt = None;
     }
 
@@ -63,7 +68,7 @@ impl Push {
             (None, _) if self.is_missed => Freshness::Stale,
             (None, _) => Freshness::Never,
             (Some(_), Some(doubt)) if now.since(doubt.since) >= timing.challenge => Freshness::Stale,
-            (Some(at), _) if now.since(at) > timing.push_fresh => Freshness::Stale,
+            (Some(at), _) if now.since(at) > self.rhythm.suspect_after(timing) => Freshness::Stale,
             (Some(_), _) => Freshness::Fresh,
         }
     }
@@ -74,18 +79,26 @@ impl Push {
 
     /// When the freshness may next change by time alone.
     pub(super) fn turns_at(&self, now: Mono, timing: &Timing) -> Option<Mono> {
-        let silence = self.heard_at.map(|at| at + timing.push_fresh + Duration::from_millis(1));
+        let silence =
+            self.heard_at.map(|at| at + self.rhythm.suspect_after(timing) + Duration::from_millis(1));
         let doubt = self.doubt.map(|doubt| doubt.since + timing.challenge);
         [silence, doubt].into_iter().flatten().filter(|&at| at > now).min()
     }
 
+    /// What the poll that is to confirm its silence is given.
+    pub(super) fn confirm_within(&self, trip: Duration) -> Duration {
+        self.rhythm.confirm_within(trip)
+    }
+
     pub(super) fn text(&self, now: Mono) -> String {
+        let lost = self.rhythm.loss() * 100.0;
+        let lossy = if lost >= 1.0 { format!(", {lost:.0} % of its heartbeats lost") } else { String::new() };
         match (self.heard_at, self.doubt) {
             (None, _) if self.is_missed => "no push since this controller started".to_owned(),
             (None, _) => "no push yet".to_owned(),
-            (Some(at), None) => format!("push {} ago", span(now.since(at))),
+            (Some(at), None) => format!("push {} ago{lossy}", span(now.since(at))),
             (Some(at), Some(doubt)) => format!(
-                "push {} ago, challenged {} ago without answer",
+                "push {} ago{lossy}, challenged {} ago without answer",
                 span(now.since(at)),
                 span(now.since(doubt.since))
             ),
@@ -105,7 +118,12 @@ pub(super) struct Poll {
     is_condemned: bool,
     asked: Option<Asked>,
     next_at: Option<Mono>,
+    /// A smoothed round trip over the warm connection; zero before the first.
+    trip: Duration,
 }
+
+/// Gain of a new round trip in the smoothed one (RFC 6298).
+const TRIP_GAIN: u32 = 8;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Asked {
@@ -113,8 +131,17 @@ struct Asked {
 }
 
 impl Poll {
-    pub(super) fn answered(&mut self, now: Mono) {
-        *self = Self { answered_at: Some(now), asked: self.asked, next_at: self.next_at, ..Self::default() };
+    pub(super) fn answered(&mut self, now: Mono, trip: Duration) {
+        let trip = match self.trip {
+            Duration::ZERO => trip,
+            smoothed => (smoothed * (TRIP_GAIN - 1) + trip) / TRIP_GAIN,
+        };
+        let (asked, next_at) = (self.asked, self.next_at);
+        *self = Self { answered_at: Some(now), asked, next_at, trip, ..Self::default() };
+    }
+
+    pub(super) fn trip(&self) -> Duration {
+        self.trip
     }
 
     pub(super) fn failed(&mut self, now: Mono, urgent: bool, fault: PollFault) {
@@ -249,9 +276,9 @@ mod tests {
         let mut push = Push::default();
         assert_eq!(push.freshness(at(99_000), &timing), Freshness::Never);
         push.heard(at(1000), 0, &timing);
-        assert_eq!(push.freshness(at(4000), &timing), Freshness::Fresh);
-        assert_eq!(push.freshness(at(4001), &timing), Freshness::Stale);
-        assert_eq!(push.turns_at(at(1000), &timing), Some(at(4001)));
+        assert_eq!(push.freshness(at(3150), &timing), Freshness::Fresh);
+        assert_eq!(push.freshness(at(3151), &timing), Freshness::Stale);
+        assert_eq!(push.turns_at(at(1000), &timing), Some(at(3151)));
     }
 
     #[test]
@@ -290,13 +317,13 @@ mod tests {
     fn routine_polls_need_three_failures_and_an_urgent_one_needs_one() {
         let timing = Timing::default();
         let mut poll = Poll::default();
-        poll.answered(at(0));
+        poll.answered(at(0), Duration::ZERO);
         poll.failed(at(1), false, PollFault::Timeout);
         poll.failed(at(2), false, PollFault::Timeout);
         assert_eq!(poll.freshness(&timing), Freshness::Fresh);
         poll.failed(at(3), false, PollFault::Timeout);
         assert_eq!(poll.freshness(&timing), Freshness::Stale);
-        poll.answered(at(4));
+        poll.answered(at(4), Duration::ZERO);
         assert_eq!(poll.freshness(&timing), Freshness::Fresh);
         poll.failed(at(5), true, PollFault::Refused);
         assert_eq!(poll.freshness(&timing), Freshness::Stale);

@@ -65,6 +65,8 @@ pub struct Fleet {
     pub(super) routes: RoutingTable,
     pub(super) xids: XidCounts,
     pub(super) challenge_last: u64,
+    /// Nodes whose push path is stale.
+    pub(super) suspected: usize,
     /// Until when silence means nothing yet; None before the store was read.
     settle_at: Option<Mono>,
     is_settled: bool,
@@ -95,6 +97,7 @@ impl Fleet {
             routes: RoutingTable::default(),
             xids: XidCounts::default(),
             challenge_last: 0,
+            suspected: 0,
             settle_at: None,
             is_settled: false,
             steady_at: Mono::ZERO,
@@ -265,9 +268,12 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(id) else { return };
         let (belief, push) = (node.judged(now, &timing), node.push_freshness(now, &timing));
         let push_turned_stale = push == Freshness::Stale && node.push_was != Freshness::Stale;
-        node.push_was = push;
+        let was = std::mem::replace(&mut node.push_was, push);
+        self.push_turned(now, id, was, push);
+        let Some(node) = self.nodes.get_mut(id) else { return };
         if belief != node.belief {
             let text = format!("{} -> {belief}: {}", node.belief, node.why(now, &timing));
+            let was = node.belief;
             (node.belief, node.belief_since) = (belief, now);
             let severity = if belief.is_routable() || belief == Belief::Unknown {
                 Severity::Info
@@ -276,6 +282,7 @@ impl Fleet {
             };
             self.is_dirty = true;
             self.tell(now, id, severity, "belief", text, out);
+            self.count_flaps(now, id, was, out);
         }
         if push_turned_stale || (belief != Belief::Alive && belief != Belief::Unknown) {
             self.list_soon(now, id);
@@ -283,11 +290,39 @@ impl Fleet {
         if push_turned_stale {
             self.poll_now(now, id, out);
         }
+        self.prod_if_due(now, id, out);
+        self.is_dirty |= self.nodes.get_mut(id).is_some_and(|node| node.flaps.end_if_due(now));
         self.poll_if_due(now, id, out);
         self.tell_wedge(now, id, out);
         self.heed_advice(now, id, out);
         self.judge_leaving(now, id, out);
         self.schedule_wake(now, id);
+    }
+
+    /// Keeps a node out of the routes for a while if this was one silence of many.
+    fn count_flaps(&mut self, now: Mono, id: &NodeId, was: Belief, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get_mut(id) else { return };
+        match (was.is_routable(), node.belief) {
+            (true, Belief::Silent) => node.flaps.fell_silent(now),
+            (false, Belief::Alive | Belief::SuspectPoll | Belief::SuspectPush) if was == Belief::Silent => {
+                if let Some((hold, count)) = node.flaps.returned(now) {
+                    let text = format!(
+                        "silent {count} times within 10 min: out of the routes for {} while others work",
+                        span(hold)
+                    );
+                    self.tell(now, id, Severity::Warning, "flapping", text, out);
+                }
+            }
+            (
+                true | false,
+                Belief::Unknown
+                | Belief::Alive
+                | Belief::SuspectPoll
+                | Belief::SuspectPush
+                | Belief::Silent
+                | Belief::Gone,
+            ) => {}
+        }
     }
 
     /// A driver that hangs is told of once. The node stays: it serves as long as its words come.

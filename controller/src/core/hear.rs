@@ -216,7 +216,7 @@ impl Fleet {
     }
 
     fn polled(&mut self, now: Mono, polled: Polled, out: &mut Vec<Action>) {
-        let Polled { node: id, urgent, result } = polled;
+        let Polled { node: id, urgent, trip, result } = polled;
         let timing = self.timing;
         if let Ok(heartbeat) = &result
             && heartbeat.node == id
@@ -234,7 +234,7 @@ impl Fleet {
             Ok(heartbeat) => {
                 let is_news = is_news(node.report.as_ref(), &heartbeat.report);
                 self.is_dirty |= node.take(now, heartbeat) && is_news;
-                node.poll.answered(now);
+                node.poll.answered(now, trip);
             }
             Err(fault) => {
                 node.poll.failed(now, urgent, fault);
@@ -405,7 +405,8 @@ impl Fleet {
         let Some(address) = node.record.address.clone() else { return };
         if node.poll.ask(true) {
             node.trail.push(now, "urgent poll fired".to_owned());
-            out.push(Action::Poll { node: id.clone(), address, urgent: true });
+            let within = self.confirm_within(id);
+            out.push(Action::Poll { node: id.clone(), address, urgent: true, within });
         }
     }
 
@@ -422,7 +423,8 @@ impl Fleet {
         };
         let Some(address) = node.record.address.clone() else { return };
         if node.poll.ask(urgent) {
-            out.push(Action::Poll { node: id.clone(), address, urgent });
+            let within = if urgent { self.confirm_within(id) } else { timing.poll_within };
+            out.push(Action::Poll { node: id.clone(), address, urgent, within });
         }
     }
 

@@ -10,6 +10,8 @@ use super::agreement::Agreement;
 use super::belief::{Belief, Freshness, judge};
 use super::event::NodeRecord;
 use super::evidence::{CloudWord, Poll, Push};
+use super::flap::Flaps;
+use super::suspicion::Prods;
 use super::timing::Timing;
 use super::trail::Trail;
 use super::verdict::Leaving;
@@ -33,6 +35,9 @@ pub(super) struct Node {
     pub(super) advice: Advice,
     /// Its report says that the driver hangs, and the event log knows.
     pub(super) is_wedge_told: bool,
+    pub(super) flaps: Flaps,
+    /// Over the push path, while it is silent.
+    pub(super) prods: Prods,
     /// As last concluded, to notice a change.
     pub(super) push_was: Freshness,
     pub(super) belief: Belief,
@@ -70,6 +75,8 @@ impl Node {
             reported_at: now,
             standing: None,
             is_wedge_told: false,
+            flaps: Flaps::default(),
+            prods: Prods::default(),
             push_was: Freshness::Never,
             belief: Belief::Unknown,
             belief_since: now,
@@ -242,7 +249,8 @@ impl Node {
         let never = (!self.push.has_spoken()).then(|| self.known_since + timing.boot_grace);
         let slow = (!self.has_served && self.is_ours()).then(|| self.known_since + timing.serve_grace);
         let advice = self.advice_ends_at();
-        [self.push.turns_at(now, timing), self.poll.next_at(), silent, never, slow, advice]
+        let (prod, poll, flap) = (self.prods.next_at(), self.poll.next_at(), self.flaps.out_until());
+        [self.push.turns_at(now, timing), prod, poll, flap, silent, never, slow, advice]
             .into_iter()
             .flatten()
             .filter(|&at| at > now)

@@ -7,7 +7,7 @@ use cic_common::report::Phase;
 use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome};
 
-use super::belief::{Belief, Cloud};
+use super::belief::{Belief, Cloud, Freshness};
 use super::fleet::Fleet;
 use super::instance::CloudFault;
 use super::operation::{Operation, OperationKind, OperationState};
@@ -392,7 +392,8 @@ impl Fleet {
 
     fn forget(&mut self, node: &NodeId, out: &mut Vec<Action>) {
         self.bequeath(node, out);
-        self.nodes.remove(node);
+        let gone = self.nodes.remove(node);
+        self.suspected -= usize::from(gone.is_some_and(|node| node.push_was == Freshness::Stale));
         self.is_dirty = true;
         out.push(Action::ForgetNode(node.clone()));
     }

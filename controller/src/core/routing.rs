@@ -18,7 +18,7 @@ use super::trail::Severity;
 impl Fleet {
     /// Draws the routing table from the beliefs and publishes it if it changed.
     pub(super) fn publish_routes(&mut self, now: Mono, out: &mut Vec<Action>) {
-        let routes: Vec<Route> = self.deployments.values().map(|wanted| self.route(wanted)).collect();
+        let routes: Vec<Route> = self.deployments.values().map(|wanted| self.route(now, wanted)).collect();
         if routes == self.routes.routes && self.routes.term == self.term {
             return;
         }
@@ -29,12 +29,12 @@ impl Fleet {
         self.tell_changes(now, out);
     }
 
-    fn route(&self, wanted: &super::fleet::Wanted) -> Route {
+    fn route(&self, now: Mono, wanted: &super::fleet::Wanted) -> Route {
         let name = &wanted.deployment.name;
         let members =
             || self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name));
-        let best = members().filter_map(|(_, node)| fitness(node)).min();
-        let chosen = members().filter(|(_, node)| best.is_some() && fitness(node) == best);
+        let best = members().filter_map(|(_, node)| fitness(now, node)).min();
+        let chosen = members().filter(|(_, node)| best.is_some() && fitness(now, node) == best);
         Route {
             deployment: name.clone(),
             model: wanted.deployment.model.name.clone(),
@@ -77,6 +77,8 @@ fn replica(id: &NodeId, node: &Node) -> Option<Replica> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fitness {
     Works,
+    /// It fell silent again and again, and has just returned.
+    Flaps,
     /// Nothing of its engine's work moves: still better than no replica.
     Stalls,
     /// Routed before both its paths fell silent: the edges may reach what this controller cannot.
@@ -84,9 +86,10 @@ enum Fitness {
 }
 
 /// `None` for a node that has no place in the table whatever the others do.
-fn fitness(node: &Node) -> Option<Fitness> {
+fn fitness(now: Mono, node: &Node) -> Option<Fitness> {
     if node.is_serving() && node.draining_since.is_none() {
-        return Some(if node.is_stalled() { Fitness::Stalls } else { Fitness::Works });
+        let flaps = if node.flaps.is_out(now) { Fitness::Flaps } else { Fitness::Works };
+        return Some(if node.is_stalled() { Fitness::Stalls } else { flaps });
     }
     (node.is_routed && node.belief == Belief::Silent).then_some(Fitness::Silent)
 }

@@ -9,6 +9,7 @@ mod need;
 mod routing;
 mod stall;
 mod succession;
+mod suspicion;
 
 use std::time::Duration;
 

@@ -7,13 +7,19 @@ use serde::{Deserialize, Serialize};
 /// Spans the core waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Timing {
-    /// A push this old is stale, and a poll is fired at once. Design table: suspect after 3 s.
+    /// Between heartbeats, as nodes are told.
+    pub heartbeat: Duration,
+    /// A push this old is stale on any link, and a poll is fired at once; on a calm one sooner (`rhythm.rs`). Design
+    /// table: suspect after 3 s.
     pub push_fresh: Duration,
     /// A challenge over the push path unanswered this long makes the push stale, once the poll path failed too.
     /// Five times the slowest round trip between regions.
     pub challenge: Duration,
     /// Between routine polls of a node. Design table: 10 s.
     pub poll_interval: Duration,
+    /// What a routine poll is given. An agent answers from memory; a second is forty round trips between neighbouring
+    /// regions.
+    pub poll_within: Duration,
     /// Routine polls failed in a row before the poll path is stale. Design table: 3.
     pub poll_failures_max: u32,
     /// Between urgent polls of a node that stays suspect.
@@ -46,16 +52,18 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
+            heartbeat: Duration::from_secs(1),
             push_fresh: Duration::from_secs(3),
             challenge: Duration::from_millis(500),
             poll_interval: Duration::from_secs(10),
+            poll_within: Duration::from_secs(1),
             poll_failures_max: 3,
             urgent_interval: Duration::from_secs(2),
             partition_grace: Duration::from_secs(60),
             boot_grace: Duration::from_secs(300),
             serve_grace: Duration::from_secs(3600),
             settle: Duration::from_secs(10),
-            own_stall: Duration::from_secs(2),
+            own_stall: Duration::from_secs(1),
             list_interval: Duration::from_secs(30),
             list_interval_urgent: Duration::from_secs(2),
             list_fresh: Duration::from_secs(75),

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use cic_common::id::NodeId;
 use cic_common::supervise::{Kind, Supervisor, TaskHandle, TaskResult};
+use cic_common::time::Clock;
 use cic_common::tls::config::{TlsError, tcp_client};
 use cic_common::tls::{Identity, Trust};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::ask;
+use super::ask::{self, Answer};
 use super::connection::Connection;
 use crate::core::{Event, PollFault, Polled};
 
@@ -51,6 +52,7 @@ pub struct Poller {
 #[derive(Debug)]
 struct Shared {
     tls: Arc<rustls::ClientConfig>,
+    clock: Clock,
     core: mpsc::Sender<Event>,
     routine: Semaphore,
     urgent: Semaphore,
@@ -63,8 +65,15 @@ struct Shared {
 
 #[derive(Debug)]
 struct Watched {
-    asked: mpsc::Sender<String>,
+    asked: mpsc::Sender<Asked>,
     task: TaskHandle,
+}
+
+/// Where a node is asked, and what it is given.
+#[derive(Debug)]
+struct Asked {
+    address: String,
+    within: Duration,
 }
 
 impl Poller {
@@ -80,6 +89,7 @@ impl Poller {
     ) -> Result<Self, TlsError> {
         let shared = Shared {
             tls: tcp_client(identity, trust)?,
+            clock: Clock::start(),
             core,
             routine: Semaphore::new(ROUTINE_MAX),
             urgent: Semaphore::new(URGENT_MAX),
@@ -93,8 +103,12 @@ impl Poller {
 
     /// Polls `node` at `address` and answers with one `Polled`, except a routine poll that was asked for while
     /// another is waiting: that one's answer serves both.
-    pub fn poll(&self, node: NodeId, address: String, is_urgent: bool) {
-        if is_urgent { self.poll_urgently(node, address) } else { self.poll_in_turn(node, address) }
+    pub fn poll(&self, node: NodeId, address: String, is_urgent: bool, within: Duration) {
+        if is_urgent {
+            self.poll_urgently(node, address, within);
+        } else {
+            self.poll_in_turn(node, Asked { address, within });
+        }
     }
 
     /// Ends the watch over a node that is gone for good.
@@ -109,21 +123,21 @@ impl Poller {
         &self.shared.counts
     }
 
-    fn poll_in_turn(&self, node: NodeId, address: String) {
+    fn poll_in_turn(&self, node: NodeId, asked: Asked) {
         let mut nodes = self.shared.nodes();
         let watched = nodes.entry(node.clone()).or_insert_with(|| {
-            let (asked, queue) = mpsc::channel(ASKED_MAX);
+            let (sender, queue) = mpsc::channel(ASKED_MAX);
             let shared = Arc::clone(&self.shared);
             let task = self.supervisor.spawn("node poll", Kind::Passing, |token| {
                 Watch { shared, node, address: String::new(), warm: None }.run(queue, token)
             });
-            Watched { asked, task }
+            Watched { asked: sender, task }
         });
         // Full: one is waiting already.
-        let _ = watched.asked.try_send(address);
+        let _ = watched.asked.try_send(asked);
     }
 
-    fn poll_urgently(&self, node: NodeId, address: String) {
+    fn poll_urgently(&self, node: NodeId, address: String, within: Duration) {
         let shared = Arc::clone(&self.shared);
         let waiting = Arc::clone(&shared.urgent_waiting).try_acquire_owned();
         self.supervisor.spawn("urgent poll", Kind::Passing, |token| async move {
@@ -133,7 +147,7 @@ impl Poller {
                 }
                 // The semaphore is never closed.
                 let _turn = shared.urgent.acquire().await;
-                ask::urgent(&node, &address, &shared.tls).await
+                ask::urgent(&node, &address, &shared.tls, shared.clock, within).await
             };
             // Cancel-safe: an answer is of no use once the program stops.
             let result = tokio::select! {
@@ -141,18 +155,20 @@ impl Poller {
                 result = asked => result,
             };
             shared.counts.urgent.fetch_add(1, Ordering::Relaxed);
-            shared.answer(Polled { node: node.clone(), urgent: true, result }).await;
+            shared.answer(node.clone(), true, result).await;
             Ok(())
         });
     }
 }
 
 impl Shared {
-    async fn answer(&self, polled: Polled) {
-        if let Err(fault) = polled.result {
+    async fn answer(&self, node: NodeId, urgent: bool, result: Result<Answer, PollFault>) {
+        if let Err(fault) = result {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
-            debug!(node = %polled.node, %fault, urgent = polled.urgent, "poll failed");
+            debug!(%node, %fault, urgent, "poll failed");
         }
+        let trip = result.as_ref().map_or(Duration::ZERO, |(_, trip)| *trip);
+        let polled = Polled { node, urgent, trip, result: result.map(|(heartbeat, _)| heartbeat) };
         // Fails only when the driver has gone, and with it all who would care.
         let _ = self.core.send(Event::Polled(polled)).await;
     }
@@ -171,15 +187,15 @@ struct Watch {
 }
 
 impl Watch {
-    async fn run(mut self, mut asked: mpsc::Receiver<String>, token: CancellationToken) -> TaskResult {
+    async fn run(mut self, mut asked: mpsc::Receiver<Asked>, token: CancellationToken) -> TaskResult {
         // The first poll opens the warm connection and goes at once; later ones are spread.
         let mut is_first = true;
         loop {
             // Cancel-safe: a queue loses nothing, and the connection is polled on in the next turn.
-            let address = tokio::select! {
+            let asked = tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                address = asked.recv() => match address {
-                    Some(address) => address,
+                asked = asked.recv() => match asked {
+                    Some(asked) => asked,
                     None => return Ok(()),
                 },
                 () = closed(&mut self.warm) => {
@@ -187,7 +203,7 @@ impl Watch {
                     continue;
                 }
             };
-            let poll = self.poll(address, std::mem::take(&mut is_first));
+            let poll = self.poll(asked, std::mem::take(&mut is_first));
             // Cancel-safe: an answer is of no use once the program stops.
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
@@ -196,7 +212,8 @@ impl Watch {
         }
     }
 
-    async fn poll(&mut self, address: String, is_first: bool) {
+    async fn poll(&mut self, asked: Asked, is_first: bool) {
+        let Asked { address, within } = asked;
         if self.address != address {
             self.warm = None;
             self.address = address;
@@ -207,10 +224,11 @@ impl Watch {
         // The semaphore is never closed.
         let shared = Arc::clone(&self.shared);
         let turn = shared.routine.acquire().await;
-        let result = ask::routine(&mut self.warm, &self.node, &self.address, &shared.tls).await;
+        let (tls, clock) = (&shared.tls, shared.clock);
+        let result = ask::routine(&mut self.warm, &self.node, &self.address, tls, clock, within).await;
         drop(turn);
         shared.counts.routine.fetch_add(1, Ordering::Relaxed);
-        shared.answer(Polled { node: self.node.clone(), urgent: false, result }).await;
+        shared.answer(self.node.clone(), false, result).await;
     }
 
     /// Waits a random part of the spread; a connection that closes meanwhile is noticed all the same.

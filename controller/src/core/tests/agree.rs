@@ -1,5 +1,7 @@
 //! What the paths bring is compared, and raises alarms only.
 
+use std::time::Duration;
+
 use cic_common::id::Incarnation;
 use cic_common::report::{Heartbeat, NodeReport, Phase};
 
@@ -19,7 +21,12 @@ fn push(bench: &mut Bench, word: Heartbeat) {
 }
 
 fn answer(bench: &mut Bench, word: Heartbeat) {
-    bench.give(Event::Polled(Polled { node: bench.node(0), urgent: false, result: Ok(word) }));
+    bench.give(Event::Polled(Polled {
+        node: bench.node(0),
+        urgent: false,
+        trip: Duration::ZERO,
+        result: Ok(word),
+    }));
 }
 
 fn alarms(bench: &Bench) -> Vec<&str> {

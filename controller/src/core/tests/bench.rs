@@ -175,7 +175,7 @@ impl Bench {
                     Some(fault) => Err(*fault),
                     None => self.beat(&node, 0).ok_or(PollFault::Refused),
                 };
-                events.push(Event::Polled(Polled { node, urgent, result }));
+                events.push(Event::Polled(Polled { node, urgent, trip: Duration::from_millis(2), result }));
             }
             Action::Send { node, message: Message::Challenge { number } } if !self.mute.contains(&node) => {
                 events.extend(self.beat(&node, number).map(|beat| Event::Heartbeats(vec![beat])));
