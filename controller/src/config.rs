@@ -361,6 +361,7 @@ impl RawBrake {
             silent_launch_after: self
                 .silent_launch_after_ms
                 .map_or(defaults.silent_launch_after, Duration::from_millis),
+            release_after: defaults.release_after,
         }
     }
 }

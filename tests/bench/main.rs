@@ -2,6 +2,7 @@
 
 mod agent;
 mod chaos;
+mod compare;
 mod detect;
 mod edge;
 mod grid;
@@ -23,9 +24,12 @@ struct Args {
     /// The table once more, as one line of JSON
     #[arg(long)]
     json: bool,
-    /// Runs of `detect`, and of `notice` for each cloud
+    /// Runs of `detect` (with `--compare`, of each scenario), and of `notice` for each cloud
     #[arg(long)]
     runs: Option<NonZeroUsize>,
+    /// `detect`: failure detectors side by side in virtual time, rather than ours on real processes
+    #[arg(long)]
+    compare: bool,
     /// Rounds of `edge`
     #[arg(long, default_value_t = edge::ROUNDS)]
     rounds: NonZeroUsize,
@@ -56,6 +60,7 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     let args = Args::parse();
     let (name, table) = match args.name {
+        Bench::Detect if args.compare => ("detect-compare", compare::run(args.runs.unwrap_or(compare::RUNS))),
         Bench::Detect => ("detect", detect::run(args.runs.unwrap_or(detect::RUNS))?),
         Bench::Notice => ("notice", notice::run(args.runs.unwrap_or(notice::RUNS))?),
         Bench::Agent => ("agent", agent::run()?),

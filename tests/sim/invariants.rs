@@ -316,7 +316,8 @@ impl Invariants {
         let (now, machine) = (world.now(), &world.machines()[index]);
         let known = self.ledger.of(index);
         let has_cause = self.has_cause(world, index, &known);
-        let fresh = known.heard_at.is_some_and(|at| now.since(at) <= world.setup().timing.push_fresh);
+        // No link is suspected before two heartbeats are missing.
+        let fresh = known.heard_at.is_some_and(|at| now.since(at) <= world.setup().timing.heartbeat * 2);
         // The cloud's later word that it has no such VM is one; a node that is well is protected from that too, below.
         let is_unlisted = known.unlisted_at > known.heard_at;
         if fresh && !has_cause && !is_unlisted {

@@ -23,6 +23,9 @@ pub struct BrakeRules {
     pub silent_count_min: u32,
     /// A zone that stays silent this long may be given replacements; its own nodes stay untouched.
     pub silent_launch_after: Duration,
+    /// A hold stays for this long after too few are silent for it: what a cut-off node needs to dial again (3 s an
+    /// attempt, 2.5 s between two) and to be heard, several times over.
+    pub release_after: Duration,
 }
 
 impl Default for BrakeRules {
@@ -34,6 +37,7 @@ impl Default for BrakeRules {
             silent_share: 0.2,
             silent_count_min: 3,
             silent_launch_after: Duration::from_secs(300),
+            release_after: Duration::from_secs(30),
         }
     }
 }
@@ -55,9 +59,34 @@ pub struct Brake {
     rules: BrakeRules,
     terminations: BTreeMap<String, VecDeque<Mono>>,
     launches: BTreeMap<String, VecDeque<Mono>>,
-    /// Zones under a hold, since when, and the words for it.
-    silent_zones: BTreeMap<String, (Mono, String)>,
-    all_silent: Option<(Mono, String)>,
+    /// Zones under a hold.
+    silent_zones: BTreeMap<String, Silence>,
+    most_silent: Option<Silence>,
+}
+
+/// A silence of many, and the hold for it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Silence {
+    since: Mono,
+    text: String,
+    /// Since when too few are silent for it. A partition that heals lets nodes back one after the other: the last of
+    /// them are no more dead than the first were.
+    over_since: Option<Mono>,
+}
+
+impl Silence {
+    fn begin(now: Mono, text: String) -> Self {
+        Self { since: now, text, over_since: None }
+    }
+
+    /// Whether the hold may end, with what is counted now.
+    fn is_over(&mut self, now: Mono, is_silent: bool, release_after: Duration) -> bool {
+        if is_silent {
+            self.over_since = None;
+            return false;
+        }
+        now.since(*self.over_since.get_or_insert(now)) >= release_after
+    }
 }
 
 impl Brake {
@@ -68,7 +97,7 @@ impl Brake {
             terminations: BTreeMap::new(),
             launches: BTreeMap::new(),
             silent_zones: BTreeMap::new(),
-            all_silent: None,
+            most_silent: None,
         }
     }
 
@@ -79,39 +108,33 @@ impl Brake {
             silent: sum.silent + zone.silent,
             total: sum.total + zone.total,
         });
-        let everything = all.total >= 2 && all.silent == all.total;
-        match (&self.all_silent, everything) {
-            (None, true) => {
-                let text = format!(
-                    "all {} nodes are silent together: this controller may be the one cut off",
-                    all.total
-                );
-                changes.push((true, text.clone()));
-                self.all_silent = Some((now, text));
+        let is_most = all.total >= 2 && (all.silent == all.total || self.is_most(all));
+        let release_after = self.rules.release_after;
+        if let Some(silence) = &mut self.most_silent {
+            if silence.is_over(now, is_most, release_after) {
+                changes.push((false, std::mem::take(&mut silence.text)));
+                self.most_silent = None;
             }
-            (Some((_, text)), false) => {
-                changes.push((false, text.clone()));
-                self.all_silent = None;
-            }
-            (None, false) | (Some(_), true) => {}
+        } else if is_most {
+            let text = format!(
+                "{} of {} nodes are silent together: this controller may be the one cut off",
+                all.silent, all.total
+            );
+            changes.push((true, text.clone()));
+            self.most_silent = Some(Silence::begin(now, text));
         }
         for (zone, census) in zones {
             let is_mass = self.is_mass(*census);
-            match (self.silent_zones.contains_key(zone), is_mass) {
-                (false, true) => {
-                    let text = format!(
-                        "{} of {} nodes of zone {zone} are silent together",
-                        census.silent, census.total
-                    );
-                    changes.push((true, text.clone()));
-                    self.silent_zones.insert(zone.clone(), (now, text));
+            if let Some(silence) = self.silent_zones.get_mut(zone) {
+                if silence.is_over(now, is_mass, release_after) {
+                    changes.push((false, std::mem::take(&mut silence.text)));
+                    self.silent_zones.remove(zone);
                 }
-                (true, false) => {
-                    if let Some((_, text)) = self.silent_zones.remove(zone) {
-                        changes.push((false, text));
-                    }
-                }
-                (false, false) | (true, true) => {}
+            } else if is_mass {
+                let text =
+                    format!("{} of {} nodes of zone {zone} are silent together", census.silent, census.total);
+                changes.push((true, text.clone()));
+                self.silent_zones.insert(zone.clone(), Silence::begin(now, text));
             }
         }
         let gone: Vec<_> =
@@ -120,6 +143,11 @@ impl Brake {
             self.silent_zones.remove(&zone);
         }
         changes
+    }
+
+    /// More than half of all, and as many as a zone's silence needs.
+    fn is_most(&self, all: Census) -> bool {
+        all.silent >= self.rules.silent_count_min && all.silent * 2 > all.total
     }
 
     #[allow(clippy::cast_precision_loss)]
@@ -133,8 +161,8 @@ impl Brake {
     /// # Errors
     /// The hold, with its reason.
     pub fn may_terminate(&mut self, now: Mono, provider: &str, zone: &str) -> Result<(), Hold> {
-        if let Some((_, text)) = self.all_silent.as_ref().or_else(|| self.silent_zones.get(zone)) {
-            return Err(Hold(text.clone()));
+        if let Some(silence) = self.most_silent.as_ref().or_else(|| self.silent_zones.get(zone)) {
+            return Err(Hold(silence.text.clone()));
         }
         let recent = recent(&mut self.terminations, now, self.rules.window, provider);
         let limit = self.rules.terminations_max as usize + usize::from(cfg!(feature = "planted-brake-bug"));
@@ -158,10 +186,10 @@ impl Brake {
     /// # Errors
     /// The hold, with its reason.
     pub fn may_launch(&mut self, now: Mono, provider: &str, zone: &str, pending: usize) -> Result<(), Hold> {
-        if let Some((since, text)) = self.all_silent.as_ref().or_else(|| self.silent_zones.get(zone))
-            && now.since(*since) < self.rules.silent_launch_after
+        if let Some(silence) = self.most_silent.as_ref().or_else(|| self.silent_zones.get(zone))
+            && now.since(silence.since) < self.rules.silent_launch_after
         {
-            return Err(Hold(text.clone()));
+            return Err(Hold(silence.text.clone()));
         }
         self.may_launch_in_need(now, provider, pending)
     }
@@ -204,18 +232,8 @@ impl Brake {
         recent(&mut self.launches, now, self.rules.window, provider).push_back(now);
     }
 
-    /// When a hold may end by time alone.
-    #[must_use]
-    pub fn turns_at(&self, now: Mono) -> Option<Mono> {
-        let windows = self.terminations.values().chain(self.launches.values());
-        let ends = windows.filter_map(|acts| acts.front()).map(|&at| at + self.rules.window);
-        let zones = self.silent_zones.values().chain(&self.all_silent);
-        let silences = zones.map(|(since, _)| *since + self.rules.silent_launch_after);
-        ends.chain(silences).map(|at| at + Duration::from_millis(1)).filter(|&at| at > now).min()
-    }
-
     pub(super) fn holds(&self) -> Vec<String> {
-        self.silent_zones.values().chain(&self.all_silent).map(|(_, text)| text.clone()).collect()
+        self.silent_zones.values().chain(&self.most_silent).map(|silence| silence.text.clone()).collect()
     }
 }
 
@@ -276,6 +294,30 @@ mod tests {
         assert_eq!(changes.len(), 1);
         assert!(brake.may_terminate(at(1), "p", "a").is_err());
         assert_eq!(brake.may_terminate(at(1), "p", "b"), Ok(()));
+    }
+
+    #[test]
+    fn a_silence_of_more_than_half_of_the_fleet_holds_every_zone() {
+        for (a, b, held) in [(3, 0, false), (3, 2, true), (2, 0, false), (2, 2, false)] {
+            let mut brake = Brake::new(BrakeRules { silent_share: 1.0, ..BrakeRules::default() });
+            brake.count(at(0), &zones(&[("a", a, 4), ("b", b, 3), ("c", 0, 1)]));
+            assert_eq!(brake.may_terminate(at(1), "p", "c").is_err(), held, "{a} and {b} of 8");
+        }
+    }
+
+    #[test]
+    fn a_hold_outlasts_the_silence_until_the_last_had_time_to_return() {
+        let mut brake = Brake::new(BrakeRules::default());
+        brake.count(at(0), &zones(&[("a", 4, 4)]));
+        brake.count(at(100), &zones(&[("a", 2, 4)]));
+        assert!(brake.may_launch(at(100), "p", "a", 0).is_err(), "two have returned, two may still");
+        brake.count(at(110), &zones(&[("a", 3, 4)]));
+        brake.count(at(120), &zones(&[("a", 1, 4)]));
+        brake.count(at(149), &zones(&[("a", 1, 4)]));
+        assert!(brake.may_launch(at(149), "p", "a", 0).is_err(), "the silence came back in between");
+        let released = brake.count(at(150), &zones(&[("a", 1, 4)]));
+        assert_eq!(released.len(), 2, "{released:?}");
+        assert_eq!(brake.may_launch(at(150), "p", "a", 0), Ok(()));
     }
 
     #[test]
