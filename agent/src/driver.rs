@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::assignment::{Assignment, ModelSpec};
-use cic_common::id::NodeId;
+use cic_common::id::{NodeId, OperationId};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
-use cic_common::wire::message::NodeEvent;
+use cic_common::wire::message::{CommandOutcome, NodeEvent};
+use cic_common::wire::order::Order;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -26,6 +27,7 @@ use crate::effect::model;
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::serve::metrics::MetricsPort;
+use crate::serve::order::Ordered;
 use crate::source::engine::{Asked, probe};
 use crate::source::gpu::GpuRequests;
 use crate::source::spot::SpotWords;
@@ -91,6 +93,8 @@ pub struct Driver {
     own: Option<OwnEngine>,
     /// Those whose checkpoints are read, and whether they are gone.
     predecessors: BTreeMap<NodeId, watch::Sender<bool>>,
+    /// Something that the next run must find is being written.
+    last_note: Option<oneshot::Receiver<()>>,
     out: Vec<Action>,
 }
 
@@ -111,7 +115,15 @@ impl Driver {
     #[must_use]
     pub fn new(agent: Agent, shells: Shells) -> Self {
         let mode = EdgeMode::Refuse { reason: "agent is starting".to_owned() };
-        Self { agent, shells, mode, own: None, predecessors: BTreeMap::new(), out: Vec::new() }
+        Self {
+            agent,
+            shells,
+            mode,
+            own: None,
+            predecessors: BTreeMap::new(),
+            last_note: None,
+            out: Vec::new(),
+        }
     }
 
     /// Runs until the core says exit, which is the code returned, or `token` is cancelled.
@@ -120,6 +132,7 @@ impl Driver {
         mut events: mpsc::Receiver<Event>,
         mut link_events: mpsc::Receiver<LinkEvent>,
         mut edge_words: mpsc::Receiver<NodeEvent>,
+        mut orders: mpsc::Receiver<Ordered>,
         token: CancellationToken,
     ) -> u8 {
         let mut running = self.shells.keeper.running();
@@ -128,6 +141,7 @@ impl Driver {
             let due = self.agent.deadline().map(|at| at.max(now + Duration::from_millis(1)));
             let due = due.map(|at| self.shells.clock.instant(at).into());
             // Cancel safe: queues keep what is not taken, a sleep that is dropped is computed anew.
+            let mut asker = None;
             let event = tokio::select! {
                 () = token.cancelled() => return 0,
                 Some(event) = events.recv() => event,
@@ -146,6 +160,10 @@ impl Driver {
                         continue;
                     }
                 },
+                Some(Ordered { order: Order { operation, term, command }, answer }) = orders.recv() => {
+                    asker = Some((operation, answer));
+                    Event::Commanded { operation, term, command }
+                }
                 Some(word) = edge_words.recv() => {
                     self.tell(&word);
                     continue;
@@ -163,6 +181,9 @@ impl Driver {
                 self.step(Event::EngineOccupied { in_flight });
             }
             self.step(event);
+            if let Some((operation, answer)) = asker {
+                self.answer(operation, answer);
+            }
             if let Some(code) = self.perform() {
                 // Cancel safe: only waits.
                 tokio::select! {
@@ -174,8 +195,28 @@ impl Driver {
         }
     }
 
-    /// Resolves when no answer and no checkpoint is under way, or has had its time.
-    async fn finished(&self) {
+    /// Says what the core just made of a command. One who does not wait any more asks again.
+    fn answer(&self, operation: OperationId, answer: oneshot::Sender<CommandOutcome>) {
+        let outcome = self.out.iter().find_map(|action| match action {
+            Action::Tell(NodeEvent::CommandDone { operation: of, outcome }) if *of == operation => {
+                Some(outcome.clone())
+            }
+            _ => None,
+        });
+        if let Some(outcome) = outcome {
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// Resolves when no answer, no checkpoint and no last note is under way, or has had its time.
+    async fn finished(&mut self) {
+        let noted = self.last_note.take();
+        let noted = async {
+            if let Some(noted) = noted {
+                // Gone without a word: the task that wrote it has logged why.
+                let _ = noted.await;
+            }
+        };
         let written = async {
             if let Some(store) = &self.shells.store {
                 store.checkpoints.written().await;
@@ -184,6 +225,7 @@ impl Driver {
         let _ = tokio::join!(
             tokio::time::timeout(LAST_WORDS, self.answered()),
             tokio::time::timeout(LAST_CHECKPOINT, written),
+            tokio::time::timeout(LAST_CHECKPOINT, noted),
         );
     }
 
@@ -227,6 +269,16 @@ impl Driver {
                     let state = self.shells.state.clone();
                     self.spawn("remember", async move {
                         Ok(state.write(name::ASSIGNMENT, &(term, assignment)).await?)
+                    });
+                }
+                Action::RememberRestart { term, operation } => {
+                    let state = self.shells.state.clone();
+                    let (done, noted) = oneshot::channel();
+                    self.last_note = Some(noted);
+                    self.spawn("remember restart", async move {
+                        state.write(name::RESTART, &(term, operation)).await?;
+                        let _ = done.send(());
+                        Ok(())
                     });
                 }
                 Action::MountModel { attempt, model } => {

@@ -31,6 +31,7 @@ use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identit
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
+use crate::serve::order::OrderDesk;
 use crate::serve::peer::PeerPort;
 use crate::source::gpu::{GpuRequests, GpuSpec};
 use crate::source::kmsg::{self, KmsgSpec};
@@ -85,7 +86,8 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let model_digest =
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
     let gpus = GpuMemory::restored(&state);
-    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest })).await?;
+    let restarted_for = state.read(name::RESTART);
+    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest, restarted_for })).await?;
     let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
@@ -130,12 +132,13 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         metrics: metrics_listener.local_addr()?.port(),
     };
     let (link_events, link_waiting) = mpsc::channel(LINK_EVENTS_WAITING_MAX);
+    let (orders, orders_waiting) = OrderDesk::open();
     let mut links = None;
     if let (Some(identity), Some(trust)) = (&identity, &trust) {
         let listener = bind("[peer] listen", config.peer.listen).await?;
         let port = listener.local_addr()?.port();
         ports.peer = Some(port);
-        serve_peers(listener, identity, trust, &pulse, &edge, &tasks)?;
+        serve_peers(listener, (identity, trust), &pulse, &edge, orders, &tasks)?;
         let spec = LinkSpec {
             controllers: config.controller.addresses.clone(),
             role: config.node.role,
@@ -200,7 +203,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         record,
     };
     let driver = Driver::new(Agent::new(spec), shells);
-    let code = driver.run(waiting, link_waiting, words_waiting, tasks.token()).await;
+    let code = driver.run(waiting, link_waiting, words_waiting, orders_waiting, tasks.token()).await;
     tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
     Ok(code)
 }
@@ -312,10 +315,10 @@ async fn identify(
 
 fn serve_peers(
     listener: TcpListener,
-    identity: &Identity,
-    trust: &Trust,
+    (identity, trust): (&Identity, &Trust),
     pulse: &Arc<Pulse>,
     edge: &Edge,
+    orders: OrderDesk,
     tasks: &Supervisor,
 ) -> anyhow::Result<()> {
     let edge = edge.clone();
@@ -323,8 +326,12 @@ fn serve_peers(
         let edge = edge.clone();
         Box::pin(async move { edge.answer_peer(request).await }) as crate::serve::peer::PeerReply
     };
-    let port =
-        PeerPort { tls: tcp_server(identity, trust)?, pulse: Arc::clone(pulse), edge: Arc::new(answer) };
+    let port = PeerPort {
+        tls: tcp_server(identity, trust)?,
+        pulse: Arc::clone(pulse),
+        edge: Arc::new(answer),
+        orders,
+    };
     let inner = tasks.clone();
     tasks.spawn("peer port", Kind::Vital, |token| port.run(listener, inner, token));
     Ok(())

@@ -28,6 +28,7 @@ pub mod name {
     pub const LOCK: &str = "lock";
     pub const MODEL: &str = "model.json";
     pub const PORTS: &str = "ports.json";
+    pub const RESTART: &str = "restart.json";
     pub const ROUTES: &str = "routes.json";
 }
 

@@ -1,7 +1,7 @@
 //! What an agent does about what happened.
 
 use cic_common::assignment::{Assignment, ModelSpec};
-use cic_common::id::{NodeId, Term};
+use cic_common::id::{NodeId, OperationId, Term};
 use cic_common::units::Bytes;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
@@ -76,6 +76,11 @@ pub enum Action {
     Remember {
         term: Term,
         assignment: Assignment,
+    },
+    /// Write to the state directory, before the exit that follows, for which operation this run ends.
+    RememberRestart {
+        term: Term,
+        operation: OperationId,
     },
     MountModel {
         attempt: u32,

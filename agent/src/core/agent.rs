@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cic_common::assignment::Assignment;
-use cic_common::id::{Incarnation, NodeId, Term};
+use cic_common::id::{Incarnation, NodeId, OperationId, Term};
 use cic_common::notice::Notice;
 use cic_common::report::{EdgeReport, EngineReport, HostReport, NodeReport, Phase, Role, StateDigest};
 use cic_common::time::Mono;
@@ -40,6 +40,8 @@ pub struct Agent {
     pub(super) reason: String,
     pub(super) heartbeat_at: Mono,
     pub(super) term: Term,
+    /// The newest restart that was obeyed, by this run or one before.
+    pub(super) restarted_for: Option<(Term, OperationId)>,
     pub(super) assignment: Option<Assignment>,
     pub(super) attempt: u32,
     pub(super) restarts: Restarts,
@@ -89,6 +91,7 @@ impl Agent {
             reason: "agent started".to_owned(),
             heartbeat_at: Mono::ZERO,
             term: Term(0),
+            restarted_for: None,
             assignment: None,
             attempt: 0,
             restarts,

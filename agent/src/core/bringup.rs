@@ -15,6 +15,7 @@ use super::{Action, EdgeMode};
 
 impl Agent {
     pub(super) fn booted(&mut self, now: Mono, booted: Booted, out: &mut Vec<Action>) {
+        self.restarted_for = booted.restarted_for;
         if let Some((term, assignment)) = booted.remembered {
             self.term = self.term.max(term);
             self.assignment.get_or_insert(assignment);

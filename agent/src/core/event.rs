@@ -30,6 +30,9 @@ pub struct Booted {
     pub gpus: Option<GpuMemo>,
     /// Of the files that the found engine was started on.
     pub model_digest: Option<String>,
+    /// The newest restart that an earlier run obeyed.
+    #[serde(default)]
+    pub restarted_for: Option<(Term, OperationId)>,
 }
 
 /// Why a model cannot be used.

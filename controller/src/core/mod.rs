@@ -24,7 +24,9 @@ mod node;
 mod operation;
 mod perform;
 mod plan;
+mod reached;
 mod routing;
+mod ssh;
 mod succession;
 #[cfg(test)]
 mod tests;
@@ -44,6 +46,7 @@ pub use event::{Event, NodeRecord, PollFault, Polled, Restored};
 pub use fleet::Fleet;
 pub use instance::{CloudFault, Instance, InstanceState};
 pub use operation::{Operation, OperationKind, OperationState};
+pub use ssh::SshWord;
 pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
 pub use verdict::{Cause, Leaving};
