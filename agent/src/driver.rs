@@ -20,10 +20,11 @@ use tracing::{info, warn};
 use crate::core::gpu::GpuEvent;
 use crate::core::{Action, Agent, Depth, EdgeMode, Event, Occasion, ProbeFault, Reading, Timing};
 use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
+use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
-use crate::effect::model;
+use crate::effect::{model, power};
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::serve::metrics::MetricsPort;
@@ -58,6 +59,11 @@ pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
     pub gpu_memory: GpuMemory,
+    pub deadman_memory: DeadmanMemory,
+    /// Program and arguments that end this machine.
+    pub power_off: Vec<String>,
+    /// How long until it is run if nobody speaks; `None` where it is not.
+    pub power_off_in: watch::Sender<Option<Duration>>,
     pub gpus: GpuRequests,
     pub spot: SpotWords,
     pub board: GpuBoard,
@@ -93,6 +99,8 @@ pub struct Driver {
     own: Option<OwnEngine>,
     /// Those whose checkpoints are read, and whether they are gone.
     predecessors: BTreeMap<NodeId, watch::Sender<bool>>,
+    /// Requests that the edge had seen at the last look.
+    served_count: u64,
     /// Something that the next run must find is being written.
     last_note: Option<oneshot::Receiver<()>>,
     out: Vec<Action>,
@@ -121,6 +129,7 @@ impl Driver {
             mode,
             own: None,
             predecessors: BTreeMap::new(),
+            served_count: 0,
             last_note: None,
             out: Vec::new(),
         }
@@ -174,6 +183,9 @@ impl Driver {
                 }
                 () = wait(due) => Event::Tick,
             };
+            if matches!(event, Event::Tick | Event::HostSampled(_)) {
+                self.contact();
+            }
             if event == Event::Tick {
                 let edge = &self.shells.edge;
                 let (counted, in_flight) = (Event::EdgeCounted(edge.report()), edge.own_in_flight());
@@ -193,6 +205,19 @@ impl Driver {
                 return code;
             }
         }
+    }
+
+    /// Tells the core whether a controller spoke or a request came since the last time.
+    fn contact(&mut self) {
+        let Shells { edge, links, pulse, .. } = &self.shells;
+        let served_count = edge.served_count();
+        let has_served = std::mem::replace(&mut self.served_count, served_count) != served_count;
+        let is_linked = links.as_ref().is_some_and(|links| links.live_count() > 0);
+        let by_controller = pulse.take_polled() || is_linked;
+        if by_controller || has_served {
+            self.step(Event::Contact { by_controller });
+        }
+        self.shells.power_off_in.send_replace(self.agent.power_off_in());
     }
 
     /// Says what the core just made of a command. One who does not wait any more asks again.
@@ -326,6 +351,12 @@ impl Driver {
                 }
                 Action::SampleGpus => self.shells.gpus.sample_now(),
                 Action::RememberGpus(memo) => self.shells.gpu_memory.remember(memo),
+                Action::RememberDeadman(memo) => self.shells.deadman_memory.remember(memo),
+                Action::PowerOff { reason } => {
+                    warn!(reason, command = ?self.shells.power_off, "power off");
+                    let command = self.shells.power_off.clone();
+                    self.spawn("power off", async move { Ok(power::off(&command).await?) });
+                }
                 Action::SetEdge(mode) => {
                     info!(?mode, "edge");
                     self.mode = mode;
@@ -348,6 +379,7 @@ impl Driver {
                     info!(code, reason, "exit");
                     exit = Some(code);
                 }
+                Action::Warn { what, why } => warn!(what, why, "warning"),
                 Action::Decided { what, why } => info!(what, why, "decided"),
             }
         }

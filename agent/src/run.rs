@@ -25,6 +25,7 @@ use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
 use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells, Store};
 use crate::effect::checkpoint::{Answers, Checkpoints};
+use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
@@ -87,10 +88,15 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
     let gpus = GpuMemory::restored(&state);
     let restarted_for = state.read(name::RESTART);
-    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest, restarted_for })).await?;
+    let deadman = DeadmanMemory::restored(&state);
+    let booted = Booted { engine, remembered, gpus, model_digest, restarted_for, deadman };
+    events.send(Event::Booted(booted)).await?;
     let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
+    let deadman_memory = DeadmanMemory::default();
+    let (keeping, kept) = (deadman_memory.clone(), state.clone());
+    tasks.spawn("deadman memory", Kind::Vital, |token| keeping.keep(kept, token));
     let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;
     let identity = match &trust {
         // Cancel safe: enrolment keeps nothing until it has a certificate.
@@ -153,8 +159,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
     tasks.spawn("edge files", Kind::Vital, |token| files.watch(token));
     let board = GpuBoard::default();
-    let page =
-        MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone(), checkpoints: None };
+    let (power_off_in, left) = watch::channel(None);
+    let page = MetricsPort {
+        pulse: Arc::clone(&pulse),
+        edge: edge.clone(),
+        gpus: board.clone(),
+        checkpoints: None,
+        power_off_in: left,
+    };
     let (node, every) = (config.node.id.clone(), config.timing().checkpoint);
     let checkpoints = stores.map(|stores| Checkpoints::new(node, incarnation, stores, every, clock));
     let page = MetricsPort { checkpoints: checkpoints.clone(), ..page };
@@ -180,13 +192,22 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
 
     let timing = config.timing();
     let has_store = store.is_some();
-    let spec =
-        AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing, has_store };
+    let spec = AgentSpec {
+        node: config.node.id.clone(),
+        role: config.node.role,
+        incarnation,
+        timing,
+        has_store,
+        deadman: config.deadman.spec(&config.node),
+    };
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
     let shells = Shells {
         keeper,
         checker: Checker::new(config.flags_dir()),
         gpu_memory,
+        deadman_memory,
+        power_off: config.deadman.command,
+        power_off_in,
         gpus,
         spot,
         board,

@@ -21,6 +21,7 @@ use tracing::warn;
 /// Files of the state directory.
 pub mod name {
     pub const ASSIGNMENT: &str = "assignment.json";
+    pub const DEADMAN: &str = "deadman.json";
     pub const ENGINE: &str = "engine.json";
     pub const ENGINE_LOG: &str = "engine.log";
     pub const GPU: &str = "gpu.json";

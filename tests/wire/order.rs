@@ -72,6 +72,7 @@ async fn obey(mut orders: mpsc::Receiver<Ordered>, done: watch::Sender<Done>) ->
         incarnation: Incarnation(1),
         timing: Timing::default(),
         has_store: false,
+        deadman: None,
     };
     let (mut agent, clock, mut out) = (Agent::new(spec), Clock::start(), Vec::new());
     agent.step(clock.now(), AgentEvent::Booted(Booted::default()), &mut out);

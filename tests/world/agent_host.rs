@@ -77,6 +77,7 @@ impl World {
             incarnation: machine.incarnation,
             timing,
             has_store: true,
+            deadman: None,
         };
         machine.process = Some(Process {
             run,
@@ -262,6 +263,8 @@ impl World {
                 let (at, how) = engine.stop(now, Duration::from_millis(grace_ms), &mut self.rng);
                 self.queue.push(at, Happening::EngineEnds { node, pid, how });
             }
+            // Off here: see `deadman` of the spec.
+            Action::RememberDeadman(_) | Action::PowerOff { .. } => {}
             Action::SaveCrash(_) | Action::SampleGpus | Action::RememberGpus(_) => {}
             Action::SetEdge(mode) => {
                 let drains = matches!(mode, EdgeMode::Drain { .. });
@@ -296,7 +299,7 @@ impl World {
                 self.edge_counts(node, run);
             }
             Action::Exit { .. } => self.agent_exits(node),
-            Action::Decided { .. } => {}
+            Action::Warn { .. } | Action::Decided { .. } => {}
         }
     }
 

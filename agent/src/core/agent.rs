@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
 use super::checkpoint::{Checkpoints, LastWord};
+use super::deadman::{Deadman, DeadmanSpec};
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::notices::Notices;
 use super::restart::Restarts;
@@ -29,6 +30,8 @@ pub struct AgentSpec {
     pub timing: Timing,
     /// There is an object store for checkpoints.
     pub has_store: bool,
+    /// `None`: the VM does not end itself.
+    pub deadman: Option<DeadmanSpec>,
 }
 
 /// The agent's decisions.
@@ -77,6 +80,7 @@ pub struct Agent {
     /// What is asked for in place of the running engine, for its next start.
     pub(super) wanted: Option<Assignment>,
     pub(super) checkpoints: Checkpoints,
+    pub(super) deadman: Option<Deadman>,
     state: StateDigest,
 }
 
@@ -84,8 +88,10 @@ impl Agent {
     #[must_use]
     pub fn new(spec: AgentSpec) -> Self {
         let restarts = Restarts::new(spec.timing.failure_window, &spec.node, spec.incarnation);
+        let deadman = spec.deadman.map(Deadman::new);
         Self {
             spec,
+            deadman,
             stage: Stage::Idle,
             phase_since: Mono::ZERO,
             reason: "agent started".to_owned(),
@@ -160,6 +166,7 @@ impl Agent {
                     *is_counted = true;
                 }
             }
+            Event::Contact { by_controller } => self.contacted(by_controller),
             Event::CloudFound { cloud, sources } => self.sight.found(cloud, sources),
             Event::NoticeSeen { kind, source, id, deadline, confidence, resources } => {
                 let left_ms = millis(deadline.since(now));
@@ -259,6 +266,7 @@ impl Agent {
         let timing = self.spec.timing;
         self.heed_notices(now, out);
         self.checkpoint_in_time(now, out);
+        self.heed_silence(now, out);
         match &mut self.stage {
             Stage::Checking { attempt, is_asked, until }
                 if !*is_asked && (now >= *until || self.gpus_heard) =>

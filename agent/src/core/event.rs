@@ -9,6 +9,7 @@ use cic_common::wire::message::Command;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Occasion, Restored, Saved};
+use super::deadman::DeadmanMemo;
 use super::gpu::GpuEvent;
 use super::proof::GpuMemo;
 
@@ -33,6 +34,9 @@ pub struct Booted {
     /// The newest restart that an earlier run obeyed.
     #[serde(default)]
     pub restarted_for: Option<(Term, OperationId)>,
+    /// For how long nobody had counted on this VM.
+    #[serde(default)]
+    pub deadman: Option<DeadmanMemo>,
 }
 
 /// Why a model cannot be used.
@@ -189,6 +193,10 @@ pub enum Event {
         text: String,
     },
     HostSampled(HostReport),
+    /// A controller spoke since the last time, or else a request was served.
+    Contact {
+        by_controller: bool,
+    },
     Gpu(GpuEvent),
     EdgeCounted(EdgeReport),
     /// Requests that the edge holds in this node's own engine.

@@ -34,6 +34,7 @@ impl Bench {
             incarnation: Incarnation(1),
             timing: Timing::default(),
             has_store: false,
+            deadman: None,
         };
         Self { agent: Agent::new(spec), now: Mono::ZERO, out: Vec::new() }
     }
