@@ -17,10 +17,12 @@ use crate::core::Timing;
 use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
 
 mod checkpoint;
+mod deadman;
 mod spot;
 mod surge;
 
 pub use checkpoint::Checkpoint;
+pub use deadman::Deadman;
 pub use spot::Spot;
 pub use surge::Surge;
 
@@ -36,6 +38,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("node", "role", Kind::Text),
         Key::optional("node", "zone", Kind::Text),
         Key::required("node", "state_dir", Kind::Text),
+        Key::optional("node", "launched_by_cic", Kind::Flag),
         Key::optional("controller", "addresses", Kind::TextList),
         Key::optional("controller", "ca_file", Kind::Text),
         Key::optional("controller", "join_token_file", Kind::Text),
@@ -87,6 +90,10 @@ const SCHEMA: Schema = Schema {
         Key::optional("checkpoint", "url", Kind::Text),
         Key::optional("checkpoint", "second_url", Kind::Text),
         Key::optional("checkpoint", "every_s", Kind::Integer),
+        Key::optional("deadman", "enabled", Kind::Flag),
+        Key::optional("deadman", "unconfirmed_s", Kind::Integer),
+        Key::optional("deadman", "idle_s", Kind::Integer),
+        Key::optional("deadman", "command", Kind::TextList),
         Key::optional("timing", "heartbeat_ms", Kind::Integer),
         Key::optional("timing", "probe_loading_ms", Kind::Integer),
         Key::optional("timing", "probe_serving_ms", Kind::Integer),
@@ -130,6 +137,7 @@ pub struct Config {
     pub gpu: Gpu,
     pub spot: Spot,
     pub checkpoint: Checkpoint,
+    pub deadman: Deadman,
     #[serde(rename = "timing")]
     pub pace: Pace,
     pub log: Log,
@@ -142,6 +150,9 @@ pub struct Node {
     pub role: Role,
     pub zone: Option<String>,
     pub state_dir: PathBuf,
+    /// Its VM was launched by cic, which gives it back too.
+    #[serde(default)]
+    pub launched_by_cic: bool,
 }
 
 /// Without addresses the agent serves by what it remembers and tells nobody.
@@ -343,6 +354,7 @@ impl Config {
         self.surge.judge(mistakes);
         self.spot.judge(mistakes);
         self.checkpoint.judge(mistakes);
+        self.deadman.judge(mistakes);
         for (section, key, span) in self.spans() {
             if span.is_zero() || span > SPAN_MAX {
                 mistakes.push(section, key, "must be more than 0 and at most a day");

@@ -7,25 +7,28 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::assignment::{Assignment, ModelSpec};
-use cic_common::id::NodeId;
+use cic_common::id::{NodeId, OperationId};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
-use cic_common::wire::message::NodeEvent;
+use cic_common::wire::message::{CommandOutcome, NodeEvent};
+use cic_common::wire::order::Order;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::core::gpu::GpuEvent;
 use crate::core::{Action, Agent, Depth, EdgeMode, Event, Occasion, ProbeFault, Reading, Timing};
 use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
+use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
-use crate::effect::model;
+use crate::effect::{model, power};
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::serve::metrics::MetricsPort;
+use crate::serve::order::Ordered;
 use crate::source::engine::{Asked, probe};
 use crate::source::gpu::GpuRequests;
 use crate::source::spot::SpotWords;
@@ -56,6 +59,11 @@ pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
     pub gpu_memory: GpuMemory,
+    pub deadman_memory: DeadmanMemory,
+    /// Program and arguments that end this machine.
+    pub power_off: Vec<String>,
+    /// How long until it is run if nobody speaks; `None` where it is not.
+    pub power_off_in: watch::Sender<Option<Duration>>,
     pub gpus: GpuRequests,
     pub spot: SpotWords,
     pub board: GpuBoard,
@@ -91,6 +99,10 @@ pub struct Driver {
     own: Option<OwnEngine>,
     /// Those whose checkpoints are read, and whether they are gone.
     predecessors: BTreeMap<NodeId, watch::Sender<bool>>,
+    /// Requests that the edge had seen at the last look.
+    served_count: u64,
+    /// Something that the next run must find is being written.
+    last_note: Option<oneshot::Receiver<()>>,
     out: Vec<Action>,
 }
 
@@ -111,7 +123,16 @@ impl Driver {
     #[must_use]
     pub fn new(agent: Agent, shells: Shells) -> Self {
         let mode = EdgeMode::Refuse { reason: "agent is starting".to_owned() };
-        Self { agent, shells, mode, own: None, predecessors: BTreeMap::new(), out: Vec::new() }
+        Self {
+            agent,
+            shells,
+            mode,
+            own: None,
+            predecessors: BTreeMap::new(),
+            served_count: 0,
+            last_note: None,
+            out: Vec::new(),
+        }
     }
 
     /// Runs until the core says exit, which is the code returned, or `token` is cancelled.
@@ -120,6 +141,7 @@ impl Driver {
         mut events: mpsc::Receiver<Event>,
         mut link_events: mpsc::Receiver<LinkEvent>,
         mut edge_words: mpsc::Receiver<NodeEvent>,
+        mut orders: mpsc::Receiver<Ordered>,
         token: CancellationToken,
     ) -> u8 {
         let mut running = self.shells.keeper.running();
@@ -128,6 +150,7 @@ impl Driver {
             let due = self.agent.deadline().map(|at| at.max(now + Duration::from_millis(1)));
             let due = due.map(|at| self.shells.clock.instant(at).into());
             // Cancel safe: queues keep what is not taken, a sleep that is dropped is computed anew.
+            let mut asker = None;
             let event = tokio::select! {
                 () = token.cancelled() => return 0,
                 Some(event) = events.recv() => event,
@@ -146,6 +169,10 @@ impl Driver {
                         continue;
                     }
                 },
+                Some(Ordered { order: Order { operation, term, command }, answer }) = orders.recv() => {
+                    asker = Some((operation, answer));
+                    Event::Commanded { operation, term, command }
+                }
                 Some(word) = edge_words.recv() => {
                     self.tell(&word);
                     continue;
@@ -156,6 +183,9 @@ impl Driver {
                 }
                 () = wait(due) => Event::Tick,
             };
+            if matches!(event, Event::Tick | Event::HostSampled(_)) {
+                self.contact();
+            }
             if event == Event::Tick {
                 let edge = &self.shells.edge;
                 let (counted, in_flight) = (Event::EdgeCounted(edge.report()), edge.own_in_flight());
@@ -163,6 +193,9 @@ impl Driver {
                 self.step(Event::EngineOccupied { in_flight });
             }
             self.step(event);
+            if let Some((operation, answer)) = asker {
+                self.answer(operation, answer);
+            }
             if let Some(code) = self.perform() {
                 // Cancel safe: only waits.
                 tokio::select! {
@@ -174,8 +207,41 @@ impl Driver {
         }
     }
 
-    /// Resolves when no answer and no checkpoint is under way, or has had its time.
-    async fn finished(&self) {
+    /// Tells the core whether a controller spoke or a request came since the last time.
+    fn contact(&mut self) {
+        let Shells { edge, links, pulse, .. } = &self.shells;
+        let served_count = edge.served_count();
+        let has_served = std::mem::replace(&mut self.served_count, served_count) != served_count;
+        let is_linked = links.as_ref().is_some_and(|links| links.live_count() > 0);
+        let by_controller = pulse.take_polled() || is_linked;
+        if by_controller || has_served {
+            self.step(Event::Contact { by_controller });
+        }
+        self.shells.power_off_in.send_replace(self.agent.power_off_in());
+    }
+
+    /// Says what the core just made of a command. One who does not wait any more asks again.
+    fn answer(&self, operation: OperationId, answer: oneshot::Sender<CommandOutcome>) {
+        let outcome = self.out.iter().find_map(|action| match action {
+            Action::Tell(NodeEvent::CommandDone { operation: of, outcome }) if *of == operation => {
+                Some(outcome.clone())
+            }
+            _ => None,
+        });
+        if let Some(outcome) = outcome {
+            let _ = answer.send(outcome);
+        }
+    }
+
+    /// Resolves when no answer, no checkpoint and no last note is under way, or has had its time.
+    async fn finished(&mut self) {
+        let noted = self.last_note.take();
+        let noted = async {
+            if let Some(noted) = noted {
+                // Gone without a word: the task that wrote it has logged why.
+                let _ = noted.await;
+            }
+        };
         let written = async {
             if let Some(store) = &self.shells.store {
                 store.checkpoints.written().await;
@@ -184,6 +250,7 @@ impl Driver {
         let _ = tokio::join!(
             tokio::time::timeout(LAST_WORDS, self.answered()),
             tokio::time::timeout(LAST_CHECKPOINT, written),
+            tokio::time::timeout(LAST_CHECKPOINT, noted),
         );
     }
 
@@ -227,6 +294,16 @@ impl Driver {
                     let state = self.shells.state.clone();
                     self.spawn("remember", async move {
                         Ok(state.write(name::ASSIGNMENT, &(term, assignment)).await?)
+                    });
+                }
+                Action::RememberRestart { term, operation } => {
+                    let state = self.shells.state.clone();
+                    let (done, noted) = oneshot::channel();
+                    self.last_note = Some(noted);
+                    self.spawn("remember restart", async move {
+                        state.write(name::RESTART, &(term, operation)).await?;
+                        let _ = done.send(());
+                        Ok(())
                     });
                 }
                 Action::MountModel { attempt, model } => {
@@ -274,6 +351,12 @@ impl Driver {
                 }
                 Action::SampleGpus => self.shells.gpus.sample_now(),
                 Action::RememberGpus(memo) => self.shells.gpu_memory.remember(memo),
+                Action::RememberDeadman(memo) => self.shells.deadman_memory.remember(memo),
+                Action::PowerOff { reason } => {
+                    warn!(reason, command = ?self.shells.power_off, "power off");
+                    let command = self.shells.power_off.clone();
+                    self.spawn("power off", async move { Ok(power::off(&command).await?) });
+                }
                 Action::SetEdge(mode) => {
                     info!(?mode, "edge");
                     self.mode = mode;
@@ -296,6 +379,7 @@ impl Driver {
                     info!(code, reason, "exit");
                     exit = Some(code);
                 }
+                Action::Warn { what, why } => warn!(what, why, "warning"),
                 Action::Decided { what, why } => info!(what, why, "decided"),
             }
         }

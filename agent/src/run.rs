@@ -25,12 +25,14 @@ use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
 use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells, Store};
 use crate::effect::checkpoint::{Answers, Checkpoints};
+use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
+use crate::serve::order::OrderDesk;
 use crate::serve::peer::PeerPort;
 use crate::source::gpu::{GpuRequests, GpuSpec};
 use crate::source::kmsg::{self, KmsgSpec};
@@ -85,10 +87,16 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let model_digest =
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
     let gpus = GpuMemory::restored(&state);
-    events.send(Event::Booted(Booted { engine, remembered, gpus, model_digest })).await?;
+    let restarted_for = state.read(name::RESTART);
+    let deadman = DeadmanMemory::restored(&state);
+    let booted = Booted { engine, remembered, gpus, model_digest, restarted_for, deadman };
+    events.send(Event::Booted(booted)).await?;
     let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
+    let deadman_memory = DeadmanMemory::default();
+    let (keeping, kept) = (deadman_memory.clone(), state.clone());
+    tasks.spawn("deadman memory", Kind::Vital, |token| keeping.keep(kept, token));
     let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;
     let identity = match &trust {
         // Cancel safe: enrolment keeps nothing until it has a certificate.
@@ -130,12 +138,13 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         metrics: metrics_listener.local_addr()?.port(),
     };
     let (link_events, link_waiting) = mpsc::channel(LINK_EVENTS_WAITING_MAX);
+    let (orders, orders_waiting) = OrderDesk::open();
     let mut links = None;
     if let (Some(identity), Some(trust)) = (&identity, &trust) {
         let listener = bind("[peer] listen", config.peer.listen).await?;
         let port = listener.local_addr()?.port();
         ports.peer = Some(port);
-        serve_peers(listener, identity, trust, &pulse, &edge, &tasks)?;
+        serve_peers(listener, (identity, trust), &pulse, &edge, orders, &tasks)?;
         let spec = LinkSpec {
             controllers: config.controller.addresses.clone(),
             role: config.node.role,
@@ -150,8 +159,14 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     tasks.spawn("edge", Kind::Vital, |token| user_port.run(edge_listener, inner, token));
     tasks.spawn("edge files", Kind::Vital, |token| files.watch(token));
     let board = GpuBoard::default();
-    let page =
-        MetricsPort { pulse: Arc::clone(&pulse), edge: edge.clone(), gpus: board.clone(), checkpoints: None };
+    let (power_off_in, left) = watch::channel(None);
+    let page = MetricsPort {
+        pulse: Arc::clone(&pulse),
+        edge: edge.clone(),
+        gpus: board.clone(),
+        checkpoints: None,
+        power_off_in: left,
+    };
     let (node, every) = (config.node.id.clone(), config.timing().checkpoint);
     let checkpoints = stores.map(|stores| Checkpoints::new(node, incarnation, stores, every, clock));
     let page = MetricsPort { checkpoints: checkpoints.clone(), ..page };
@@ -177,13 +192,22 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
 
     let timing = config.timing();
     let has_store = store.is_some();
-    let spec =
-        AgentSpec { node: config.node.id.clone(), role: config.node.role, incarnation, timing, has_store };
+    let spec = AgentSpec {
+        node: config.node.id.clone(),
+        role: config.node.role,
+        incarnation,
+        timing,
+        has_store,
+        deadman: config.deadman.spec(&config.node),
+    };
     let record = record.map(|path| OpenOptions::new().create(true).append(true).open(path)).transpose()?;
     let shells = Shells {
         keeper,
         checker: Checker::new(config.flags_dir()),
         gpu_memory,
+        deadman_memory,
+        power_off: config.deadman.command,
+        power_off_in,
         gpus,
         spot,
         board,
@@ -200,7 +224,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         record,
     };
     let driver = Driver::new(Agent::new(spec), shells);
-    let code = driver.run(waiting, link_waiting, words_waiting, tasks.token()).await;
+    let code = driver.run(waiting, link_waiting, words_waiting, orders_waiting, tasks.token()).await;
     tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
     Ok(code)
 }
@@ -312,10 +336,10 @@ async fn identify(
 
 fn serve_peers(
     listener: TcpListener,
-    identity: &Identity,
-    trust: &Trust,
+    (identity, trust): (&Identity, &Trust),
     pulse: &Arc<Pulse>,
     edge: &Edge,
+    orders: OrderDesk,
     tasks: &Supervisor,
 ) -> anyhow::Result<()> {
     let edge = edge.clone();
@@ -323,8 +347,12 @@ fn serve_peers(
         let edge = edge.clone();
         Box::pin(async move { edge.answer_peer(request).await }) as crate::serve::peer::PeerReply
     };
-    let port =
-        PeerPort { tls: tcp_server(identity, trust)?, pulse: Arc::clone(pulse), edge: Arc::new(answer) };
+    let port = PeerPort {
+        tls: tcp_server(identity, trust)?,
+        pulse: Arc::clone(pulse),
+        edge: Arc::new(answer),
+        orders,
+    };
     let inner = tasks.clone();
     tasks.spawn("peer port", Kind::Vital, |token| port.run(listener, inner, token));
     Ok(())

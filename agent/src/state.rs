@@ -21,6 +21,7 @@ use tracing::warn;
 /// Files of the state directory.
 pub mod name {
     pub const ASSIGNMENT: &str = "assignment.json";
+    pub const DEADMAN: &str = "deadman.json";
     pub const ENGINE: &str = "engine.json";
     pub const ENGINE_LOG: &str = "engine.log";
     pub const GPU: &str = "gpu.json";
@@ -28,6 +29,7 @@ pub mod name {
     pub const LOCK: &str = "lock";
     pub const MODEL: &str = "model.json";
     pub const PORTS: &str = "ports.json";
+    pub const RESTART: &str = "restart.json";
     pub const ROUTES: &str = "routes.json";
 }
 

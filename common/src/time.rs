@@ -86,6 +86,13 @@ pub fn unix_ms() -> u64 {
         .unwrap_or(0)
 }
 
+/// How long this machine has been up, sleep included; `None` where there is no `/proc`.
+#[must_use]
+pub fn uptime() -> Option<Duration> {
+    let text = std::fs::read_to_string("/proc/uptime").ok()?;
+    Duration::try_from_secs_f64(text.split_whitespace().next()?.parse().ok()?).ok()
+}
+
 /// The UTC calendar date of `unix_ms` as `YYYYMMDD`.
 ///
 /// Civil-from-days after Howard Hinnant's public-domain derivation.

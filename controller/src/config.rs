@@ -12,6 +12,11 @@ use serde::Deserialize;
 
 use crate::core::{BrakeRules, Timing};
 use crate::provision::local::{Checkpoints, Hardware};
+use crate::reach::ReachSpec;
+
+mod ssh;
+
+use self::ssh::RawSsh;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -38,6 +43,12 @@ const SCHEMA: Schema = Schema {
         Key::optional("brake", "silent_share", Kind::Number),
         Key::optional("brake", "silent_count_min", Kind::Integer),
         Key::optional("brake", "silent_launch_after_ms", Kind::Integer),
+        Key::optional("ssh", "user", Kind::Text),
+        Key::optional("ssh", "key_file", Kind::Text),
+        Key::optional("ssh", "port", Kind::Integer),
+        Key::optional("ssh", "known_hosts_file", Kind::Text),
+        Key::optional("ssh", "program", Kind::Text),
+        Key::optional("ssh", "command", Kind::Text),
         Key::optional("timing", "push_fresh_ms", Kind::Integer),
         Key::optional("timing", "challenge_ms", Kind::Integer),
         Key::optional("timing", "poll_interval_ms", Kind::Integer),
@@ -80,6 +91,7 @@ pub struct Config {
     pub store_url: String,
     pub tls_dir: PathBuf,
     pub local: Option<LocalConfig>,
+    pub reach: ReachSpec,
     pub brake: BrakeRules,
     pub timing: Timing,
     pub log_format: LogFormat,
@@ -126,6 +138,7 @@ struct Raw {
     store: RawStore,
     tls: RawTls,
     local: RawLocal,
+    ssh: RawSsh,
     brake: RawBrake,
     timing: RawTiming,
     log: RawLog,
@@ -246,6 +259,7 @@ impl Raw {
         }
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
+        let reach = self.ssh.build(state_dir.as_deref(), mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
         let (log_format, log_filter) = self.log(mistakes);
         Some(Config {
@@ -258,6 +272,7 @@ impl Raw {
             store_url: store_url?,
             tls_dir: tls_dir?,
             local,
+            reach: reach?,
             brake,
             timing: Timing {
                 heartbeat: Duration::from_millis(heartbeat_ms.into()),

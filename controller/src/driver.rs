@@ -8,12 +8,14 @@ use std::time::Duration;
 use cic_common::id::OperationId;
 use cic_common::supervise::TaskResult;
 use cic_common::time::{Clock, Mono};
+use cic_common::wire::order::Order;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::core::{Action, Event, EventRecord, Fleet, Operation, Restored, Severity, View};
 use crate::provision::Provision;
+use crate::reach::Reach;
 use crate::record::Recorder;
 use crate::store::{StoreQueue, Write};
 
@@ -87,6 +89,7 @@ pub struct Shells {
     pub store: StoreQueue,
     pub provision: Provision,
     pub network: Box<dyn Network>,
+    pub reach: Reach,
 }
 
 /// The ways to the nodes, or a stand-in where there are none.
@@ -276,6 +279,13 @@ impl Driver {
                 return self.shells.provision.terminate(operation, &provider, node);
             }
             Action::ListInstances { provider } => return self.shells.provision.list(provider),
+            Action::Explain { node, address } => return self.shells.reach.explain(node, &address),
+            Action::CommandByPoll { node, address, operation, term, command } => {
+                return self.shells.reach.command(node, address, Order { operation, term, command });
+            }
+            Action::RestartBySsh { node, address, operation } => {
+                return self.shells.reach.restart(node, &address, operation);
+            }
             Action::Poll { .. } | Action::Send { .. } | Action::PublishRoutes(_) => {
                 self.shells.network.perform(action);
                 return None;

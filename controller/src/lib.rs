@@ -18,6 +18,7 @@ pub mod links;
 pub mod poll;
 pub mod ports;
 pub mod provision;
+pub mod reach;
 pub mod record;
 pub mod serve;
 pub mod store;

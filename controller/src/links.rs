@@ -46,6 +46,9 @@ impl Network for Links {
             | Action::Launch { .. }
             | Action::Terminate { .. }
             | Action::ListInstances { .. }
+            | Action::Explain { .. }
+            | Action::CommandByPoll { .. }
+            | Action::RestartBySsh { .. }
             | Action::Note(_) => {}
         }
     }

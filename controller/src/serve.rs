@@ -21,6 +21,7 @@ use crate::links::{LinksError, LinksSpec};
 use crate::ports::{ListenError, Ports, Sockets};
 use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
+use crate::reach::Reach;
 use crate::record::Recorder;
 use crate::store::{self, Database, StoreError, StoreQueue};
 
@@ -91,7 +92,10 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
         identity: &identity,
     };
     let links = spec.open(&front, &database, &queue, &told)?;
-    let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()) };
+    let trust = authority.trust().map_err(LinksError::from)?;
+    let reach = Reach::new(config.reach, &identity, &trust, front.clone(), told);
+    let reach = reach.map_err(LinksError::from)?;
+    let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()), reach };
     let fleet = Fleet::new(config.timing, config.brake);
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
     let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));

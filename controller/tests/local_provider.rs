@@ -214,6 +214,20 @@ async fn a_machine_is_given_back_by_whatever_path_its_directory_is_reached() {
     assert!(tag.processes().is_empty());
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_its_agent_powers_off_is_listed_as_stopped_and_leaves_no_process() {
+    // Runs the command that its configuration gives it for that, as the dead-man switch does.
+    let off = "#!/bin/sh\nsleep 600 &\nsed -n 's/^command = \\[\"touch\", \"\\(.*\\)\"\\]$/\\1/p' \"$3\" | xargs touch\n\
+               exec sleep 600\n";
+    let world = World::new(off).await;
+    let machine = world.launched().await;
+    until(|| !machine.is_running()).await;
+    until(|| world.tag().processes().is_empty()).await;
+    assert_eq!(state(&world.provider()).await, Some(InstanceState::Stopped));
+    assert_eq!(soon(world.provider().terminate(&node())).await, Ok(()));
+    assert_eq!(state(&world.provider()).await, None);
+}
+
 #[tokio::test]
 async fn an_agent_that_was_killed_is_started_again_and_its_engine_lives_on() {
     let world = World::new(LASTING).await;

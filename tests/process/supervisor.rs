@@ -58,8 +58,12 @@ fn state_of(report: &Value) -> &str {
 
 /// Keeps one long stream open on the engine itself.
 fn occupy(solo: &Solo) -> std::net::TcpStream {
+    stream_from(&solo.engine_address().expect("an address"))
+}
+
+/// Asks for the long completion and leaves its answer unread.
+fn stream_from(address: &str) -> std::net::TcpStream {
     use std::io::Write as _;
-    let address = solo.engine_address().expect("an address");
     let mut socket = std::net::TcpStream::connect(address).expect("connect");
     let head = format!(
         "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{LONG}",
@@ -67,6 +71,55 @@ fn occupy(solo: &Solo) -> std::net::TcpStream {
     );
     socket.write_all(head.as_bytes()).expect("sent");
     socket
+}
+
+/// Seconds until the agent powers its machine off, by its metrics.
+fn power_off_in(solo: &Solo) -> Option<u64> {
+    let page = request(&solo.address("metrics").ok()?, "GET", "/metrics", None, SOON).ok()?.body;
+    let line = page.lines().find_map(|line| line.strip_prefix("cic_agent_power_off_in_seconds "))?;
+    line.parse().ok()
+}
+
+#[test]
+fn a_machine_that_nobody_counts_on_is_powered_off_though_its_agent_crashes_and_not_under_a_request() {
+    const IDLE_S: u64 = 8;
+    let place = tempfile::tempdir().expect("a directory");
+    let off = place.path().join("off");
+    let Stand { mut solo, _place } = stand(|options| {
+        options
+            .with("CIC_DEADMAN_ENABLED", "true")
+            .with("CIC_DEADMAN_IDLE_S", IDLE_S.to_string())
+            .with("CIC_DEADMAN_COMMAND", format!("touch,{}", off.display()))
+            .with_engine("CIC_STANDIN_TOKEN_MS", "20")
+    });
+    let pid = solo.wait_serving(SOON).expect("serves");
+    let busy = stream_from(&solo.address("edge").expect("an edge"));
+    let began = Instant::now();
+    solo.wait_for("a stream that outlasts the limit", SOON, |report| {
+        assert!(!off.exists() && report["phase"] == "serving", "{report:#}");
+        let is_held = report["edge"]["in_flight"] == 1 && began.elapsed() > Duration::from_secs(3);
+        (began.elapsed() > Duration::from_secs(IDLE_S + 3)).then(|| assert!(is_held, "{report:#}"))
+    })
+    .expect("it is held");
+    let left = power_off_in(&solo).unwrap_or_default();
+    assert!(left + 2 >= IDLE_S, "{left} s are left under a request");
+    drop(busy);
+    let quiet_at = Instant::now();
+    // Killed again and again, each run shorter than the limit: what was quiet before counts.
+    while quiet_at.elapsed() < SOON && !off.exists() {
+        if quiet_at.elapsed() < Duration::from_secs(IDLE_S - 1) {
+            solo.end_agent(Signal::SIGKILL).expect("ended");
+            solo.start_agent().expect("started");
+        }
+        // bounded wait: a run of two seconds is what is tested.
+        std::thread::sleep(Duration::from_secs(2));
+    }
+    assert!(off.exists(), "{}", solo.log());
+    assert!(quiet_at.elapsed() >= Duration::from_secs(IDLE_S - 2), "{:?}", quiet_at.elapsed());
+    let report = solo.report().expect("a report");
+    assert_eq!(report["phase"], "stopped", "{report:#}");
+    assert!(report["reason"].as_str().is_some_and(|why| why.starts_with("dead-man switch")), "{report:#}");
+    assert!(!is_alive(pid), "the engine ends before the power does");
 }
 
 #[test]

@@ -12,7 +12,7 @@ mod invariants;
 mod ledger;
 mod rule;
 mod run;
-mod scenario;
+pub(crate) mod scenario;
 mod seeds;
 mod summary;
 

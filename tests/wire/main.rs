@@ -4,5 +4,6 @@
 mod hostile;
 mod identity;
 mod link;
+mod order;
 mod parties;
 mod poll;

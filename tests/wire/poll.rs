@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cic_agent::effect::link::Pulse;
+use cic_agent::serve::order::OrderDesk;
 use cic_agent::serve::peer::{PeerBody, PeerPort};
 use cic_common::id::Incarnation;
 use cic_common::supervise::{Kind, Supervisor};
@@ -14,7 +15,8 @@ use cic_common::tls::config::{tcp_client, tcp_server};
 use cic_common::tls::{Identity, Peer};
 use cic_controller::core::{Event, PollFault, Polled};
 use cic_controller::poll::Poller;
-use http_body_util::{BodyExt as _, Empty, Full};
+use http_body_util::{BodyExt as _, Full};
+use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
@@ -64,6 +66,7 @@ fn agent(fleet: &Fleet, node: &str) -> (Runtime, SocketAddr) {
             let body: PeerBody = Full::new(Bytes::from(said)).map_err(|never| match never {}).boxed_unsync();
             Box::pin(async move { Response::new(body) })
         }),
+        orders: OrderDesk::open().0,
     };
     in_own_runtime(async || {
         let listener = TcpListener::bind(loopback(0)).await.unwrap();
@@ -75,7 +78,6 @@ fn agent(fleet: &Fleet, node: &str) -> (Runtime, SocketAddr) {
     })
 }
 
-/// One request by hand.
 async fn get(
     fleet: &Fleet,
     identity: &Identity,
@@ -83,12 +85,23 @@ async fn get(
     address: SocketAddr,
     path: &str,
 ) -> (StatusCode, String) {
+    send(fleet, identity, server, address, Request::get(path).body(Full::default()).unwrap()).await
+}
+
+/// One request by hand.
+pub(crate) async fn send(
+    fleet: &Fleet,
+    identity: &Identity,
+    server: &str,
+    address: SocketAddr,
+    mut request: Request<Full<Bytes>>,
+) -> (StatusCode, String) {
     let name = Peer::Node(node_id(server)).server_name();
     let stream = TcpStream::connect(address).await.unwrap();
     let connector = TlsConnector::from(tcp_client(identity, &fleet.trust).unwrap());
     let stream = within("handshake", connector.connect(name, stream)).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
-    let request = Request::get(path).header("host", "agent").body(Empty::<Bytes>::new()).unwrap();
+    request.headers_mut().insert("host", HeaderValue::from_static("agent"));
     let exchange = async {
         let response = sender.send_request(request).await.unwrap();
         let status = response.status();

@@ -7,12 +7,12 @@ use cic_agent::core::{
     Action, Activity, Agent, AgentSpec, Booted, EdgeMode, EngineEnd, EngineFound, Event, ModelFault,
     ProbeFault, Reading, Restored, Saved,
 };
-use cic_common::id::Term;
+use cic_common::id::{OperationId, Term};
 use cic_common::notice::Cloud;
 use cic_common::report::{EdgeReport, HostReport, Role};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
-use cic_common::wire::message::NodeEvent;
+use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 
 use super::clock::Origin;
 use super::cloud::VmState;
@@ -77,6 +77,7 @@ impl World {
             incarnation: machine.incarnation,
             timing,
             has_store: true,
+            deadman: None,
         };
         machine.process = Some(Process {
             run,
@@ -99,7 +100,8 @@ impl World {
         let engine = machine.engine.as_ref();
         let engine =
             engine.map(|engine| EngineFound { pid: engine.pid, assignment: engine.assignment.clone() });
-        let booted = Booted { engine, remembered: machine.remembered.clone(), ..Booted::default() };
+        let remembered = machine.remembered.clone();
+        let booted = Booted { engine, remembered, restarted_for: machine.restarted_for, ..Booted::default() };
         self.agent_hears(node, run, Event::Booted(booted));
         self.agent_hears(node, run, Event::HostSampled(HostReport::default()));
         self.agent_hears(node, run, Event::Gpu(GpuEvent::Absent));
@@ -139,11 +141,27 @@ impl World {
         }
     }
 
-    /// One step of the core, and what it asks for.
     pub(super) fn agent_hears(&mut self, node: usize, run: u32, event: Event) {
+        self.agent_steps(node, run, event);
+    }
+
+    /// Has the core take a command, and returns what it says.
+    pub(super) fn agent_ordered(
+        &mut self,
+        node: usize,
+        run: u32,
+        operation: OperationId,
+        term: Term,
+        command: Command,
+    ) -> Option<CommandOutcome> {
+        self.agent_steps(node, run, Event::Commanded { operation, term, command })
+    }
+
+    /// One step of the core, and what it asks for. Returns what became of a command.
+    fn agent_steps(&mut self, node: usize, run: u32, event: Event) -> Option<CommandOutcome> {
         let now = self.now();
         let machine = &mut self.machines[node];
-        let Some(process) = machine.process.as_mut().filter(|process| process.run == run) else { return };
+        let process = machine.process.as_mut().filter(|process| process.run == run)?;
         if let Event::Assigned { term, .. } | Event::Commanded { term, .. } = &event {
             process.term_heard = process.term_heard.max(*term);
         }
@@ -156,11 +174,16 @@ impl World {
             let what = "actions of one agent step";
             self.facts.push(Fact::Overfull { what, count: out.len(), max: ACTIONS_MAX });
         }
+        let outcome = out.iter().find_map(|action| match action {
+            Action::Tell(NodeEvent::CommandDone { outcome, .. }) => Some(outcome.clone()),
+            _ => None,
+        });
         for action in out.drain(..) {
             self.agent_does(node, run, action);
         }
         self.agent_out = out;
         self.wake_agent(node);
+        outcome
     }
 
     /// Schedules the tick that the core asks for, unless an earlier one is scheduled already.
@@ -186,6 +209,7 @@ impl World {
             Action::Heartbeat => self.push_heartbeat(node),
             Action::Tell(event) => self.agent_tells(node, event),
             Action::Remember { term, assignment } => machine.remembered = Some((term, assignment)),
+            Action::RememberRestart { term, operation } => machine.restarted_for = Some((term, operation)),
             Action::MountModel { attempt, model } => {
                 let result = self.look_at_model(&model.path);
                 self.answer_agent(node, run, MODEL_MS, Event::ModelMounted { attempt, result });
@@ -239,6 +263,8 @@ impl World {
                 let (at, how) = engine.stop(now, Duration::from_millis(grace_ms), &mut self.rng);
                 self.queue.push(at, Happening::EngineEnds { node, pid, how });
             }
+            // Off here: see `deadman` of the spec.
+            Action::RememberDeadman(_) | Action::PowerOff { .. } => {}
             Action::SaveCrash(_) | Action::SampleGpus | Action::RememberGpus(_) => {}
             Action::SetEdge(mode) => {
                 let drains = matches!(mode, EdgeMode::Drain { .. });
@@ -273,7 +299,7 @@ impl World {
                 self.edge_counts(node, run);
             }
             Action::Exit { .. } => self.agent_exits(node),
-            Action::Decided { .. } => {}
+            Action::Warn { .. } | Action::Decided { .. } => {}
         }
     }
 
@@ -331,7 +357,7 @@ impl World {
     }
 
     /// The agent ends in order: its links are closed behind it, and init starts it again.
-    fn agent_exits(&mut self, node: usize) {
+    pub(super) fn agent_exits(&mut self, node: usize) {
         let session = self.machines[node].process.as_ref().and_then(|process| process.session);
         if let Some(session) = session {
             self.send_up(session, Packet::Close);

@@ -297,6 +297,11 @@ impl World {
             }
             Action::ListInstances { provider } => self.call_cloud(CloudAct::List { provider }),
             Action::Poll { node, address: _, urgent, within } => self.poll(&node, urgent, within),
+            Action::CommandByPoll { node, address: _, operation, term, command } => {
+                self.order(&node, operation, term, command);
+            }
+            Action::Explain { node, address: _ } => self.explain(&node),
+            Action::RestartBySsh { node, address: _, operation } => self.restart_by_ssh(&node, operation),
             Action::Send { node, message } => {
                 if let Message::Command { operation, command, .. } = &message {
                     let is_drain = matches!(command, Command::Drain { .. });

@@ -1,8 +1,9 @@
 //! What can be next: everything that is scheduled in the world.
 
 use cic_agent::core::Event as AgentEvent;
-use cic_common::id::{DeploymentName, NodeId, OperationId};
+use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
 use cic_common::report::Heartbeat;
+use cic_common::wire::message::Command;
 use cic_controller::core::Event as FleetEvent;
 
 use super::fault::Fault;
@@ -27,6 +28,18 @@ pub struct Asked {
     pub attempt: u32,
     /// What each attempt is given.
     pub within: std::time::Duration,
+    pub deadline: cic_common::time::Mono,
+}
+
+/// One order by the poll path under way.
+#[derive(Debug, Clone)]
+pub struct Ordered {
+    pub node: usize,
+    /// Run of the controller that orders.
+    pub run: u32,
+    pub operation: OperationId,
+    pub term: Term,
+    pub command: Command,
     pub deadline: cic_common::time::Mono,
 }
 
@@ -101,6 +114,13 @@ pub enum Happening {
 
     PollArrives(Asked),
     PollRunsOut(Asked),
+    OrderArrives(Box<Ordered>),
+    /// Init starts the agent anew, as `run` of the controller asked over ssh.
+    SshRestarts {
+        node: usize,
+        run: u32,
+        operation: OperationId,
+    },
 
     CloudActs {
         run: u32,

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use cic_agent::core::{Agent, EdgeMode};
 use cic_common::assignment::Assignment;
-use cic_common::id::{DeploymentName, Incarnation, NodeId, Term};
+use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::notice::NoticeKind;
 use cic_common::report::{Heartbeat, Phase};
 use cic_common::route::RoutingTable;
@@ -75,6 +75,8 @@ pub struct Machine {
     pub is_frozen: bool,
     pub incarnation: Incarnation,
     pub remembered: Option<(Term, Assignment)>,
+    /// The newest restart that an agent of it obeyed.
+    pub restarted_for: Option<(Term, OperationId)>,
     pub engine: Option<Engine>,
     pub pid_next: u32,
     pub process: Option<Process>,
@@ -103,6 +105,7 @@ impl Machine {
             is_frozen: false,
             incarnation: Incarnation(0),
             remembered: None,
+            restarted_for: None,
             engine: None,
             pid_next: 100,
             process: None,

@@ -25,6 +25,7 @@ mod poll;
 mod provider;
 mod push;
 pub mod queue;
+mod reach;
 pub mod rng;
 mod session;
 mod stale;

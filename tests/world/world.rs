@@ -267,6 +267,8 @@ impl World {
             Happening::Pulse { session } => self.pulse(session),
             Happening::PollArrives(asked) => self.poll_arrives(asked),
             Happening::PollRunsOut(asked) => self.poll_runs_out(asked),
+            Happening::OrderArrives(ordered) => self.order_arrives(*ordered),
+            Happening::SshRestarts { node, run, operation } => self.ssh_restarts(node, run, operation),
             Happening::CloudActs { run, act, reply_at } => self.cloud_acts(run, *act, reply_at),
             Happening::ControllerStarts => self.controller_starts(),
             Happening::ControllerWakes { run, at } => self.controller_wakes(run, at),

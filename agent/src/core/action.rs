@@ -1,13 +1,14 @@
 //! What an agent does about what happened.
 
 use cic_common::assignment::{Assignment, ModelSpec};
-use cic_common::id::{NodeId, Term};
+use cic_common::id::{NodeId, OperationId, Term};
 use cic_common::units::Bytes;
 use cic_common::wire::message::NodeEvent;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::Occasion;
 use super::crash::CrashRecord;
+use super::deadman::DeadmanMemo;
 use super::proof::GpuMemo;
 
 /// What the edge does with a request for this node's own engine.
@@ -77,6 +78,11 @@ pub enum Action {
         term: Term,
         assignment: Assignment,
     },
+    /// Write to the state directory, before the exit that follows, for which operation this run ends.
+    RememberRestart {
+        term: Term,
+        operation: OperationId,
+    },
     MountModel {
         attempt: u32,
         model: ModelSpec,
@@ -118,6 +124,12 @@ pub enum Action {
     SampleGpus,
     /// Write to the state directory what cannot be observed again in this boot.
     RememberGpus(GpuMemo),
+    /// Write down for the next run how long nobody has counted on this VM.
+    RememberDeadman(DeadmanMemo),
+    /// End this machine; nothing runs on it that anybody waits for.
+    PowerOff {
+        reason: String,
+    },
     SetEdge(EdgeMode),
     /// Hand streams of the own engine that can go on elsewhere to peers, now.
     HandOver,
@@ -147,6 +159,11 @@ pub enum Action {
     Exit {
         code: u8,
         reason: String,
+    },
+    /// For the log: something that a person may want to prevent.
+    Warn {
+        what: String,
+        why: String,
     },
     /// For the log: a decision, with what it rests on.
     Decided {

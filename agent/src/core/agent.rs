@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use cic_common::assignment::Assignment;
-use cic_common::id::{Incarnation, NodeId, Term};
+use cic_common::id::{Incarnation, NodeId, OperationId, Term};
 use cic_common::notice::Notice;
 use cic_common::report::{EdgeReport, EngineReport, HostReport, NodeReport, Phase, Role, StateDigest};
 use cic_common::time::Mono;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::action::Depth;
 use super::checkpoint::{Checkpoints, LastWord};
+use super::deadman::{Deadman, DeadmanSpec};
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::notices::Notices;
 use super::restart::Restarts;
@@ -29,6 +30,8 @@ pub struct AgentSpec {
     pub timing: Timing,
     /// There is an object store for checkpoints.
     pub has_store: bool,
+    /// `None`: the VM does not end itself.
+    pub deadman: Option<DeadmanSpec>,
 }
 
 /// The agent's decisions.
@@ -40,6 +43,8 @@ pub struct Agent {
     pub(super) reason: String,
     pub(super) heartbeat_at: Mono,
     pub(super) term: Term,
+    /// The newest restart that was obeyed, by this run or one before.
+    pub(super) restarted_for: Option<(Term, OperationId)>,
     pub(super) assignment: Option<Assignment>,
     pub(super) attempt: u32,
     pub(super) restarts: Restarts,
@@ -75,6 +80,7 @@ pub struct Agent {
     /// What is asked for in place of the running engine, for its next start.
     pub(super) wanted: Option<Assignment>,
     pub(super) checkpoints: Checkpoints,
+    pub(super) deadman: Option<Deadman>,
     state: StateDigest,
 }
 
@@ -82,13 +88,16 @@ impl Agent {
     #[must_use]
     pub fn new(spec: AgentSpec) -> Self {
         let restarts = Restarts::new(spec.timing.failure_window, &spec.node, spec.incarnation);
+        let deadman = spec.deadman.map(Deadman::new);
         Self {
             spec,
+            deadman,
             stage: Stage::Idle,
             phase_since: Mono::ZERO,
             reason: "agent started".to_owned(),
             heartbeat_at: Mono::ZERO,
             term: Term(0),
+            restarted_for: None,
             assignment: None,
             attempt: 0,
             restarts,
@@ -157,6 +166,7 @@ impl Agent {
                     *is_counted = true;
                 }
             }
+            Event::Contact { by_controller } => self.contacted(by_controller),
             Event::CloudFound { cloud, sources } => self.sight.found(cloud, sources),
             Event::NoticeSeen { kind, source, id, deadline, confidence, resources } => {
                 let left_ms = millis(deadline.since(now));
@@ -256,6 +266,7 @@ impl Agent {
         let timing = self.spec.timing;
         self.heed_notices(now, out);
         self.checkpoint_in_time(now, out);
+        self.heed_silence(now, out);
         match &mut self.stage {
             Stage::Checking { attempt, is_asked, until }
                 if !*is_asked && (now >= *until || self.gpus_heard) =>

@@ -7,6 +7,7 @@ use cic_common::time::Mono;
 use cic_common::wire::message::NodeEvent;
 
 use super::agent::{Agent, decided, millis};
+use super::deadman::Deadman;
 use super::event::{Booted, CheckFault, EngineFound, ModelFault, ProbeFault, Reading};
 use super::gate::Gate;
 use super::progress::Progress;
@@ -15,6 +16,12 @@ use super::{Action, EdgeMode};
 
 impl Agent {
     pub(super) fn booted(&mut self, now: Mono, booted: Booted, out: &mut Vec<Action>) {
+        self.restarted_for = booted.restarted_for;
+        if let Some(deadman) = &mut self.deadman {
+            booted.deadman.into_iter().for_each(|memo| deadman.restore(memo));
+            // A task that is remembered was given by a controller.
+            booted.remembered.iter().for_each(|_| deadman.confirm());
+        }
         if let Some((term, assignment)) = booted.remembered {
             self.term = self.term.max(term);
             self.assignment.get_or_insert(assignment);
@@ -70,6 +77,7 @@ impl Agent {
             return;
         }
         self.term = term;
+        self.deadman.iter_mut().for_each(Deadman::confirm);
         if self.spec.role == Role::Gateway {
             return;
         }

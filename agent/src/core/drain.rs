@@ -34,12 +34,21 @@ impl Agent {
         }
         self.term = term;
         out.push(Action::Tell(NodeEvent::CommandDone { operation, outcome: CommandOutcome::Accepted }));
+        // A drain asked for once more changes nothing; a restart would be one more.
+        let is_restart = matches!(command, Command::RestartAgent { .. });
+        if is_restart && self.restarted_for.is_some_and(|last| (term, operation) <= last) {
+            return decided(out, "do not restart again", &format!("operation {operation} was obeyed"));
+        }
         match command {
             Command::Drain { within_ms, reason } => {
                 let until = now + Duration::from_millis(within_ms);
                 self.drain(now, until, After::Rest, false, &reason, out);
             }
-            Command::RestartAgent { reason } => out.push(Action::Exit { code: EXIT_RESTART, reason }),
+            Command::RestartAgent { reason } => {
+                self.restarted_for = Some((term, operation));
+                out.push(Action::RememberRestart { term, operation });
+                out.push(Action::Exit { code: EXIT_RESTART, reason });
+            }
         }
     }
 

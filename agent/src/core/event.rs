@@ -9,6 +9,7 @@ use cic_common::wire::message::Command;
 use serde::{Deserialize, Serialize};
 
 use super::checkpoint::{Occasion, Restored, Saved};
+use super::deadman::DeadmanMemo;
 use super::gpu::GpuEvent;
 use super::proof::GpuMemo;
 
@@ -30,6 +31,12 @@ pub struct Booted {
     pub gpus: Option<GpuMemo>,
     /// Of the files that the found engine was started on.
     pub model_digest: Option<String>,
+    /// The newest restart that an earlier run obeyed.
+    #[serde(default)]
+    pub restarted_for: Option<(Term, OperationId)>,
+    /// For how long nobody had counted on this VM.
+    #[serde(default)]
+    pub deadman: Option<DeadmanMemo>,
 }
 
 /// Why a model cannot be used.
@@ -186,6 +193,10 @@ pub enum Event {
         text: String,
     },
     HostSampled(HostReport),
+    /// A controller spoke since the last time, or else a request was served.
+    Contact {
+        by_controller: bool,
+    },
     Gpu(GpuEvent),
     EdgeCounted(EdgeReport),
     /// Requests that the edge holds in this node's own engine.

@@ -11,6 +11,7 @@ mod bringup;
 mod checkpoint;
 mod condition;
 mod crash;
+mod deadman;
 mod drain;
 mod ending;
 mod event;
@@ -30,6 +31,7 @@ pub use action::{Action, Depth, EdgeMode, GpuFacts};
 pub use agent::{Agent, AgentSpec};
 pub use checkpoint::{Occasion, Restored, Saved};
 pub use crash::{CrashCause, CrashRecord};
+pub use deadman::{DeadmanMemo, DeadmanSpec};
 pub use event::{
     Activity, Booted, CheckFault, EngineEnd, EngineFound, Event, ModelFault, ProbeFault, Reading, Work,
 };

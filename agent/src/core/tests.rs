@@ -34,6 +34,7 @@ impl Bench {
             incarnation: Incarnation(1),
             timing: Timing::default(),
             has_store: false,
+            deadman: None,
         };
         Self { agent: Agent::new(spec), now: Mono::ZERO, out: Vec::new() }
     }
@@ -268,6 +269,36 @@ fn a_command_of_a_lower_term_is_refused_and_changes_nothing() {
     let outcome = CommandOutcome::RefusedTerm { newest: Term(5) };
     assert!(actions.contains(&Action::Tell(NodeEvent::CommandDone { operation: OperationId(1), outcome })));
     assert_eq!(bench.phase(), Phase::Serving);
+}
+
+#[test]
+fn a_restart_is_answered_however_often_and_done_once_by_this_run_and_the_next() {
+    let restart = |operation| Event::Commanded {
+        operation: OperationId(operation),
+        term: Term(5),
+        command: Command::RestartAgent { reason: "no push".to_owned() },
+    };
+    let is_accepted = |actions: &[Action], operation| {
+        let (operation, outcome) = (OperationId(operation), CommandOutcome::Accepted);
+        actions.contains(&Action::Tell(NodeEvent::CommandDone { operation, outcome }))
+    };
+    let exits = |actions: &[Action]| actions.iter().any(|a| matches!(a, Action::Exit { code: 75, .. }));
+    let mut bench = Bench::serving();
+    let actions = bench.give(restart(7)).to_vec();
+    assert!(is_accepted(&actions, 7) && exits(&actions));
+    let remembered = Action::RememberRestart { term: Term(5), operation: OperationId(7) };
+    assert!(actions.contains(&remembered), "{actions:?}");
+    let actions = bench.give(restart(7)).to_vec();
+    assert!(is_accepted(&actions, 7) && !exits(&actions));
+
+    let mut next = Bench::new(Role::Replica);
+    let restarted_for = Some((Term(5), OperationId(7)));
+    next.give(Event::Booted(Booted { restarted_for, ..Booted::default() }));
+    for (operation, is_done) in [(7, false), (6, false), (8, true)] {
+        let actions = next.give(restart(operation)).to_vec();
+        assert!(is_accepted(&actions, operation));
+        assert_eq!(exits(&actions), is_done, "{operation}");
+    }
 }
 
 #[test]

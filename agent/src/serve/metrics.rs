@@ -14,6 +14,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::edge::{CutStreams, Edge};
@@ -34,6 +35,8 @@ pub struct MetricsPort {
     pub edge: Edge,
     pub gpus: GpuBoard,
     pub checkpoints: Option<Checkpoints>,
+    /// How long until this machine ends itself if nobody speaks; `None` where it does not.
+    pub power_off_in: watch::Receiver<Option<Duration>>,
 }
 
 impl MetricsPort {
@@ -77,7 +80,13 @@ impl MetricsPort {
         let gpus = gpu_metrics::text(&self.gpus.newest(), &report.gpu);
         let edge = &self.edge;
         let checkpoints = self.checkpoints.as_ref().map(Checkpoints::text).unwrap_or_default();
-        text(&report, &edge.report()) + &streams(edge) + &edge.scarcity_text() + &checkpoints + &gpus
+        let power_off = power_off(*self.power_off_in.borrow());
+        text(&report, &edge.report())
+            + &streams(edge)
+            + &power_off
+            + &edge.scarcity_text()
+            + &checkpoints
+            + &gpus
     }
 
     fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
@@ -119,6 +128,10 @@ fn text(report: &NodeReport, edge: &EdgeReport) -> String {
         let _ = writeln!(text, "{name} {value}");
     }
     text
+}
+
+fn power_off(left: Option<Duration>) -> String {
+    left.map_or_else(String::new, |left| format!("cic_agent_power_off_in_seconds {}\n", left.as_secs()))
 }
 
 /// What became of streams whose replica was lost.

@@ -1,7 +1,8 @@
 //! The port for controllers and peers: HTTP over mutual TLS, refused at the handshake without a certificate.
 //!
-//! `GET /v1/poll` answers controllers with this node's heartbeat: the second witness. Everything else under
-//! `/v1/` is inference from another node and goes to the edge.
+//! `GET /v1/poll` answers controllers with this node's heartbeat: the second witness. `POST /v1/command` takes their
+//! commands where the control stream does not. Everything else under `/v1/` is inference from another node and goes to
+//! the edge.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -18,6 +19,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
@@ -26,6 +28,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::order::OrderDesk;
 use crate::effect::link::Pulse;
 
 /// Connections at once: every controller and every peer's pool, with room.
@@ -59,6 +62,7 @@ pub struct PeerPort {
     pub tls: Arc<rustls::ServerConfig>,
     pub pulse: Arc<Pulse>,
     pub edge: PeerEdge,
+    pub orders: OrderDesk,
 }
 
 impl PeerPort {
@@ -127,8 +131,15 @@ impl PeerPort {
         let path = request.uri().path();
         match caller {
             Peer::Controller(_) if path == "/v1/poll" && request.method() == Method::GET => self.polled(),
-            Peer::Controller(_) => text(StatusCode::NOT_FOUND, "controllers may GET /v1/poll"),
-            Peer::Node(_) if path == "/v1/poll" => text(StatusCode::FORBIDDEN, "only controllers may poll"),
+            Peer::Controller(_) if path == "/v1/command" && request.method() == Method::POST => {
+                self.ordered(request).await
+            }
+            Peer::Controller(_) => {
+                text(StatusCode::NOT_FOUND, "controllers may GET /v1/poll and POST /v1/command")
+            }
+            Peer::Node(_) if path == "/v1/poll" || path == "/v1/command" => {
+                text(StatusCode::FORBIDDEN, "only controllers may poll and command")
+            }
             // A stream that is continued may need its tokens decoded.
             Peer::Node(_) if path.starts_with("/v1/") || path == "/detokenize" => {
                 (self.edge)(request, caller).await
@@ -138,14 +149,14 @@ impl PeerPort {
     }
 
     fn polled(&self) -> Response<PeerBody> {
-        match serde_json::to_vec(&self.pulse.beat(0)) {
-            Ok(json) => {
-                let mut response = Response::new(full(json));
-                let json = hyper::header::HeaderValue::from_static("application/json");
-                response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
-                response
-            }
-            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        self.pulse.polled();
+        json(&self.pulse.beat(0))
+    }
+
+    async fn ordered(&self, request: Request<Incoming>) -> Response<PeerBody> {
+        match self.orders.take(request).await {
+            Ok(outcome) => json(&outcome),
+            Err(fault) => text(fault.status(), &fault.to_string()),
         }
     }
 }
@@ -153,6 +164,18 @@ impl PeerPort {
 impl std::fmt::Debug for PeerPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("PeerPort").field("node", self.pulse.node()).finish_non_exhaustive()
+    }
+}
+
+fn json(value: &impl Serialize) -> Response<PeerBody> {
+    match serde_json::to_vec(value) {
+        Ok(json) => {
+            let mut response = Response::new(full(json));
+            let json = hyper::header::HeaderValue::from_static("application/json");
+            response.headers_mut().insert(hyper::header::CONTENT_TYPE, json);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
 }
 

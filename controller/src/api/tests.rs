@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::body::Bytes;
-use cic_common::id::NodeId;
+use cic_common::id::{ControllerId, NodeId};
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Clock;
 use http_body_util::{BodyExt as _, Full};
@@ -20,7 +20,9 @@ use tokio::sync::mpsc;
 use super::{Api, serve};
 use crate::core::{Action, BrakeRules, EventRecord, Fleet, Severity, Timing};
 use crate::driver::{Driver, Inlets, Network, Shells};
+use crate::identity;
 use crate::provision::Provision;
+use crate::reach::{Reach, ReachSpec};
 use crate::record::{Recorder, replay};
 use crate::store::{Database, StoreQueue, run_writer};
 
@@ -57,7 +59,13 @@ impl World {
             run_writer(writer_database, term, writer_queue, confirm, token)
         });
         let provision = Provision::new(None, tasks.clone(), told);
-        let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf) };
+        let reach = ReachSpec { ssh_port: 22, ssh: None };
+        let id = ControllerId::new("c1").expect("label");
+        let (authority, identity) = identity::open(&directory.path().join("tls"), &id).expect("identity");
+        let trust = authority.trust().expect("trust");
+        let (tell, _) = mpsc::channel(1);
+        let reach = Reach::new(reach, &identity, &trust, tasks.clone(), tell).expect("TLS");
+        let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf), reach };
         let (timing, brake) = (Timing::default(), BrakeRules::default());
         let recorder =
             Recorder::create(&directory.path().join("record"), timing, brake, &tasks).expect("creates");

@@ -79,6 +79,26 @@ pub enum Action {
         urgent: bool,
         within: Duration,
     },
+    /// Ask the ssh port at the host of `address` who it is; answer `Explained`. Asked again meanwhile, one answer
+    /// serves both.
+    Explain {
+        node: NodeId,
+        address: String,
+    },
+    /// Over a fresh connection to the mTLS port, where the control stream does not reach; answer `CommandAnswered`.
+    CommandByPoll {
+        node: NodeId,
+        address: String,
+        operation: OperationId,
+        term: Term,
+        command: Command,
+    },
+    /// Have the init system at the host of `address` start the agent anew; answer `RestartedBySsh`.
+    RestartBySsh {
+        node: NodeId,
+        address: String,
+        operation: OperationId,
+    },
     /// Over the control stream; lost silently when there is none.
     Send {
         node: NodeId,

@@ -5,12 +5,13 @@ use std::time::Duration;
 use cic_common::assignment::Predecessor;
 use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::report::{Heartbeat, Role};
-use cic_common::wire::message::{Hello, NodeEvent};
+use cic_common::wire::message::{CommandOutcome, Hello, NodeEvent};
 use serde::{Deserialize, Serialize};
 
 use super::deployment::Deployment;
 use super::instance::{CloudFault, Instance};
 use super::operation::Operation;
+use super::ssh::SshWord;
 use super::verdict::Leaving;
 
 /// A node as the store remembers it. Beliefs are not stored: they are rebuilt from the agents in seconds.
@@ -105,6 +106,23 @@ pub enum Event {
     /// The warm poll connection closed under us.
     PollChannelLost {
         node: NodeId,
+    },
+    /// What the ssh port of a node said to an `Explain`.
+    Explained {
+        node: NodeId,
+        ssh: SshWord,
+    },
+    /// What a node answered to a `CommandByPoll`; after a fault it may have taken it all the same.
+    CommandAnswered {
+        node: NodeId,
+        operation: OperationId,
+        result: Result<CommandOutcome, PollFault>,
+    },
+    /// What became of a `RestartBySsh`; the error is for people and ends in what ssh wrote.
+    RestartedBySsh {
+        node: NodeId,
+        operation: OperationId,
+        result: Result<(), String>,
     },
     /// The provider's answer to a `ListInstances`.
     Listed {

@@ -36,6 +36,13 @@ impl Fleet {
             Event::Told { node, incarnation, event } => self.told(now, &node, incarnation, event, out),
             Event::Polled(polled) => self.polled(now, polled, out),
             Event::PollChannelLost { node } => self.poll_channel_lost(now, &node, out),
+            Event::Explained { node, ssh } => self.explained(now, &node, ssh),
+            Event::CommandAnswered { node, operation, result } => {
+                self.command_answered(now, &node, operation, result, out);
+            }
+            Event::RestartedBySsh { node, operation, result } => {
+                self.restarted_by_ssh(now, &node, operation, result, out);
+            }
             Event::Listed { provider, result } => self.listed(now, &provider, result, out),
             Event::Recorded { operation } => self.recorded(now, operation, out),
             Event::Performed { operation, result } => self.performed(now, operation, result, out),

@@ -25,8 +25,10 @@ mod node;
 mod operation;
 mod perform;
 mod plan;
+mod reached;
 mod rhythm;
 mod routing;
+mod ssh;
 mod succession;
 mod suspicion;
 #[cfg(test)]
@@ -48,6 +50,7 @@ pub use fleet::Fleet;
 pub use instance::{CloudFault, Instance, InstanceState};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use rhythm::Rhythm;
+pub use ssh::SshWord;
 pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
 pub use verdict::{Cause, Leaving};

@@ -11,6 +11,8 @@ use super::belief::{Belief, Freshness, judge};
 use super::event::NodeRecord;
 use super::evidence::{CloudWord, Poll, Push};
 use super::flap::Flaps;
+use super::reached::{self, SshRestart};
+use super::ssh::SshWord;
 use super::suspicion::Prods;
 use super::timing::Timing;
 use super::trail::Trail;
@@ -57,6 +59,10 @@ pub(super) struct Node {
     /// Why its removal is held, as last logged.
     pub(super) held: Option<String>,
     pub(super) trail: Trail,
+    /// The last word of its ssh port, asked when it was silent.
+    pub(super) ssh: Option<(Mono, SshWord)>,
+    /// The newest restart of its agent over ssh.
+    pub(super) ssh_restart: Option<SshRestart>,
     /// Its entry in the fleet's list of wake-ups.
     pub(super) wake_at: Option<Mono>,
 }
@@ -89,6 +95,8 @@ impl Node {
             operation: None,
             held: None,
             trail: Trail::default(),
+            ssh: None,
+            ssh_restart: None,
             wake_at: None,
         }
     }
@@ -239,6 +247,11 @@ impl Node {
         if self.is_ours() {
             text.push_str("; ");
             text.push_str(&self.cloud.text(now, timing));
+        }
+        // It explains a silence, and tells nothing of a node that speaks.
+        if let Some(word) = self.ssh.as_ref().filter(|_| self.belief != Belief::Alive) {
+            text.push_str("; ");
+            text.push_str(&reached::text(now, word));
         }
         text
     }

@@ -6,6 +6,7 @@ mod bench;
 mod gpu;
 mod heal;
 mod need;
+mod reach;
 mod routing;
 mod stall;
 mod succession;

@@ -9,11 +9,14 @@ use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::Heartbeat;
 use cic_common::tls::Peer;
-use http_body_util::{BodyExt as _, Empty, Limited};
+use cic_common::wire::message::CommandOutcome;
+use cic_common::wire::order::Order;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, HOST};
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
+use serde::de::DeserializeOwned;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -23,18 +26,20 @@ use crate::core::PollFault;
 /// A heartbeat as JSON is about 1 KiB; with eight GPUs a few.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-type Driver = http1::Connection<TokioIo<TlsStream<TcpStream>>, Empty<Bytes>>;
+type Body = Full<Bytes>;
+
+type Driver = http1::Connection<TokioIo<TlsStream<TcpStream>>, Body>;
 
 /// An open connection. Nothing happens on it unless one of its methods is being awaited.
-pub(super) struct Connection {
+pub(crate) struct Connection {
     node: NodeId,
-    sender: http1::SendRequest<Empty<Bytes>>,
+    sender: http1::SendRequest<Body>,
     driver: Pin<Box<Driver>>,
 }
 
 impl Connection {
     /// Connects to `address`, which must show the certificate of `node`.
-    pub(super) async fn open(
+    pub(crate) async fn open(
         node: &NodeId,
         address: &str,
         tls: &Arc<rustls::ClientConfig>,
@@ -50,10 +55,31 @@ impl Connection {
 
     /// Asks for a heartbeat. After an error the connection is of no more use.
     pub(super) async fn ask(&mut self) -> Result<Heartbeat, PollFault> {
-        let request = Request::get("/v1/poll")
+        let heartbeat: Heartbeat = self.exchange(Method::GET, "/v1/poll", Bytes::new()).await?;
+        if heartbeat.node != self.node {
+            return Err(PollFault::Answer);
+        }
+        Ok(heartbeat)
+    }
+
+    /// Gives an order and returns what became of it. After an error the connection is of no more use.
+    pub(crate) async fn order(&mut self, order: &Order) -> Result<CommandOutcome, PollFault> {
+        let json = serde_json::to_vec(order).map_err(|_| PollFault::Answer)?;
+        self.exchange(Method::POST, "/v1/command", Bytes::from(json)).await
+    }
+
+    async fn exchange<T: DeserializeOwned>(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<T, PollFault> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, "agent")
             .header(ACCEPT, "application/json")
-            .body(Empty::new())
+            .body(Full::new(body))
             .map_err(|_| PollFault::Answer)?;
         let exchange = async {
             let response = self.sender.send_request(request).await.map_err(|error| fault(&error))?;
@@ -74,11 +100,7 @@ impl Connection {
                 Err(error) => return Err(fault(&error)),
             },
         };
-        let heartbeat: Heartbeat = serde_json::from_slice(&json).map_err(|_| PollFault::Answer)?;
-        if heartbeat.node != self.node {
-            return Err(PollFault::Answer);
-        }
-        Ok(heartbeat)
+        serde_json::from_slice(&json).map_err(|_| PollFault::Answer)
     }
 
     /// Resolves when the agent closes the idle connection. Cancel-safe. Not to be awaited again afterwards.

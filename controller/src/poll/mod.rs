@@ -11,4 +11,5 @@ mod ask;
 mod connection;
 mod poller;
 
+pub(crate) use connection::Connection;
 pub use poller::{PollCounts, Poller};

@@ -1,6 +1,6 @@
 //! The newest report of this node, ready to be sent as a heartbeat by any link or as the answer to a poll.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use cic_common::id::{Incarnation, NodeId};
@@ -16,6 +16,8 @@ pub struct Pulse {
     clock: Clock,
     /// One row of numbers for all links and polls, so that the newest is known however it travelled.
     seq: AtomicU64,
+    /// A controller has polled since this was last asked.
+    is_polled: AtomicBool,
     report: watch::Sender<(Mono, NodeReport)>,
 }
 
@@ -23,7 +25,7 @@ impl Pulse {
     #[must_use]
     pub fn new(node: NodeId, incarnation: Incarnation, clock: Clock) -> Self {
         let report = watch::Sender::new((clock.now(), NodeReport::booting()));
-        Self { node, incarnation, clock, seq: AtomicU64::new(0), report }
+        Self { node, incarnation, clock, seq: AtomicU64::new(0), is_polled: AtomicBool::new(false), report }
     }
 
     /// Sets the report; every link sends it at once.
@@ -56,6 +58,17 @@ impl Pulse {
             blind.for_ms = blind.for_ms.saturating_add(age_ms);
         }
         report
+    }
+
+    /// A controller takes the newest report by a poll.
+    pub fn polled(&self) {
+        self.is_polled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one has since this was last asked.
+    #[must_use]
+    pub fn take_polled(&self) -> bool {
+        self.is_polled.swap(false, Ordering::Relaxed)
     }
 
     #[must_use]

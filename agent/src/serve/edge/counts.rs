@@ -18,6 +18,7 @@ struct Shared {
     users: AtomicU32,
     own_engine: AtomicU32,
     requests: AtomicU64,
+    own_requests: AtomicU64,
     retries: AtomicU64,
     failures: AtomicU64,
     cuts: AtomicU64,
@@ -59,6 +60,9 @@ pub(super) struct InFlight {
 impl Counts {
     pub(super) fn enter(&self, flow: Flow) -> InFlight {
         self.of(flow).fetch_add(1, Ordering::Relaxed);
+        if flow == Flow::OwnEngine {
+            self.shared.own_requests.fetch_add(1, Ordering::Relaxed);
+        }
         InFlight { counts: self.clone(), flow, slot: None, line: None }
     }
 
@@ -103,6 +107,11 @@ impl Counts {
             waited_ms: read(&self.shared.continuation_ms),
             waited_ms_max: read(&self.shared.continuation_ms_max),
         }
+    }
+
+    /// Requests of users and at the own engine that ever came; a user's at the own engine is both.
+    pub(super) fn served(&self) -> u64 {
+        self.requests() + self.shared.own_requests.load(Ordering::Relaxed)
     }
 
     pub(super) fn requests(&self) -> u64 {

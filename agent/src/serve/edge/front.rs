@@ -207,6 +207,12 @@ impl Edge {
         self.shared.scarcity.text()
     }
 
+    /// Grows with every request that comes, from users and peers.
+    #[must_use]
+    pub fn served_count(&self) -> u64 {
+        self.shared.counts.served()
+    }
+
     /// Requests that are with this node's own engine now.
     #[must_use]
     pub fn own_in_flight(&self) -> u32 {

@@ -24,6 +24,7 @@ use super::request::EDGE_BODY_BYTES_MAX;
 use super::{LAST_RESORT_HEADER, NODE_HEADER, OwnEngine, REFUSED_HEADER};
 use crate::core::EdgeMode;
 use crate::effect::link::Pulse;
+use crate::serve::order::OrderDesk;
 use crate::serve::peer::PeerPort;
 
 /// Asks with a replica that acts as `act` before a good one: the client must see nothing but the good answer.
@@ -174,6 +175,7 @@ async fn a_request_of_a_peer_is_answered_by_the_own_engine_or_refused_and_never_
             let edge = edge.clone();
             Box::pin(async move { edge.answer_peer(request).await })
         }),
+        orders: OrderDesk::open().0,
     };
     let listener = listen().await;
     let upstream =

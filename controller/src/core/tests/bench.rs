@@ -200,6 +200,7 @@ impl Bench {
             Action::SaveNode(record) => {
                 self.rows.insert(record.node.clone(), record);
             }
+            Action::Explain { .. } | Action::CommandByPoll { .. } | Action::RestartBySsh { .. } => {}
             Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
         }
     }

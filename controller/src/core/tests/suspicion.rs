@@ -120,7 +120,8 @@ fn a_node_that_keeps_falling_silent_stays_out_of_the_routes_while_another_works(
         bench.silence(&node, PollFault::Timeout);
         bench.run(Duration::from_secs(5));
         assert!(!bench.routed.contains(&node));
-        (bench.mute.clear(), bench.deaf.clear());
+        bench.mute.clear();
+        bench.deaf.clear();
         bench.run(Duration::from_secs(4));
         assert_eq!(bench.routed.contains(&node), round < 3, "round {round}");
     }
@@ -137,7 +138,8 @@ fn a_flapping_node_without_another_is_routed() {
     for _ in 0..4 {
         bench.silence(&node, PollFault::Timeout);
         bench.run(Duration::from_secs(5));
-        (bench.mute.clear(), bench.deaf.clear());
+        bench.mute.clear();
+        bench.deaf.clear();
         bench.run(Duration::from_secs(3));
         assert!(bench.routed.contains(&node));
     }

@@ -7,7 +7,7 @@ use cic_common::notice::Cloud;
 use cic_common::report::Role;
 use serde::Serialize;
 
-use super::record::{Cable, Checkpoints, Home, LaunchRecord};
+use super::record::{Cable, Checkpoints, Home, LaunchRecord, POWER_OFF};
 
 /// An address that asks for any free port of the loopback; the agent writes what it got to `ports.json`.
 const ANY_PORT: &str = "127.0.0.1:0";
@@ -23,6 +23,7 @@ struct AgentConfig<'a> {
     engine: Engine,
     spot: Spot,
     checkpoint: Checkpoints,
+    deadman: Deadman,
     #[serde(skip_serializing_if = "toml::Table::is_empty")]
     timing: &'a toml::Table,
 }
@@ -33,6 +34,7 @@ struct Node<'a> {
     role: Role,
     zone: &'a str,
     state_dir: PathBuf,
+    launched_by_cic: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -58,6 +60,12 @@ struct Engine {
     host_port: u16,
 }
 
+/// Seen by the machine, which then shuts down in order: unlike a signal it ends nothing else when the machine is gone.
+#[derive(Debug, Serialize)]
+struct Deadman {
+    command: [PathBuf; 2],
+}
+
 #[derive(Debug, Serialize)]
 struct Spot {
     cloud: Cloud,
@@ -69,7 +77,13 @@ struct Spot {
 /// The file's text. Everything listens on a free port, and both directions lead through the cable.
 pub(super) fn render(home: &Home, launch: &LaunchRecord, cable: &Cable) -> Result<String, toml::ser::Error> {
     toml::to_string(&AgentConfig {
-        node: Node { id: &launch.node, role: Role::Replica, zone: &launch.zone, state_dir: home.state() },
+        node: Node {
+            id: &launch.node,
+            role: Role::Replica,
+            zone: &launch.zone,
+            state_dir: home.state(),
+            launched_by_cic: true,
+        },
         controller: Controller {
             addresses: &cable.controllers,
             ca_file: home.file("ca.pem"),
@@ -84,6 +98,7 @@ pub(super) fn render(home: &Home, launch: &LaunchRecord, cable: &Cable) -> Resul
             metadata: home.metadata(),
             notice_file: home.file("notice.json"),
         },
+        deadman: Deadman { command: [PathBuf::from("touch"), home.file(POWER_OFF)] },
         checkpoint: launch.hardware.checkpoints.below(home.provider()),
         timing: &launch.agent_timing,
     })

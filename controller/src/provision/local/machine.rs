@@ -21,7 +21,7 @@ use tracing::{info, warn};
 use super::agent_config;
 use super::cable::{self, Switch};
 use super::process::{self, wait_until};
-use super::record::{Home, LaunchRecord, METADATA, MachineRecord, write};
+use super::record::{Home, LaunchRecord, METADATA, MachineRecord, POWER_OFF, write};
 
 /// First wait before the agent is started again, doubled each time. `RestartSec` of the shipped unit.
 const RESTART_FIRST: Duration = Duration::from_millis(200);
@@ -38,7 +38,7 @@ const SHUTDOWN_WITHIN: Duration = Duration::from_secs(3);
 /// After SIGKILL a process goes unless it hangs in the kernel.
 const KILL_WITHIN: Duration = Duration::from_secs(2);
 
-/// Between two looks at whether the cloud takes the machine.
+/// Between two looks at whether the cloud takes the machine, or something inside powers it off.
 const TAKING_LOOK: Duration = Duration::from_millis(50);
 
 /// The metadata service opens a port and writes a line.
@@ -92,6 +92,8 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
     let config = agent_config::render(&home, &launch, &cable)?;
     write(&home.file("agent.toml"), config.as_bytes(), 0o600).map_err(io_error("write agent.toml"))?;
     fs::create_dir_all(home.state()).map_err(io_error("create the state directory"))?;
+    // Of an earlier life; only this machine looks at it.
+    let _ = fs::remove_file(home.file(POWER_OFF));
     home.write_machine(&MachineRecord {
         node: launch.node.clone(),
         operation: launch.operation,
@@ -125,6 +127,10 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
                 init.lose_power().await;
                 break;
             }
+            () = powered_off(&home) => {
+                info!("the machine is powered off from inside");
+                break;
+            }
             _ = signals.stop.recv() => break,
             () = stopping.cancelled() => break,
         }
@@ -136,6 +142,13 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
 /// Resolves when the moment has come at which the cloud takes the machine.
 async fn taken(home: &Home) {
     while home.taking().is_none_or(|taking| unix_ms() < taking.at_unix_ms) {
+        tokio::time::sleep(TAKING_LOOK).await;
+    }
+}
+
+/// Resolves when something inside has powered the machine off.
+async fn powered_off(home: &Home) {
+    while !home.file(POWER_OFF).exists() {
         tokio::time::sleep(TAKING_LOOK).await;
     }
 }

@@ -5,6 +5,7 @@
 //!                  machine.json  written by the machine once it runs: pid, start time, cable
 //!                  agent.toml  ca.pem  join-token  agent.pid  state/  notice.json  *.log
 //!                  metadata.addr  where the fake metadata service of its cloud listens
+//!                  power-off      made from inside to end the machine
 //!                  taking.json    when the cloud takes it, once that was announced
 //! DIR/graveyard/NODE/*.log       of the last few that were given back
 //!

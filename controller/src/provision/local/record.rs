@@ -15,6 +15,9 @@ use super::process::{self, Tag};
 /// Where the metadata service writes its address.
 pub(super) const METADATA: &str = "metadata.addr";
 
+/// Made by something inside that ends the machine.
+pub(super) const POWER_OFF: &str = "power-off";
+
 const TAKING: &str = "taking.json";
 
 /// The intent to launch, on disk before anything is started.
