@@ -18,7 +18,7 @@ impl Agent {
     pub(super) fn booted(&mut self, now: Mono, booted: Booted, out: &mut Vec<Action>) {
         self.restarted_for = booted.restarted_for;
         if let Some(deadman) = &mut self.deadman {
-            booted.deadman.into_iter().for_each(|memo| deadman.restore(memo));
+            booted.deadman.into_iter().for_each(|(memo, ago)| deadman.restore(memo, ago));
             // A task that is remembered was given by a controller.
             booted.remembered.iter().for_each(|_| deadman.confirm());
         }

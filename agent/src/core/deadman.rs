@@ -80,7 +80,8 @@ enum State {
 pub(super) struct Deadman {
     spec: DeadmanSpec,
     memo: DeadmanMemo,
-    noted: DeadmanMemo,
+    /// As the next run would find it; `None` before the first note of this run.
+    noted: Option<DeadmanMemo>,
     looked_at: Option<Mono>,
     state: State,
 }
@@ -88,13 +89,22 @@ pub(super) struct Deadman {
 impl Deadman {
     pub(super) fn new(spec: DeadmanSpec) -> Self {
         let memo = DeadmanMemo::default();
-        Self { spec, memo, noted: memo, looked_at: None, state: State::Watching }
+        Self { spec, memo, noted: None, looked_at: None, state: State::Watching }
     }
 
-    /// Goes on from what an earlier run noted.
-    pub(super) fn restore(&mut self, memo: DeadmanMemo) {
-        self.memo = memo;
-        self.noted = memo;
+    /// Goes on from what an earlier run noted, this long ago. That run may have been in contact until its end, else it
+    /// would have noted more a step later: no more than a step is added.
+    pub(super) fn restore(&mut self, memo: DeadmanMemo, ago: Duration) {
+        let gap = ago.min(self.step());
+        self.memo = DeadmanMemo { quiet_for: memo.quiet_for + gap, ..memo };
+        if !memo.is_confirmed {
+            self.memo.unconfirmed_for += gap;
+        }
+    }
+
+    /// What one note may differ from the next by.
+    fn step(&self) -> Duration {
+        (self.spec.idle.min(self.spec.unconfirmed) / NOTE_SHARE).min(NOTE_EVERY)
     }
 
     /// A controller gave the node a task.
@@ -136,16 +146,17 @@ impl Deadman {
         }
     }
 
-    /// Written down when it has changed enough to matter.
+    /// Written down at the first look, so that the shortest run counts, and when it has changed enough to matter.
     fn note(&mut self, out: &mut Vec<Action>) {
-        let step = (self.spec.idle.min(self.spec.unconfirmed) / NOTE_SHARE).min(NOTE_EVERY);
+        let (step, memo) = (self.step(), self.memo);
         let differs = |one: Duration, other: Duration| one.abs_diff(other) >= step;
-        let DeadmanMemo { is_confirmed, unconfirmed_for, quiet_for } = self.noted;
-        if self.memo.is_confirmed != is_confirmed
-            || differs(self.memo.unconfirmed_for, unconfirmed_for)
-            || differs(self.memo.quiet_for, quiet_for)
-        {
-            self.noted = self.memo;
+        let is_news = self.noted.is_none_or(|noted| {
+            memo.is_confirmed != noted.is_confirmed
+                || differs(memo.unconfirmed_for, noted.unconfirmed_for)
+                || differs(memo.quiet_for, noted.quiet_for)
+        });
+        if is_news {
+            self.noted = Some(memo);
             out.push(Action::RememberDeadman(self.memo));
         }
     }
@@ -300,24 +311,39 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_crash_again_and_again_add_up() {
-        let mut memo = DeadmanMemo::default();
-        let mut runs = 0;
-        loop {
-            let mut deadman = Deadman::new(SPEC);
-            deadman.restore(memo);
-            let (out, left_at) = pass(&mut deadman, 0, 40, false);
-            for action in out {
-                if let Action::RememberDeadman(noted) = action {
-                    memo = noted;
+    fn runs_that_crash_again_and_again_add_up_however_short() {
+        // Each run lasts so long and is followed by the next so long after its last note.
+        for (run_s, runs_expected) in [(40, 85..=90), (5, 600..=600), (0, 3600..=3600)] {
+            let mut noted = None;
+            let mut runs = 0;
+            let is_over = |noted: &mut Option<(DeadmanMemo, u64)>| {
+                let mut deadman = Deadman::new(SPEC);
+                if let Some((memo, at_s)) = *noted {
+                    deadman.restore(memo, Duration::from_secs(run_s + 1 - at_s));
                 }
+                for second in 0..=run_s {
+                    let (out, left_at) = pass(&mut deadman, second, 0, false);
+                    if let Some(Action::RememberDeadman(memo)) = out.first() {
+                        *noted = Some((*memo, second));
+                    }
+                    if left_at.is_some() {
+                        return true;
+                    }
+                }
+                false
+            };
+            while !is_over(&mut noted) {
+                runs += 1;
             }
-            runs += 1;
-            if left_at.is_some() {
-                break;
-            }
+            assert!(runs_expected.contains(&runs), "{runs} runs of {run_s} s");
         }
-        assert!((90..=120).contains(&runs), "{runs} runs of 40 s, of which 30 s are noted");
+    }
+
+    #[test]
+    fn what_was_noted_long_ago_adds_one_step_only() {
+        let mut deadman = Deadman::new(SPEC);
+        deadman.restore(DeadmanMemo { is_confirmed: true, ..Default::default() }, Duration::from_secs(90_000));
+        assert_eq!(deadman.left(), SPEC.idle - NOTE_EVERY);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What can happen to an agent.
 
+use std::time::Duration;
+
 use cic_common::assignment::Assignment;
 use cic_common::id::{NodeId, OperationId, Term};
 use cic_common::notice::{Cloud, Confidence, NoticeKind};
@@ -34,9 +36,9 @@ pub struct Booted {
     /// The newest restart that an earlier run obeyed.
     #[serde(default)]
     pub restarted_for: Option<(Term, OperationId)>,
-    /// For how long nobody had counted on this VM.
+    /// For how long nobody had counted on this VM, and how long ago that was noted in this boot.
     #[serde(default)]
-    pub deadman: Option<DeadmanMemo>,
+    pub deadman: Option<(DeadmanMemo, Duration)>,
 }
 
 /// Why a model cannot be used.

@@ -13,10 +13,6 @@ use tracing::warn;
 use crate::core::DeadmanMemo;
 use crate::state::{StateDir, boot_id, name};
 
-/// The most that counts between the last note of one run and the start of the next. A crash loop waits for seconds; an
-/// agent that was stopped for hours was stopped by a person.
-const GAP_MAX: Duration = Duration::from_secs(120);
-
 #[derive(Debug, Serialize, Deserialize)]
 struct Noted {
     boot_id: Option<String>,
@@ -38,12 +34,14 @@ impl Default for DeadmanMemory {
 }
 
 impl DeadmanMemory {
-    /// What an earlier run noted, with the time between it and this run. While the machine is off nothing is added.
+    /// What an earlier run noted, and how long ago in this boot: over a reboot no time passes.
     #[must_use]
-    pub fn restored(state: &StateDir) -> Option<DeadmanMemo> {
+    pub fn restored(state: &StateDir) -> Option<(DeadmanMemo, Duration)> {
         let noted: Noted = state.read(name::DEADMAN)?;
         let is_same_boot = noted.boot_id.is_some() && noted.boot_id == boot_id();
-        Some(noted.after(uptime().filter(|_| is_same_boot)))
+        let ago = uptime().filter(|_| is_same_boot).zip(noted.uptime);
+        let ago = ago.map_or(Duration::ZERO, |(now, then)| now.saturating_sub(then));
+        Some((noted.memo, ago))
     }
 
     pub fn remember(&self, memo: DeadmanMemo) {
@@ -71,51 +69,29 @@ impl DeadmanMemory {
     }
 }
 
-impl Noted {
-    /// At `uptime` of the same boot, or after a reboot.
-    fn after(&self, uptime: Option<Duration>) -> DeadmanMemo {
-        let gap = uptime.zip(self.uptime).map_or(Duration::ZERO, |(now, then)| now.saturating_sub(then));
-        let gap = gap.min(GAP_MAX);
-        let DeadmanMemo { is_confirmed, unconfirmed_for, quiet_for } = self.memo;
-        let unconfirmed_for = if is_confirmed { unconfirmed_for } else { unconfirmed_for + gap };
-        DeadmanMemo { is_confirmed, unconfirmed_for, quiet_for: quiet_for + gap }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn between_two_runs_of_a_boot_time_goes_on_and_over_a_reboot_it_does_not() {
-        let s = Duration::from_secs;
-        let memo = |is_confirmed, unconfirmed_s, quiet_s| DeadmanMemo {
-            is_confirmed,
-            unconfirmed_for: s(unconfirmed_s),
-            quiet_for: s(quiet_s),
-        };
-        let noted = |memo| Noted { boot_id: boot_id(), uptime: Some(s(1000)), memo };
-        for (before, uptime, after) in [
-            (memo(false, 10, 20), Some(s(1005)), memo(false, 15, 25)),
-            (memo(true, 0, 20), Some(s(1005)), memo(true, 0, 25)),
-            // Stopped for hours: the controllers get time to speak first.
-            (memo(false, 10, 20), Some(s(90_000)), memo(false, 130, 140)),
-            (memo(false, 10, 20), None, memo(false, 10, 20)),
-            (memo(false, 10, 20), Some(s(3)), memo(false, 10, 20)),
-        ] {
-            assert_eq!(noted(before).after(uptime), after, "{uptime:?}");
-        }
-    }
-
     #[tokio::test]
-    async fn what_is_noted_is_found_again() {
+    async fn what_is_noted_is_found_again_and_its_age_is_that_in_this_boot() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::open(root.path()).unwrap();
         assert_eq!(DeadmanMemory::restored(&state), None);
         let memo =
             DeadmanMemo { is_confirmed: true, quiet_for: Duration::from_secs(5), ..Default::default() };
-        let noted = Noted { boot_id: Some("another".to_owned()), uptime: uptime(), memo };
-        state.write(name::DEADMAN, &noted).await.unwrap();
-        assert_eq!(DeadmanMemory::restored(&state), Some(memo));
+        let hour = Duration::from_secs(3600);
+        let then = |ago: Duration| uptime().map(|now| now.saturating_sub(ago));
+        for (boot_id, at, at_least, at_most) in [
+            (boot_id(), then(Duration::from_secs(1)), Duration::from_secs(1), Duration::from_secs(60)),
+            (boot_id(), uptime().map(|now| now + hour), Duration::ZERO, Duration::ZERO),
+            (Some("another".to_owned()), then(hour), Duration::ZERO, Duration::ZERO),
+            (None, then(hour), Duration::ZERO, Duration::ZERO),
+        ] {
+            state.write(name::DEADMAN, &Noted { boot_id, uptime: at, memo }).await.unwrap();
+            let (found, ago) = DeadmanMemory::restored(&state).unwrap();
+            assert_eq!(found, memo);
+            assert!((at_least..=at_most).contains(&ago), "{ago:?}");
+        }
     }
 }

@@ -154,6 +154,7 @@ impl PeerPort {
     }
 
     async fn ordered(&self, request: Request<Incoming>) -> Response<PeerBody> {
+        self.pulse.polled();
         match self.orders.take(request).await {
             Ok(outcome) => json(&outcome),
             Err(fault) => text(fault.status(), &fault.to_string()),

@@ -60,7 +60,7 @@ impl Pulse {
         report
     }
 
-    /// A controller takes the newest report by a poll.
+    /// A controller speaks by the poll path.
     pub fn polled(&self) {
         self.is_polled.store(true, Ordering::Relaxed);
     }
