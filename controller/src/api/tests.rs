@@ -60,7 +60,7 @@ impl World {
         let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf) };
         let (timing, brake) = (Timing::default(), BrakeRules::default());
         let recorder =
-            Recorder::create(&directory.path().join("record"), timing, brake, &tasks).expect("creates");
+            Recorder::create(&directory.path().join("record"), timing, brake, &Default::default(), &tasks).expect("creates");
         let fleet = Fleet::new(timing, brake);
         let (driver, outlets) =
             Driver::new(fleet, clock, Inlets { events, recorded }, shells, Some(recorder));

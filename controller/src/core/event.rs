@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::deployment::Deployment;
 use super::instance::{CloudFault, Instance};
 use super::operation::Operation;
+use super::orphan::OrphanWish;
 use super::verdict::Leaving;
 
 /// A node as the store remembers it. Beliefs are not stored: they are rebuilt from the agents in seconds.
@@ -126,6 +127,12 @@ pub enum Event {
     /// An operator wants this node empty and gone, and nothing in its place beyond the wanted count.
     DrainAsked {
         node: NodeId,
+        reason: String,
+    },
+    /// An operator says what is to become of a VM without a row.
+    OrphanAsked {
+        node: NodeId,
+        wish: OrphanWish,
         reason: String,
     },
 }

@@ -12,7 +12,7 @@ use cic_common::tls::JoinToken;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
-use crate::core::{Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity};
+use crate::core::{Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity, UsdPerHour};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -44,6 +44,8 @@ fn operation(id: u64, state: OperationState) -> Operation {
         kind: OperationKind::Terminate,
         state,
         reason: "test".to_owned(),
+        deadline_ms: 1000,
+        price_limit_usd_per_hour: UsdPerHour::try_from(2.5).ok(),
     }
 }
 
@@ -63,6 +65,7 @@ fn deployment() -> Deployment {
         cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("valid"),
         node_next: 3,
         routing: cic_common::routing::Routing::default(),
+        price_limit_usd_per_hour: UsdPerHour::try_from(0.75).ok(),
     }
 }
 

@@ -93,6 +93,7 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
     write(&home.file("agent.toml"), config.as_bytes(), 0o600).map_err(io_error("write agent.toml"))?;
     fs::create_dir_all(home.state()).map_err(io_error("create the state directory"))?;
     home.write_machine(&MachineRecord {
+        fleet: launch.fleet.clone(),
         node: launch.node.clone(),
         operation: launch.operation,
         pid: std::process::id(),
