@@ -257,6 +257,7 @@ impl Raw {
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
+        let timing = self.timing.over(Timing::default(), mistakes);
         let (log_format, log_filter) = self.log(mistakes);
         Some(Config {
             id: id?,
@@ -270,7 +271,7 @@ impl Raw {
             tls_dir: tls_dir?,
             local,
             brake,
-            timing: self.timing.over(Timing::default(), mistakes),
+            timing,
             log_format,
             log_filter,
         })

@@ -106,7 +106,7 @@ mod tests {
             provider: "local".to_owned(),
             operation: OperationId(7),
             since: Mono::from_millis(3_000),
-            terminate_at: Some(shown.view.now + Duration::from_secs(60)),
+            terminate_at: Some(shown.view.now + Duration::from_secs(30)),
             deployment: None,
             is_speaking: true,
             reason: "no row".to_owned(),
@@ -118,7 +118,7 @@ mod tests {
             lines(&shown, &Style::PLAIN),
             [
                 "NODE               PROVIDER  LAUNCH  SEEN  SPEAKS  GIVEN BACK  WHY",
-                "cic-a-001-node001  local     7       7 s   yes     in 60 s     no row",
+                "cic-a-001-node001  local     7       7 s   yes     in 30 s     no row",
                 "cic-a-001-node001  local     7       7 s   -       held        no row",
                 "2 more are of other fleets and left alone",
             ]

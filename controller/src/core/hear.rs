@@ -329,6 +329,14 @@ impl Fleet {
             }
         }
         self.watch_orphans(now, provider, &instances, out);
+        let is_in_doubt = |id: &NodeId| {
+            self.nodes.get(id).is_some_and(|node| node.doubted_until.is_some_and(|until| now < until))
+        };
+        if self.nodes_of(provider).iter().any(is_in_doubt)
+            && let Some(listing) = self.listings.get_mut(provider)
+        {
+            listing.next_at = listing.next_at.min(now + timing.list_interval_urgent);
+        }
     }
 
     fn asked(&mut self, now: Mono, id: &NodeId, cause: Cause, reason: &str, out: &mut Vec<Action>) {

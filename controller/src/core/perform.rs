@@ -204,6 +204,9 @@ impl Fleet {
         if let Some(known) = self.nodes.get_mut(&node) {
             known.doubted_until = doubted_until;
         }
+        if doubted_until.is_some() {
+            self.list_soon(now, &node);
+        }
         self.count_launch_failure(now, &node, out);
     }
 

@@ -53,6 +53,11 @@ impl Bench {
     }
 
     pub(super) fn with(replicas: u16, restored: Restored) -> Self {
+        Self::refusing(replicas, restored, VecDeque::new())
+    }
+
+    /// The same before a cloud that first answers launches so.
+    pub(super) fn refusing(replicas: u16, restored: Restored, refusals: VecDeque<CloudFault>) -> Self {
         let mut bench = Self {
             fleet: Fleet::new(Timing::default(), BrakeRules::default()),
             now: Mono::ZERO,
@@ -62,7 +67,7 @@ impl Bench {
             instances: BTreeMap::new(),
             cloud_fails: false,
             foreign: BTreeMap::new(),
-            refusals: VecDeque::new(),
+            refusals,
             launches_in_secret: false,
             keeps_checkpoints: true,
             launched: Vec::new(),
