@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cic_common::time::Clock;
 use clap::Parser;
-use fleet_tests::sim::{Summary, crash_all, crash_table, failure_text, kept_seeds, run};
+use fleet_tests::sim::{Broken, Summary, crash_all, crash_table, failure_text, kept_seeds, run};
 use fleet_tests::world::trace::Trace;
 
 #[derive(Debug, Parser)]
@@ -72,8 +72,8 @@ fn crash() -> ExitCode {
     let broken: Vec<String> = results
         .iter()
         .filter_map(|(sky, crashes)| {
-            let (point, step, text) = crashes.broken.as_ref()?;
-            Some(format!("{}: killed at point {point}, {step}: {text}", sky.name))
+            let Broken { at_step, draw, step, text } = crashes.broken.as_ref()?;
+            Some(format!("{}: killed at point {at_step}, {step}, draw {draw}: {text}", sky.name))
         })
         .collect();
     for text in &broken {

@@ -17,7 +17,7 @@ mod scenario;
 mod seeds;
 mod summary;
 
-pub use crash::{Crashes, Sky, crash_all, crash_everywhere, crash_table, forgetful_sky};
+pub use crash::{Broken, Crashes, Sky, crash_all, crash_everywhere, crash_table, forgetful_sky};
 pub use rule::{Rule, Violation};
 pub use run::{Outcome, run};
 pub use scenario::Scenario;

@@ -323,7 +323,9 @@ impl World {
             return false;
         }
         self.steps.passed += 1;
-        let Some(kill) = self.setup.kill.filter(|kill| kill.at_step == self.steps.passed) else { return false };
+        let Some(kill) = self.setup.kill.filter(|kill| kill.at_step == self.steps.passed) else {
+            return false;
+        };
         self.steps.killed_at = Some(step);
         self.controller_dies(kill.down_for);
         if kill.loses_row

@@ -39,9 +39,8 @@ pub(super) fn lines(shown: &Shown, style: &Style) -> Vec<String> {
     let mut table = Table::new(["NODE", "PROVIDER", "LAUNCH", "SEEN", "SPEAKS", "GIVEN BACK", "WHY"]);
     for orphan in &shown.view.orphans {
         let due = orphan.terminate_at.map(|at| at.since(shown.view.now));
-        let due = due.map_or(("held".to_owned(), Tone::Bad), |due| {
-            (format!("in {}", span::text(due)), Tone::Odd)
-        });
+        let due =
+            due.map_or(("held".to_owned(), Tone::Bad), |due| (format!("in {}", span::text(due)), Tone::Odd));
         table.row([
             orphan.node.as_str().into(),
             orphan.provider.as_str().into(),

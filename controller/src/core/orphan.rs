@@ -83,7 +83,8 @@ impl Fleet {
     pub(super) fn receive_guest(&mut self, hello: Hello, out: &mut Vec<Action>) {
         let text = format!("{} at {} connected and no row says that it is ours", hello.node, hello.address);
         self.note(None, Severity::Alert, "stranger", text, out);
-        let is_newer = self.guests.get(&hello.node).is_none_or(|known| known.incarnation <= hello.incarnation);
+        let is_newer =
+            self.guests.get(&hello.node).is_none_or(|known| known.incarnation <= hello.incarnation);
         let has_room = self.guests.len() < GUESTS_MAX || self.guests.contains_key(&hello.node);
         if is_newer && has_room {
             self.guests.insert(hello.node.clone(), hello);
@@ -210,7 +211,8 @@ impl Fleet {
     /// Begins or ends the hold. Once begun it lasts until every orphan was decided about or is gone: rows that are
     /// launched anew meanwhile say nothing about the old ones.
     fn hold_orphans(&mut self, provider: &str, out: &mut Vec<Action>) {
-        let is_counted = |orphan: &&Orphan| orphan.provider == provider && orphan.is_told && !orphan.is_condemned;
+        let is_counted =
+            |orphan: &&Orphan| orphan.provider == provider && orphan.is_told && !orphan.is_condemned;
         let count = self.unowned.values().filter(is_counted).count();
         let rows = self.nodes_of(provider).len();
         let Some(listing) = self.listings.get_mut(provider) else { return };
@@ -330,9 +332,8 @@ impl Fleet {
     /// The deployment in whose cluster it is named.
     fn birthplace(&self, id: &NodeId, provider: &str) -> Option<DeploymentName> {
         let (cluster, _) = ClusterName::parse_node(id).ok()?;
-        let is_its = |deployment: &super::Deployment| {
-            deployment.provider == provider && deployment.cluster == cluster
-        };
+        let is_its =
+            |deployment: &super::Deployment| deployment.provider == provider && deployment.cluster == cluster;
         let mut all = self.deployments.values().map(|wanted| &wanted.deployment);
         all.find(|deployment| is_its(deployment)).map(|deployment| deployment.name.clone())
     }

@@ -12,7 +12,9 @@ use cic_common::tls::JoinToken;
 use tokio::sync::{mpsc, oneshot};
 
 use super::*;
-use crate::core::{Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity, UsdPerHour};
+use crate::core::{
+    Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity, UsdPerHour,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 

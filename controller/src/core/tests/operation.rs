@@ -145,6 +145,8 @@ fn a_launch_carries_the_price_limit_of_its_deployment_as_it_was_when_it_was_reco
     out.clear();
     fleet.step(Mono::ZERO, Event::Deployed(deployment(1)), &mut out);
     fleet.step(Mono::ZERO, Event::Recorded { operation: recorded.id }, &mut out);
-    let asked = out.iter().find_map(|a| if let Action::Launch { price_limit, .. } = a { Some(*price_limit) } else { None });
+    let asked = out
+        .iter()
+        .find_map(|a| if let Action::Launch { price_limit, .. } = a { Some(*price_limit) } else { None });
     assert_eq!(asked, Some(limit));
 }
