@@ -8,7 +8,7 @@ use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use cic_common::wire::message::NodeEvent;
-use cic_controller::core::{Action, CloudFault, Event, Fleet, Message, View};
+use cic_controller::core::{Action, CloudFault, Event, Fleet, InstanceState, Message, View};
 
 use super::agent_host::TICKS_AT_ONCE_MAX;
 use super::clock::Origin;
@@ -256,8 +256,9 @@ impl World {
             } => self.facts.push(Fact::Refused { operation: *operation }),
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
             Event::Listed { result: Ok(instances), .. } => {
-                let is_listed =
-                    |node: &cic_common::id::NodeId| instances.iter().any(|instance| instance.node == *node);
+                let is_listed = |node: &cic_common::id::NodeId| {
+                    instances.iter().any(|it| it.node == *node && it.state == InstanceState::Running)
+                };
                 let unlisted = self.machines.iter().enumerate().filter(|(_, it)| !is_listed(&it.node));
                 let nodes = unlisted.map(|(node, _)| node).collect();
                 self.facts.push(Fact::Unlisted { nodes });
