@@ -93,6 +93,16 @@ label! {
     /// One controller process of the fleet.
     ControllerId
 }
+label! {
+    /// All nodes and controllers that belong together. Every VM is tagged with it; what carries another is another's.
+    FleetName
+}
+
+impl Default for FleetName {
+    fn default() -> Self {
+        Self("cic".into())
+    }
+}
 
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident) => {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cic_common::config::{ConfigMistakes, Key, Kind, Schema, read};
-use cic_common::id::ControllerId;
+use cic_common::id::{ControllerId, FleetName};
 use cic_common::notice::Cloud;
 use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
@@ -22,6 +22,7 @@ use self::ssh::RawSsh;
 const SCHEMA: Schema = Schema {
     keys: &[
         Key::optional("controller", "id", Kind::Text),
+        Key::optional("controller", "fleet", Kind::Text),
         Key::required("controller", "state_dir", Kind::Text),
         Key::optional("quic", "listen", Kind::Text),
         Key::optional("quic", "heartbeat_ms", Kind::Integer),
@@ -67,6 +68,8 @@ const SCHEMA: Schema = Schema {
         Key::optional("timing", "visibility_ms", Kind::Integer),
         Key::optional("timing", "retry_ms", Kind::Integer),
         Key::optional("timing", "drain_ms", Kind::Integer),
+        Key::optional("timing", "operation_deadline_ms", Kind::Integer),
+        Key::optional("timing", "orphan_grace_ms", Kind::Integer),
         Key::optional("log", "format", Kind::Text),
         Key::optional("log", "filter", Kind::Text),
     ],
@@ -82,6 +85,8 @@ const HEARTBEATS_MS: std::ops::RangeInclusive<u32> = 50..=3000;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
     pub id: ControllerId,
+    /// The tag of every VM that it launches; it touches no other.
+    pub fleet: FleetName,
     /// Absolute.
     pub state_dir: PathBuf,
     pub quic_listen: SocketAddr,
@@ -151,6 +156,7 @@ struct Raw {
 #[derive(Debug, Deserialize)]
 struct RawController {
     id: Option<String>,
+    fleet: Option<String>,
     /// Required, and still optional here: without it the rest can be checked all the same.
     state_dir: Option<PathBuf>,
 }
@@ -220,6 +226,8 @@ struct RawTiming {
     visibility_ms: Option<u64>,
     retry_ms: Option<u64>,
     drain_ms: Option<u64>,
+    operation_deadline_ms: Option<u64>,
+    orphan_grace_ms: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -233,6 +241,8 @@ impl Raw {
     fn build(&self, mistakes: &mut ConfigMistakes) -> Option<Config> {
         let id = self.controller.id.clone().unwrap_or_else(|| "controller".to_owned());
         let id = ControllerId::new(id).map_err(|error| mistakes.push("controller", "id", error)).ok();
+        let fleet = self.controller.fleet.clone().map_or_else(|| Ok(FleetName::default()), FleetName::new);
+        let fleet = fleet.map_err(|error| mistakes.push("controller", "fleet", error)).ok();
         let state_dir = self.controller.state_dir.as_ref();
         let state_dir = state_dir.and_then(|path| absolute("controller", "state_dir", path, mistakes));
         let quic_listen = address("quic", "listen", self.quic.listen.as_deref(), "0.0.0.0:7443", mistakes);
@@ -264,9 +274,12 @@ impl Raw {
         let local = self.local(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
+        let timing = self.timing.over(Timing::default(), mistakes);
+        let timing = Timing { heartbeat: Duration::from_millis(heartbeat_ms.into()), ..timing };
         let (log_format, log_filter) = self.log(mistakes);
         Some(Config {
             id: id?,
+            fleet: fleet?,
             state_dir: state_dir?,
             quic_listen: quic_listen?,
             heartbeat_ms,
@@ -278,10 +291,7 @@ impl Raw {
             local,
             reach: reach?,
             brake,
-            timing: Timing {
-                heartbeat: Duration::from_millis(heartbeat_ms.into()),
-                ..self.timing.over(Timing::default())
-            },
+            timing,
             log_format,
             log_filter,
         })
@@ -396,8 +406,14 @@ impl RawBrake {
 }
 
 impl RawTiming {
-    fn over(&self, defaults: Timing) -> Timing {
+    fn over(&self, defaults: Timing, mistakes: &mut ConfigMistakes) -> Timing {
         let span = |ms: Option<u64>, default| ms.map_or(default, Duration::from_millis);
+        let visibility = span(self.visibility_ms, defaults.visibility);
+        let orphan_grace = span(self.orphan_grace_ms, defaults.orphan_grace);
+        if orphan_grace <= visibility {
+            let what = format_args!("must be longer than visibility_ms, {}", visibility.as_millis());
+            mistakes.push("timing", "orphan_grace_ms", what);
+        }
         Timing {
             heartbeat: defaults.heartbeat,
             push_fresh: span(self.push_fresh_ms, defaults.push_fresh),
@@ -414,9 +430,11 @@ impl RawTiming {
             list_interval: span(self.list_interval_ms, defaults.list_interval),
             list_interval_urgent: span(self.list_interval_urgent_ms, defaults.list_interval_urgent),
             list_fresh: span(self.list_fresh_ms, defaults.list_fresh),
-            visibility: span(self.visibility_ms, defaults.visibility),
+            visibility,
             retry: span(self.retry_ms, defaults.retry),
             drain: span(self.drain_ms, defaults.drain),
+            operation_deadline: span(self.operation_deadline_ms, defaults.operation_deadline),
+            orphan_grace,
         }
     }
 }
@@ -498,9 +516,11 @@ mod tests {
 
     #[test]
     fn overrides_reach_the_core() {
-        let text = "[controller]\nstate_dir = '/s'\n[timing]\nsettle_ms = 5\n[brake]\nsilent_share = 0.5\n";
+        let text = "[controller]\nstate_dir = '/s'\nfleet = 'eu-prod'\n[timing]\nsettle_ms = 5\norphan_grace_ms = 61000\n[brake]\nsilent_share = 0.5\n";
         let config = reading(text, &[("CIC_TIMING_DRAIN_MS", "7")]).expect("right");
         assert_eq!(config.timing.settle, Duration::from_millis(5));
+        assert_eq!(config.timing.orphan_grace, Duration::from_secs(61));
+        assert_eq!(config.fleet.as_str(), "eu-prod");
         assert_eq!(config.timing.drain, Duration::from_millis(7));
         assert!((config.brake.silent_share - 0.5).abs() < f32::EPSILON);
     }
@@ -538,10 +558,10 @@ mod tests {
 
     #[test]
     fn every_mistake_is_listed_at_once() {
-        let text = "[controller]\nid = 'A'\nstate_dir = 'here'\nstate = 1\n\
+        let text = "[controller]\nid = 'A'\nfleet = 'B_'\nstate_dir = 'here'\nstate = 1\n\
                     [api]\nlisten = '0.0.0.0:7480'\n[quic]\nlisten = 'x'\n[store]\nurl = 'mysql:x'\n\
                     [local]\ndir = '/l'\nagent_program = '/no/such/agent'\n[brake]\nsilent_share = 3\n\
-                    [log]\nformat = 'xml'\n";
+                    [timing]\norphan_grace_ms = 60000\n[log]\nformat = 'xml'\n";
         let mistakes = reading(text, &[]).expect_err("wrong");
         let mut keys: Vec<_> = mistakes
             .lines()
@@ -554,6 +574,7 @@ mod tests {
             [
                 "[api] admin_token_file",
                 "[brake] silent_share",
+                "[controller] fleet",
                 "[controller] id",
                 "[controller] state",
                 "[controller] state_dir",
@@ -561,6 +582,7 @@ mod tests {
                 "[log] format",
                 "[quic] listen",
                 "[store] url",
+                "[timing] orphan_grace_ms",
             ]
         );
     }

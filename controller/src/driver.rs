@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::core::{Action, Event, EventRecord, Fleet, Operation, Restored, Severity, View};
-use crate::provision::Provision;
+use crate::provision::{LaunchOrder, Provision};
 use crate::reach::Reach;
 use crate::record::Recorder;
 use crate::store::{StoreQueue, Write};
@@ -272,8 +272,9 @@ impl Driver {
                 Write::ForgetNode(node)
             }
             Action::SaveDeployment(deployment) => Write::SaveDeployment(deployment),
-            Action::Launch { operation, provider, node, deployment, zone } => {
-                return self.shells.provision.launch(operation, &provider, node, deployment, zone);
+            Action::Launch { operation, provider, node, deployment, zone, price_limit } => {
+                let order = LaunchOrder { operation, node, deployment, zone, price_limit };
+                return self.shells.provision.launch(&provider, order);
             }
             Action::Terminate { operation, provider, node } => {
                 return self.shells.provision.terminate(operation, &provider, node);

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write};
 use std::path::Path;
 
+use cic_common::id::FleetName;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Mono;
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,8 @@ const LINES_WAITING_MAX: usize = 8192;
 struct Head {
     timing: Timing,
     brake: BrakeRules,
+    #[serde(default)]
+    fleet: FleetName,
 }
 
 /// Every other line.
@@ -46,9 +49,16 @@ impl Recorder {
     ///
     /// # Errors
     /// When the file cannot be created or written.
-    pub fn create(path: &Path, timing: Timing, brake: BrakeRules, tasks: &Supervisor) -> io::Result<Self> {
+    pub fn create(
+        path: &Path,
+        timing: Timing,
+        brake: BrakeRules,
+        fleet: &FleetName,
+        tasks: &Supervisor,
+    ) -> io::Result<Self> {
         let mut file = BufWriter::new(File::create(path)?);
-        writeln!(file, "{}", serde_json::to_string(&Head { timing, brake })?)?;
+        let head = Head { timing, brake, fleet: fleet.clone() };
+        writeln!(file, "{}", serde_json::to_string(&head)?)?;
         file.flush()?;
         let (lines, mut waiting) = mpsc::channel::<String>(LINES_WAITING_MAX);
         tasks.spawn("record", Kind::Passing, move |token| async move {
@@ -100,7 +110,7 @@ pub fn replay(path: &Path, out: &mut impl Write) -> Result<(), ReplayError> {
     let mut lines = BufReader::new(File::open(path)?).lines().enumerate().peekable();
     let (_, head) = lines.next().ok_or(ReplayError::Empty)?;
     let head: Head = serde_json::from_str(&head?).map_err(|source| ReplayError::Line { line: 1, source })?;
-    let mut fleet = Fleet::new(head.timing, head.brake);
+    let mut fleet = Fleet::new(head.timing, head.brake).of_fleet(head.fleet);
     let mut actions = Vec::new();
     while let Some((number, line)) = lines.next() {
         let Heard { now, event } = match serde_json::from_str(&line?) {

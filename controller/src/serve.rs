@@ -109,7 +109,7 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let reach = Reach::new(config.reach, &identity, &trust, front.clone(), told);
     let reach = reach.map_err(LinksError::from)?;
     let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()), reach };
-    let fleet = Fleet::new(config.timing, config.brake);
+    let fleet = Fleet::new(config.timing, config.brake).of_fleet(config.fleet.clone());
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
     let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));
 
@@ -181,12 +181,13 @@ fn local(
         ca_pem: ca_pem.to_owned(),
         agent_timing: local.agent_timing.clone(),
         hardware: local.hardware.clone(),
+        fleet: config.fleet.clone(),
     };
     Ok(Some(Local::new(spec, database.clone())))
 }
 
 fn recorder(path: &Path, config: &Config, tasks: &Supervisor) -> Result<Recorder, ServeError> {
-    Recorder::create(path, config.timing, config.brake, tasks)
+    Recorder::create(path, config.timing, config.brake, &config.fleet, tasks)
         .map_err(|source| ServeError::Record { path: path.to_owned(), source })
 }
 

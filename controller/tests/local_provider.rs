@@ -6,8 +6,9 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use cic_common::id::{DeploymentName, NodeId, OperationId};
+use cic_common::id::{DeploymentName, FleetName, NodeId, OperationId};
 use cic_controller::core::{CloudFault, InstanceState};
+use cic_controller::provision::LaunchOrder;
 use cic_controller::provision::local::process::{self, Tag};
 use cic_controller::provision::local::{Hardware, Home, Local, LocalSpec, MachineRecord};
 use cic_controller::store::Database;
@@ -55,6 +56,10 @@ impl World {
     }
 
     fn make(&self, directory: &Path, machine_program: &Path) -> Local {
+        self.make_of(FleetName::default(), directory, machine_program)
+    }
+
+    fn make_of(&self, fleet: FleetName, directory: &Path, machine_program: &Path) -> Local {
         let spec = LocalSpec {
             directory: directory.to_owned(),
             machine_program: machine_program.to_owned(),
@@ -63,6 +68,7 @@ impl World {
             ca_pem: "a certificate".to_owned(),
             agent_timing: toml::Table::new(),
             hardware: Hardware::default(),
+            fleet,
         };
         Local::new(spec, self.store.clone())
     }
@@ -113,7 +119,9 @@ fn node() -> NodeId {
 
 async fn launch(provider: &Local, operation: u64) -> Result<(), CloudFault> {
     let deployment = DeploymentName::new("chat").expect("valid");
-    provider.launch(OperationId(operation), &node(), &deployment, "here").await
+    let (operation, zone) = (OperationId(operation), "here".to_owned());
+    let order = LaunchOrder { operation, node: node(), deployment, zone, price_limit: None };
+    provider.launch(&order).await
 }
 
 async fn state(provider: &Local) -> Option<InstanceState> {
@@ -144,6 +152,21 @@ async fn a_launch_repeated_after_a_crash_finds_the_same_machine() {
     assert_eq!(state(&world.provider()).await, Some(InstanceState::Running));
     let other = launch(&world.provider(), 8).await;
     assert!(matches!(other, Err(CloudFault::Refused(_))), "{other:?}");
+}
+
+#[tokio::test]
+async fn another_fleets_machine_is_listed_under_its_name_and_neither_taken_nor_ended() {
+    let world = World::new(LASTING).await;
+    let machine = world.launched().await;
+    let other = FleetName::new("other").expect("valid");
+    let program = Path::new(env!("CARGO_BIN_EXE_cic-controller"));
+    let theirs = world.make_of(other, world.directory.path(), program);
+    let listed = theirs.list().await.expect("lists");
+    assert_eq!(listed.iter().map(|it| it.fleet.as_str()).collect::<Vec<_>>(), ["cic"]);
+    let taken = launch(&theirs, 7).await;
+    assert!(matches!(taken, Err(CloudFault::Refused(_))), "{taken:?}");
+    theirs.terminate(&node()).await.expect("theirs is absent");
+    assert!(machine.is_running());
 }
 
 #[tokio::test]

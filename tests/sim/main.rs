@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cic_common::time::Clock;
 use clap::Parser;
-use fleet_tests::sim::{Summary, failure_text, kept_seeds, run};
+use fleet_tests::sim::{Broken, Summary, crash_all, crash_table, failure_text, kept_seeds, run};
 use fleet_tests::world::trace::Trace;
 
 #[derive(Debug, Parser)]
@@ -22,6 +22,9 @@ struct Options {
     /// Play this one seed only.
     #[arg(long, conflicts_with_all = ["seeds", "from", "expect_failure"])]
     seed: Option<u64>,
+    /// Kill the controller at every step of launching and giving back instead, before every cloud.
+    #[arg(long, conflicts_with_all = ["seeds", "from", "seed", "expect_failure"])]
+    crashes: bool,
     /// Print every event and action of that seed.
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -34,6 +37,9 @@ struct Options {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    if options.crashes {
+        return crash();
+    }
     let clock = Clock::start();
     let summary = match options.seed {
         Some(seed) => play_one(seed, options.trace),
@@ -58,6 +64,26 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+fn crash() -> ExitCode {
+    let results = crash_all();
+    print!("{}", crash_table(&results));
+    let broken: Vec<String> = results
+        .iter()
+        .filter_map(|(sky, crashes)| {
+            let Broken { at_step, draw, step, text } = crashes.broken.as_ref()?;
+            Some(format!("{}: killed at point {at_step}, {step}, draw {draw}: {text}", sky.name))
+        })
+        .collect();
+    for text in &broken {
+        println!("{text}");
+    }
+    if broken.is_empty() {
+        println!("one VM for each row after each");
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::FAILURE
 }
 
 fn play_one(seed: u64, is_traced: bool) -> Summary {

@@ -8,6 +8,7 @@
 //! ```
 //! A failing seed is shown with its last events and belongs into `seeds.txt` with a reason: those run first.
 
+mod crash;
 mod invariants;
 mod ledger;
 mod rule;
@@ -16,6 +17,7 @@ pub(crate) mod scenario;
 mod seeds;
 mod summary;
 
+pub use crash::{Broken, Crashes, Sky, crash_all, crash_everywhere, crash_table, forgetful_sky};
 pub use rule::{Rule, Violation};
 pub use run::{Outcome, run};
 pub use scenario::Scenario;

@@ -118,7 +118,7 @@ fn brake_time(world: &World) -> Duration {
 }
 
 /// Why the fleet is not at rest, if it is not.
-fn unrest(world: &World) -> Option<String> {
+pub(super) fn unrest(world: &World) -> Option<String> {
     if !world.controller().answers() {
         return Some("the controller does not run".to_owned());
     }

@@ -62,11 +62,12 @@ impl Scenario {
             rules: rules(&mut rng, has_faults),
             agent_timing: agent_timing(&mut rng),
             weather: weather(&mut rng, has_faults),
-            manners: manners(&mut rng, has_faults, nodes),
+            manners: lying(seed, has_faults, manners(&mut rng, has_faults, nodes)),
             engine: engine(&mut rng, has_faults),
             model_faults: if has_faults && rng.chance(0.2) { 0.1 } else { 0.0 },
             deployments,
             faults,
+            kill: None,
         };
         Self { setup, has_faults, faults_until }
     }
@@ -103,6 +104,7 @@ fn deployments(rng: &mut Rng) -> Vec<Deployment> {
                 cluster: cluster.expect("the parts are lower-case labels"),
                 node_next: 1,
                 routing: cic_common::routing::Routing::default(),
+                price_limit_usd_per_hour: None,
             }
         })
         .collect()
@@ -155,7 +157,18 @@ fn manners(rng: &mut Rng, has_faults: bool, nodes: u16) -> Manners {
         scarce: share(rng, 30),
         slow_boot: share(rng, 15),
         visibility,
+        ..Manners::GOOD
     }
+}
+
+/// Some clouds deny what they did, or do it twice. Drawn by themselves, as the cries are.
+fn lying(seed: u64, has_faults: bool, manners: Manners) -> Manners {
+    let mut rng = Rng::new(seed ^ 0x11e5_5eed);
+    if !has_faults || rng.chance(0.7) {
+        return manners;
+    }
+    let (denied, duplicated) = (rng.range(0, 20) as f64 / 100.0, rng.range(0, 20) as f64 / 100.0);
+    Manners { denied, duplicated, ..manners }
 }
 
 fn engine(rng: &mut Rng, has_faults: bool) -> EngineManners {

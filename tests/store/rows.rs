@@ -9,7 +9,7 @@ use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::tls::JoinToken;
 use cic_controller::core::{
-    Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity,
+    Deployment, EventRecord, NodeRecord, Operation, OperationKind, OperationState, Severity, UsdPerHour,
 };
 use cic_controller::store::{Database, Ended, StoreError, StoreQueue, TokenError, Write, run_writer};
 use tokio::sync::{mpsc, oneshot};
@@ -44,6 +44,8 @@ pub(crate) fn operation(id: u64, state: OperationState) -> Operation {
         kind: OperationKind::Terminate,
         state,
         reason: "test".to_owned(),
+        deadline_ms: 1000,
+        price_limit_usd_per_hour: UsdPerHour::try_from(2.5).ok(),
     }
 }
 
@@ -63,6 +65,7 @@ fn deployment() -> Deployment {
         cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("valid"),
         node_next: 3,
         routing: cic_common::routing::Routing::default(),
+        price_limit_usd_per_hour: UsdPerHour::try_from(0.75).ok(),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cic_common::id::{NodeId, OperationId};
+use cic_common::id::{FleetName, NodeId, OperationId};
 use cic_common::time::Mono;
 use cic_controller::core::{CloudFault, Instance, InstanceState};
 
@@ -19,6 +19,12 @@ pub struct Manners {
     pub lost_reply: f64,
     /// Calls carried out only after their caller has given up.
     pub late: f64,
+    /// Calls carried out whose reply says that they were not.
+    pub denied: f64,
+    /// Calls carried out twice, each time answered.
+    pub duplicated: f64,
+    /// Whether a repeated launch finds what the first made. Only a broken cloud does not.
+    pub looks_up_ids: bool,
     /// Launches refused for want of stock.
     pub scarce: f64,
     /// Launches whose host is so slow to boot that it looks dead.
@@ -33,6 +39,9 @@ impl Manners {
         quota: usize::MAX,
         lost_reply: 0.0,
         late: 0.0,
+        denied: 0.0,
+        duplicated: 0.0,
+        looks_up_ids: true,
         scarce: 0.0,
         slow_boot: 0.0,
         visibility: Duration::from_secs(5),
@@ -61,6 +70,8 @@ pub struct Call {
     pub reply_at: Mono,
     /// What the caller hears instead of the outcome.
     pub instead: Option<CloudFault>,
+    /// The request is carried out once more, and that is answered too.
+    pub again: Option<(Mono, Mono)>,
 }
 
 /// Whether a VM runs, for the cloud.
@@ -115,7 +126,8 @@ impl Cloud {
 
     /// Ends every fault of the cloud.
     pub fn clear(&mut self) {
-        self.manners = Manners { visibility: self.manners.visibility, ..Manners::GOOD };
+        let Manners { visibility, looks_up_ids, .. } = self.manners;
+        self.manners = Manners { visibility, looks_up_ids, ..Manners::GOOD };
         (self.outage_until, self.drought_until) = (Mono::ZERO, Mono::ZERO);
     }
 
@@ -132,18 +144,26 @@ impl Cloud {
         if now < self.outage_until {
             let act_at = self.rng.chance(0.2).then_some(reach);
             let reply_at = if self.rng.chance(0.5) { deadline } else { reach };
-            return Call { act_at, reply_at, instead: no_answer("503 service unavailable") };
+            return Call { act_at, reply_at, instead: no_answer("503 service unavailable"), again: None };
         }
         if self.rng.chance(self.manners.late) {
             let act_at = Some(now + self.rng.ms(LATE_MS.0, LATE_MS.1));
-            return Call { act_at, reply_at: deadline, instead: no_answer("timed out") };
+            return Call { act_at, reply_at: deadline, instead: no_answer("timed out"), again: None };
         }
         if self.rng.chance(self.manners.lost_reply) {
             let reply_at = if self.rng.chance(0.5) { deadline } else { reach };
-            return Call { act_at: Some(reach), reply_at, instead: no_answer("connection reset") };
+            let instead = no_answer("connection reset");
+            return Call { act_at: Some(reach), reply_at, instead, again: None };
         }
         let reply_at = reach + self.rng.ms(CALL_MS.0, CALL_MS.1);
-        Call { act_at: Some(reach), reply_at, instead: None }
+        let denied = self.rng.chance(self.manners.denied);
+        let instead = denied.then(|| CloudFault::NoCapacity("internal error after the act".to_owned()));
+        let duplicated = self.rng.chance(self.manners.duplicated);
+        let again = duplicated.then(|| {
+            let act_at = reach + self.rng.ms(0, LATE_MS.1);
+            (act_at, act_at + self.rng.ms(CALL_MS.0, CALL_MS.1))
+        });
+        Call { act_at: Some(reach), reply_at, instead, again }
     }
 
     /// Makes the VM of `node`, or finds the one that this operation made. Returns the index of a new one.
@@ -157,7 +177,7 @@ impl Cloud {
         node: &NodeId,
         zone: &str,
     ) -> Result<Option<usize>, CloudFault> {
-        if self.by_operation.contains_key(&operation) {
+        if self.manners.looks_up_ids && self.by_operation.contains_key(&operation) {
             return Ok(None);
         }
         if self.alive().count() >= self.manners.quota {
@@ -221,6 +241,7 @@ impl Cloud {
             .iter()
             .filter(is_listed)
             .map(|vm| Instance {
+                fleet: FleetName::default(),
                 node: vm.node.clone(),
                 operation: vm.operation,
                 state: match vm.state {
@@ -314,6 +335,14 @@ mod tests {
         let call = cloud.call(at(0));
         assert!(call.act_at.is_some());
         assert!(matches!(call.instead, Some(CloudFault::NoAnswer(_))));
+    }
+
+    #[test]
+    fn a_denied_call_was_carried_out_and_a_duplicated_one_is_twice() {
+        let mut cloud = cloud(Manners { denied: 1.0, duplicated: 1.0, ..Manners::GOOD });
+        let call = cloud.call(at(0));
+        assert!(matches!(call.instead, Some(CloudFault::NoCapacity(_))));
+        assert!(call.again.is_some_and(|(act_at, _)| Some(act_at) >= call.act_at));
     }
 
     #[test]

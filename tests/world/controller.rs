@@ -8,7 +8,7 @@ use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase};
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use cic_common::wire::message::NodeEvent;
-use cic_controller::core::{Action, CloudFault, Event, Fleet, Message, View};
+use cic_controller::core::{Action, CloudFault, Event, Fleet, InstanceState, Message, View};
 
 use super::agent_host::TICKS_AT_ONCE_MAX;
 use super::clock::Origin;
@@ -38,6 +38,47 @@ pub enum CrashPoint {
     BeforeTerminate,
     AfterTerminate,
     BeforeClose,
+}
+
+/// The controller is killed at one step of whatever it does about operations.
+#[derive(Debug, Clone, Copy)]
+pub struct Kill {
+    /// Counted from 1, over all its runs.
+    pub at_step: u64,
+    pub down_for: Duration,
+    /// The store then lacks the row of the youngest VM.
+    pub loses_row: bool,
+}
+
+/// Steps that were passed.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Steps {
+    pub passed: u64,
+    pub killed_at: Option<&'static str>,
+}
+
+/// The steps before and after an action that is part of an operation, or of the rows around it.
+fn steps_of(action: &Action) -> Option<(&'static str, &'static str)> {
+    match action {
+        Action::Record(_) => Some(("before a record is asked for", "after a record is asked for")),
+        Action::Close(_) => Some(("before a close is asked for", "after a close is asked for")),
+        Action::SaveNode(_) => Some(("before a row is saved", "after a row is saved")),
+        Action::ForgetNode(_) => Some(("before a row is deleted", "after a row is deleted")),
+        Action::SaveDeployment(_) => Some(("before a deployment is saved", "after a deployment is saved")),
+        Action::Launch { .. } => Some(("before a launch is sent", "after a launch is sent")),
+        Action::Terminate { .. } => Some(("before a termination is sent", "after a termination is sent")),
+        Action::Send { message: Message::Command { .. }, .. } => {
+            Some(("before a command is sent", "after a command is sent"))
+        }
+        Action::CommandByPoll { .. } => Some(("before an order is sent", "after an order is sent")),
+        Action::RestartBySsh { .. } => Some(("before a restart over ssh", "after a restart over ssh")),
+        Action::ListInstances { .. }
+        | Action::Explain { .. }
+        | Action::Poll { .. }
+        | Action::Send { .. }
+        | Action::PublishRoutes(_)
+        | Action::Note(_) => None,
+    }
 }
 
 /// The controller's process and what its shells keep.
@@ -218,8 +259,9 @@ impl World {
             } => self.facts.push(Fact::Refused { operation: *operation }),
             Event::Recorded { operation } => self.facts.push(Fact::Recorded { operation: *operation }),
             Event::Listed { result: Ok(instances), .. } => {
-                let is_listed =
-                    |node: &cic_common::id::NodeId| instances.iter().any(|instance| instance.node == *node);
+                let is_listed = |node: &cic_common::id::NodeId| {
+                    instances.iter().any(|it| it.node == *node && it.state == InstanceState::Running)
+                };
                 let unlisted = self.machines.iter().enumerate().filter(|(_, it)| !is_listed(&it.node));
                 let nodes = unlisted.map(|(node, _)| node).collect();
                 self.facts.push(Fact::Unlisted { nodes });
@@ -266,11 +308,36 @@ impl World {
             Action::Close(_) => (Some(CrashPoint::BeforeClose), None),
             _ => (None, None),
         };
-        if self.crash_if_armed(before) {
+        let run = self.controller.run;
+        let (step_before, step_after) = steps_of(&action).unzip();
+        if self.crash_if_armed(before) || step_before.is_some_and(|step| self.passes(run, step)) {
             return;
         }
         self.perform(action);
-        self.crash_if_armed(after);
+        if !self.crash_if_armed(after)
+            && let Some(step) = step_after
+        {
+            self.passes(run, step);
+        }
+    }
+
+    /// The controller of this run gets past one step of an operation, and is killed there if this is the step. True if so.
+    pub(super) fn passes(&mut self, run: u32, step: &'static str) -> bool {
+        if !self.controller.is_running(run) {
+            return false;
+        }
+        self.steps.passed += 1;
+        let Some(kill) = self.setup.kill.filter(|kill| kill.at_step == self.steps.passed) else {
+            return false;
+        };
+        self.steps.killed_at = Some(step);
+        self.controller_dies(kill.down_for);
+        if kill.loses_row
+            && let Some(node) = self.cloud.alive().last().map(|vm| vm.node.clone())
+        {
+            self.store.lose(&node);
+        }
+        true
     }
 
     fn perform(&mut self, action: Action) {
@@ -286,7 +353,7 @@ impl World {
             Action::SaveNode(record) => self.write(Write::SaveNode(record)),
             Action::ForgetNode(node) => self.write(Write::ForgetNode(node)),
             Action::SaveDeployment(deployment) => self.write(Write::SaveDeployment(deployment)),
-            Action::Launch { operation, node, deployment, zone, provider: _ } => {
+            Action::Launch { operation, node, deployment, zone, provider: _, price_limit: _ } => {
                 let (fact_node, fact_deployment) = (node.clone(), deployment.clone());
                 self.facts.push(Fact::Launch { operation, node: fact_node, deployment: fact_deployment });
                 self.call_cloud(CloudAct::Launch { operation, node, deployment, zone });
@@ -352,10 +419,19 @@ impl World {
             return;
         }
         self.controller.is_commit_due = false;
+        let run = self.controller.run;
+        if self.passes(run, "a commit before it is durable") {
+            return;
+        }
         let recorded = self.store.commit(count);
+        if self.passes(run, "a commit before the core hears of it") {
+            return;
+        }
         self.commit_soon();
         for operation in recorded {
-            self.fleet_step(Event::Recorded { operation });
+            if self.controller.is_running(run) {
+                self.fleet_step(Event::Recorded { operation });
+            }
         }
     }
 

@@ -37,7 +37,7 @@ pub enum Fact {
         has_notice: bool,
         wants_replacement: bool,
     },
-    /// The cloud's listing, as the controller got it, was without these.
+    /// The cloud's listing, as the controller got it, was without these, or had them as stopped.
     Unlisted {
         nodes: Vec<usize>,
     },

@@ -28,6 +28,10 @@ impl World {
             };
             self.queue.push(call.reply_at, Happening::ControllerHears { run, event: Box::new(event) });
         }
+        if let Some((at, reply_at)) = call.again {
+            let (act, reply_at) = (Box::new(act.clone()), Some(reply_at));
+            self.queue.push(at, Happening::CloudActs { run, act, reply_at });
+        }
         if let Some(at) = call.act_at {
             let reply_at = call.instead.is_none().then_some(call.reply_at);
             self.queue.push(at, Happening::CloudActs { run, act: Box::new(act), reply_at });
@@ -36,6 +40,10 @@ impl World {
 
     pub(super) fn cloud_acts(&mut self, run: u32, act: CloudAct, reply_at: Option<cic_common::time::Mono>) {
         let now = self.now();
+        let is_act = !matches!(act, CloudAct::List { .. });
+        if is_act {
+            self.passes(run, "a call before it is carried out");
+        }
         let event = match act {
             CloudAct::Launch { operation, node, deployment, zone } => {
                 let made = self.cloud.launch(now, operation, &node, &zone);
@@ -52,6 +60,9 @@ impl World {
             }
             CloudAct::List { provider } => Event::Listed { provider, result: Ok(self.cloud.list(now)) },
         };
+        if is_act {
+            self.passes(run, "a call after it is carried out");
+        }
         if let Some(at) = reply_at {
             self.queue.push(at, Happening::ControllerHears { run, event: Box::new(event) });
         }

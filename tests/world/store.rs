@@ -70,6 +70,12 @@ impl Store {
         self.waiting.clear();
     }
 
+    /// A row is lost, with the operation that was open about it, as when a database fails over without its last writes.
+    pub fn lose(&mut self, node: &NodeId) {
+        self.nodes.remove(node);
+        self.operations.retain(|_, operation| operation.node != *node || !operation.state.is_open());
+    }
+
     /// Raises the term and reads everything, as a controller does when it starts.
     pub fn restore(&mut self) -> Restored {
         self.term = self.term.next();
@@ -141,6 +147,8 @@ mod tests {
             kind: OperationKind::Terminate,
             state,
             reason: String::new(),
+            deadline_ms: 600_000,
+            price_limit_usd_per_hour: None,
         }
     }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 use cic_agent::core::{Action as AgentAction, Timing as AgentTiming};
 use cic_common::id::{DeploymentName, NodeId};
 use cic_common::time::Mono;
-use cic_controller::core::{Action as FleetAction, BrakeRules, Deployment, Timing};
+use cic_controller::core::{Action as FleetAction, BrakeRules, Deployment, Event, Timing};
 
 use super::clock::Clock;
 use super::cloud::{Cloud, Manners};
-use super::controller::Controller;
+use super::controller::{Controller, Kill, Steps};
 use super::engine::EngineManners;
 use super::fact::Fact;
 use super::fault::Fault;
@@ -44,6 +44,7 @@ pub struct Setup {
     pub model_faults: f64,
     pub deployments: Vec<Deployment>,
     pub faults: Vec<(Mono, Fault)>,
+    pub kill: Option<Kill>,
 }
 
 /// The world.
@@ -65,6 +66,7 @@ pub struct World {
     pub(super) facts: Vec<Fact>,
     pub(super) trace: Trace,
     pub(super) injected: BTreeMap<&'static str, u64>,
+    pub(super) steps: Steps,
     /// Faults are over: what breaks now would be of the cores' making.
     pub(super) is_quiet: bool,
     pub(super) agent_out: Vec<AgentAction>,
@@ -99,6 +101,7 @@ impl World {
             facts: Vec::new(),
             trace,
             injected: BTreeMap::new(),
+            steps: Steps::default(),
             is_quiet: false,
             agent_out: Vec::new(),
             fleet_out: Vec::new(),
@@ -201,6 +204,12 @@ impl World {
         &self.setup
     }
 
+    /// Steps of operations that the controller passed so far.
+    #[must_use]
+    pub fn steps(&self) -> Steps {
+        self.steps
+    }
+
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.is_quiet
@@ -272,7 +281,12 @@ impl World {
             Happening::CloudActs { run, act, reply_at } => self.cloud_acts(run, *act, reply_at),
             Happening::ControllerStarts => self.controller_starts(),
             Happening::ControllerWakes { run, at } => self.controller_wakes(run, at),
-            Happening::ControllerHears { run: _, event } => self.fleet_step(*event),
+            Happening::ControllerHears { run, event } => {
+                let is_answer = matches!(*event, Event::Performed { .. });
+                if !is_answer || !self.passes(run, "an answer before the core hears it") {
+                    self.fleet_step(*event);
+                }
+            }
             Happening::MailboxEmpties { run: _ } => self.mailbox_empties(),
             Happening::StoreCommits { run: _, count } => self.store_commits(count),
             Happening::ControllerThaws { run } => self.controller_thaws(run),

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use crate::repository;
 
 pub(crate) fn simulate(args: &[String]) -> Result<()> {
-    ensure!(!args.is_empty(), "usage: cargo xtask sim --seeds N [--from S] | --seed S --trace");
+    ensure!(!args.is_empty(), "usage: cargo xtask sim --seeds N [--from S] | --seed S --trace | --crashes");
     run("cic-sim", &[], args)
 }
 

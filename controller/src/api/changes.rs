@@ -113,10 +113,15 @@ fn known_node(api: &Api, id: &str) -> Result<NodeId, ApiError> {
 
 fn reason(body: &[u8]) -> Result<String, ApiError> {
     let Reason { reason } = if body.is_empty() { Reason::default() } else { parse(body)? };
-    let reason = reason.unwrap_or_else(|| "asked by an operator".to_owned());
-    Ok(reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect())
+    Ok(clean(reason))
 }
 
-fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
+/// A reason as it is kept.
+pub(super) fn clean(reason: Option<String>) -> String {
+    let reason = reason.unwrap_or_else(|| "asked by an operator".to_owned());
+    reason.chars().filter(|c| !c.is_control()).take(REASON_CHARS_MAX).collect()
+}
+
+pub(super) fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, ApiError> {
     serde_json::from_slice(body).map_err(|error| ApiError::mistakes(vec![format!("body: {error}")]))
 }

@@ -10,7 +10,7 @@ use cic_common::time::utc_date;
 use serde::{Deserialize, Serialize};
 
 use super::routing::WantedRouting;
-use crate::core::{Deployment, View};
+use crate::core::{Deployment, UsdPerHour, View};
 use crate::provision::local;
 
 /// Replicas of one deployment: one cluster's worth of node numbers.
@@ -26,7 +26,7 @@ const ZONE_DEFAULT: &str = "here";
 const LOCAL_PRICING: &str = "dev";
 
 /// The body of `PUT /v1/deployments/NAME`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Wanted {
     pub model: ModelSpec,
@@ -44,6 +44,9 @@ pub struct Wanted {
     /// The defaults when left out; unlike the rest it can change under running nodes.
     #[serde(default)]
     pub routing: WantedRouting,
+    /// None when left out; like routing it can change, for launches to come.
+    #[serde(default)]
+    pub price_limit_usd_per_hour: Option<f64>,
 }
 
 /// What a wish is checked against.
@@ -82,6 +85,10 @@ impl Wanted {
             mistakes.push(format!("replicas_min: {replicas_min} is more than replicas, {}", self.replicas));
         }
         let routing = self.routing.check(&mut mistakes);
+        let price_limit = self.price_limit_usd_per_hour.map(UsdPerHour::try_from).transpose();
+        let price_limit = price_limit
+            .map_err(|error| mistakes.push(format!("price_limit_usd_per_hour: {error}")))
+            .unwrap_or_default();
         let known = by.view.deployments.iter().map(|view| &view.deployment);
         if let Some(known) = known.clone().find(|known| known.name.as_str() == by.name) {
             check_fixed("model", &known.model, &self.model, &mut mistakes);
@@ -102,6 +109,7 @@ impl Wanted {
             cluster,
             node_next,
             routing,
+            price_limit_usd_per_hour: price_limit,
         })
     }
 }
@@ -190,6 +198,7 @@ mod tests {
             provider: None,
             zone: None,
             routing: WantedRouting::default(),
+            price_limit_usd_per_hour: Some(2.5),
         }
     }
 
@@ -217,12 +226,22 @@ mod tests {
             provider: None,
             zone: Some("Here".to_owned()),
             routing: WantedRouting { tier: Some(4), ..WantedRouting::default() },
+            price_limit_usd_per_hour: Some(-1.0),
         };
         let mistakes = wrong.check(&by("Chat", &View::default())).expect_err("wrong");
         let subjects: Vec<_> = mistakes.iter().filter_map(|text| text.split(':').next()).collect();
         assert_eq!(
             subjects,
-            ["name", "zone", "model.name", "model.path", "engine.program", "replicas_min", "routing.tier"]
+            [
+                "name",
+                "zone",
+                "model.name",
+                "model.path",
+                "engine.program",
+                "replicas_min",
+                "routing.tier",
+                "price_limit_usd_per_hour"
+            ]
         );
     }
 
@@ -235,6 +254,7 @@ mod tests {
         let routing = WantedRouting { weight: Some(10), tier: Some(1), ..WantedRouting::default() };
         let changed = Wanted { routing, ..wanted(model.path()) }.check(&by("a", &view)).expect("right");
         assert_eq!((changed.routing.weight, changed.routing.tier), (10, 1));
+        assert_eq!(changed.price_limit_usd_per_hour.map(f64::from), Some(2.5));
         let moved = Wanted { zone: Some("there".to_owned()), ..wanted(model.path()) };
         assert_eq!(moved.check(&by("a", &view)).expect_err("wrong").len(), 1);
     }

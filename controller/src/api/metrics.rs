@@ -67,6 +67,8 @@ fn fleet(page: &mut Page, view: &View) {
     }
     page.one("cic_term", "term of this controller", view.term);
     page.one("cic_settled", "1 once the settle time after the start has passed", u8::from(view.is_settled));
+    page.one("cic_orphans", "VMs of this fleet that no row knows", view.orphans.len());
+    page.one("cic_foreign_instances", "VMs of other fleets in the last listings", view.foreign_count);
     page.one("cic_holds", "reasons for which irreversible acts are held", view.holds.len());
 }
 

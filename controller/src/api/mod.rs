@@ -13,6 +13,7 @@ mod changes;
 mod deployment;
 mod error;
 mod metrics;
+mod orphans;
 mod port;
 mod reads;
 mod routing;

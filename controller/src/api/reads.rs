@@ -30,7 +30,7 @@ pub(super) struct Timed<T> {
 }
 
 impl<T> Timed<T> {
-    fn new(published: &Published, part: T) -> Json<Self> {
+    pub(super) fn new(published: &Published, part: T) -> Json<Self> {
         Json(Self { now: published.view.now, now_unix_ms: published.now_unix_ms, part })
     }
 }

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, AdminToken};
 use super::error::ApiError;
-use super::{changes, reads};
+use super::{changes, orphans, reads};
 use super::{metrics, port};
 use crate::driver::{Outlets, Published};
 use crate::links::Links;
@@ -88,6 +88,8 @@ fn routes(api: Api) -> Router {
         .route("/v1/deployments/{name}", put(changes::deploy))
         .route("/v1/nodes/{id}/drain", post(changes::drain))
         .route("/v1/nodes/{id}/replace", post(changes::replace))
+        .route("/v1/orphans/{id}/adopt", post(orphans::adopt))
+        .route("/v1/orphans/{id}/terminate", post(orphans::terminate))
         .route("/v1/tokens", post(changes::token))
         .route_layer(middleware::from_fn_with_state(api.clone(), access::check));
     Router::new()
@@ -96,6 +98,7 @@ fn routes(api: Api) -> Router {
         .route("/v1/nodes/{id}", get(reads::node))
         .route("/v1/nodes/{id}/why", get(reads::why))
         .route("/v1/deployments", get(reads::deployments))
+        .route("/v1/orphans", get(orphans::orphans))
         .route("/v1/events", get(reads::events))
         .route("/v1/operations", get(reads::operations))
         .route("/healthz", get(reads::healthz))

@@ -73,7 +73,8 @@ impl World {
         let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf), reach };
         let (timing, brake) = (Timing::default(), BrakeRules::default());
         let recorder =
-            Recorder::create(&directory.path().join("record"), timing, brake, &tasks).expect("creates");
+            Recorder::create(&directory.path().join("record"), timing, brake, &Default::default(), &tasks)
+                .expect("creates");
         let fleet = Fleet::new(timing, brake);
         let (driver, outlets) =
             Driver::new(fleet, clock, Inlets { events, recorded }, shells, Some(recorder));
@@ -154,6 +155,17 @@ async fn a_wrong_deployment_is_refused_with_every_mistake() {
     assert_eq!(status, StatusCode::NOT_FOUND);
     let (status, body) = world.call(Method::POST, "/v1/nodes/n9/drain", None).await;
     assert_eq!((status, body["error"]["message"].as_str()), (StatusCode::NOT_FOUND, Some("no node \"n9\"")));
+}
+
+#[tokio::test]
+async fn only_a_vm_without_a_row_is_adopted_or_given_back_as_an_orphan() {
+    let world = World::new(None).await;
+    let (status, body) = world.call(Method::GET, "/v1/orphans", None).await;
+    assert_eq!((status, &body["orphans"], &body["foreign_count"]), (StatusCode::OK, &json!([]), &json!(0)));
+    for act in ["adopt", "terminate"] {
+        let (status, body) = world.call(Method::POST, &format!("/v1/orphans/n9/{act}"), None).await;
+        assert_eq!((status, &body["error"]["message"]), (StatusCode::NOT_FOUND, &json!("no orphan \"n9\"")));
+    }
 }
 
 #[tokio::test]

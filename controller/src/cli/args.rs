@@ -60,6 +60,14 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List the VMs of this fleet that no row knows, or say what is to become of them
+    Orphans {
+        #[command(subcommand)]
+        wish: Option<OrphansWish>,
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
     /// List the recorded acts, newest first
     Operations {
         /// The newest so many
@@ -99,6 +107,31 @@ pub(super) enum Command {
     Fault(FaultArgs),
     /// Run a whole fleet on this machine: real programs, real processes
     Dev(DevArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum OrphansWish {
+    /// Take them in as nodes of a deployment
+    Adopt {
+        /// By any endings of their names that no others have
+        #[arg(required_unless_present = "all")]
+        nodes: Vec<String>,
+        /// All that are listed
+        #[arg(long, conflicts_with = "nodes")]
+        all: bool,
+        /// By default the one in whose cluster they are named, or the only one of their provider
+        #[arg(long)]
+        deployment: Option<String>,
+    },
+    /// Give them back, one after the other; those that serve are drained first
+    Terminate {
+        /// By any endings of their names that no others have
+        #[arg(required_unless_present = "all")]
+        nodes: Vec<String>,
+        /// All that are listed
+        #[arg(long, conflicts_with = "nodes")]
+        all: bool,
+    },
 }
 
 #[derive(Debug, clap::Args)]

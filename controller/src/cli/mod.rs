@@ -23,6 +23,7 @@ mod failure;
 mod fault;
 mod nodes;
 mod operations;
+mod orphans;
 mod processes;
 mod run;
 mod screen;

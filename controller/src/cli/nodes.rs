@@ -66,6 +66,10 @@ pub(super) fn lines(shown: &Shown, style: &Style) -> Vec<String> {
         let text = "settling: the controller has just started and judges nobody yet";
         lines.push(style.paint(&style.fit(text), Tone::Odd));
     }
+    if !shown.view.orphans.is_empty() {
+        let text = format!("{} VMs have no row: `cic orphans`", shown.view.orphans.len());
+        lines.push(style.paint(&style.fit(&text), Tone::Bad));
+    }
     let holds =
         shown.view.holds.iter().map(|hold| style.paint(&style.fit(&format!("held: {hold}")), Tone::Bad));
     lines.extend(holds);

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
-use super::{apply, ask, deployments, dev, events, fault, nodes, operations, why};
+use super::{apply, ask, deployments, dev, events, fault, nodes, operations, orphans, why};
 use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
@@ -35,6 +35,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
             events::events(&client()?, &wanted).await
         }
         Command::Why { node, json } => why::why(&client()?, node, *json).await,
+        Command::Orphans { wish, json } => orphans::orphans(&client()?, wish.as_ref(), *json).await,
         Command::Operations { limit, json } => operations::operations(&client()?, *limit, *json).await,
         Command::Apply { file } => apply::apply(&client()?, file).await,
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,

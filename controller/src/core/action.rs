@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::deployment::Deployment;
 use super::event::NodeRecord;
 use super::operation::Operation;
+use super::price::UsdPerHour;
 use super::trail::EventRecord;
 
 /// What the leader says to one node.
@@ -60,6 +61,8 @@ pub enum Action {
         node: NodeId,
         deployment: DeploymentName,
         zone: String,
+        /// A provider that knows prices refuses a dearer VM.
+        price_limit: Option<UsdPerHour>,
     },
     /// Give the VM of `node` back; one that is already absent counts as done; answer `Performed`.
     Terminate {

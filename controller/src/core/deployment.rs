@@ -6,6 +6,8 @@ use cic_common::name::{ClusterName, NameError};
 use cic_common::routing::Routing;
 use serde::{Deserialize, Serialize};
 
+use super::price::UsdPerHour;
+
 /// A named model with wanted replicas, and the cluster its nodes are launched in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Deployment {
@@ -25,6 +27,9 @@ pub struct Deployment {
     /// What the edges are told about choosing among its replicas. A change needs no other node.
     #[serde(default)]
     pub routing: Routing,
+    /// The most that one of its VMs may cost; a launch carries it to the provider.
+    #[serde(default)]
+    pub price_limit_usd_per_hour: Option<UsdPerHour>,
 }
 
 impl Deployment {
@@ -43,6 +48,23 @@ impl Deployment {
         let node = self.cluster.node(self.node_next.max(1))?;
         self.node_next = self.node_next.max(1) + 1;
         Ok(node)
+    }
+
+    /// The same, past the names that some VM has: a store that was restored from before knows less than the provider.
+    ///
+    /// # Errors
+    /// As [`Self::next_node`].
+    pub(super) fn next_unused(
+        &mut self,
+        seq_last: u16,
+        is_used: impl Fn(&NodeId) -> bool,
+    ) -> Result<NodeId, NameError> {
+        loop {
+            let node = self.next_node(seq_last)?;
+            if !is_used(&node) {
+                return Ok(node);
+            }
+        }
     }
 
     /// What each of its nodes is told to run.
@@ -64,7 +86,7 @@ mod tests {
             "replicas":1,"replicas_min":0,"provider":"local","zone":"here",
             "cluster":"cic-local-here-none-dev-20261124-001","node_next":1}"#;
         let loaded: Deployment = serde_json::from_str(stored).unwrap();
-        assert_eq!(loaded.routing, Routing::default());
+        assert_eq!((&loaded.routing, loaded.price_limit_usd_per_hour), (&Routing::default(), None));
         let mut newer = serde_json::to_value(&loaded).unwrap();
         newer["routing"] = serde_json::json!({ "weight": 7, "of_a_later_version": 1 });
         let loaded: Deployment = serde_json::from_value(newer).unwrap();
@@ -84,6 +106,7 @@ mod tests {
             cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).unwrap(),
             node_next: 999,
             routing: Routing::default(),
+            price_limit_usd_per_hour: None,
         };
         let name = |node: Result<NodeId, NameError>| node.unwrap().to_string();
         assert_eq!(name(deployment.next_node(4)), "cic-local-here-none-dev-20261124-001-node999");

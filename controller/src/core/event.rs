@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::deployment::Deployment;
 use super::instance::{CloudFault, Instance};
 use super::operation::Operation;
+use super::orphan::OrphanWish;
 use super::ssh::SshWord;
 use super::verdict::Leaving;
 
@@ -148,6 +149,12 @@ pub enum Event {
     /// An operator wants this node empty and gone, and nothing in its place beyond the wanted count.
     DrainAsked {
         node: NodeId,
+        reason: String,
+    },
+    /// An operator says what is to become of a VM without a row.
+    OrphanAsked {
+        node: NodeId,
+        wish: OrphanWish,
         reason: String,
     },
 }

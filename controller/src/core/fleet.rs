@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use cic_common::assignment::Predecessor;
-use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
+use cic_common::id::{DeploymentName, FleetName, NodeId, OperationId, Term};
 use cic_common::report::{GpuReport, Phase};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
+use cic_common::wire::message::Hello;
 
 use super::belief::{Belief, Freshness};
 use super::brake::{Brake, BrakeRules, Census};
@@ -14,6 +15,7 @@ use super::deployment::Deployment;
 use super::evidence::span;
 use super::node::Node;
 use super::operation::OperationKind;
+use super::orphan::Orphan;
 use super::perform::Open;
 use super::timing::Timing;
 use super::told::notice_text;
@@ -45,6 +47,12 @@ pub(super) struct Listing {
     /// Something happened since it was asked: the answer may be too old, so ask once more.
     pub(super) again: bool,
     pub(super) is_failing: bool,
+    /// It was answered in this run: what is there is known.
+    pub(super) has_answered: bool,
+    /// VMs of other fleets in the last one.
+    pub(super) foreign_count: usize,
+    /// So many VMs have no row that nothing is done about any; the words for it.
+    pub(super) orphans_held: Option<String>,
 }
 
 /// What is believed and wanted of every node.
@@ -58,8 +66,12 @@ pub struct Fleet {
     pub(super) operations: BTreeMap<OperationId, Open>,
     pub(super) operation_last: OperationId,
     pub(super) listings: BTreeMap<String, Listing>,
-    /// VMs with our tag and without a row, and since when they are seen.
-    pub(super) strangers: BTreeMap<NodeId, Mono>,
+    /// Whose VMs these are: what is tagged otherwise is another's.
+    pub(super) name: FleetName,
+    /// VMs of ours without a row.
+    pub(super) unowned: BTreeMap<NodeId, Orphan>,
+    /// What replicas without a row said when they connected, while they are.
+    pub(super) guests: BTreeMap<NodeId, Hello>,
     /// Predecessors for whom there is no heir yet.
     pub(super) orphans: BTreeMap<DeploymentName, Vec<Predecessor>>,
     pub(super) routes: RoutingTable,
@@ -92,7 +104,9 @@ impl Fleet {
             operations: BTreeMap::new(),
             operation_last: OperationId(0),
             listings: BTreeMap::new(),
-            strangers: BTreeMap::new(),
+            name: FleetName::default(),
+            unowned: BTreeMap::new(),
+            guests: BTreeMap::new(),
             orphans: BTreeMap::new(),
             routes: RoutingTable::default(),
             xids: XidCounts::default(),
@@ -106,6 +120,12 @@ impl Fleet {
             is_dirty: false,
             plan_at: None,
         }
+    }
+
+    /// The same for a fleet of this name. All controllers of a fleet, and its providers, must be given the same.
+    #[must_use]
+    pub fn of_fleet(self, name: FleetName) -> Self {
+        Self { name, ..self }
     }
 
     /// Takes in one event and appends what is to be done about it.
@@ -136,7 +156,7 @@ impl Fleet {
         let wake = self.wakes.first().map(|(at, _)| *at);
         let settle = self.settle_at.filter(|_| !self.is_settled);
         let listing = self.listings.values().filter(|listing| !listing.is_asked).map(|l| l.next_at).min();
-        let retry = self.operations.values().filter_map(|open| open.retry_at).min();
+        let retry = self.operations.values().filter_map(Open::turns_at).min();
         [wake, settle, listing, retry, self.plan_at].into_iter().flatten().min()
     }
 
@@ -153,11 +173,19 @@ impl Fleet {
             operations: self.operations.values().map(|open| open.operation.clone()).collect(),
             routes: self.routes.clone(),
             xids: self.xids.all(),
+            orphans: self.orphan_views(now),
+            foreign_count: self.listings.values().map(|listing| listing.foreign_count).sum(),
         }
     }
 
     pub(super) fn is_settled(&self) -> bool {
         self.is_settled
+    }
+
+    /// Until the settle time is over: what the provider has is not known, and names and ids may be in use there.
+    pub(super) fn waits_for_listing(&self, now: Mono, provider: &str) -> bool {
+        let has_answered = self.listings.get(provider).is_some_and(|listing| listing.has_answered);
+        !has_answered && self.settle_at.is_some_and(|at| now < at)
     }
 
     /// Starts the settle time, or ends it at once when there is nobody to wait for.
@@ -218,6 +246,9 @@ impl Fleet {
             if node.poll.freshness(&timing) != Freshness::Stale {
                 node.poll.forgive();
             }
+        }
+        for open in self.operations.values_mut() {
+            open.grant(late);
         }
         self.steady_at = now + timing.push_fresh;
         self.touch_all();
@@ -499,7 +530,8 @@ impl Fleet {
             .nodes
             .iter()
             .filter_map(|(id, node)| Some(format!("removal of {id}: {}", node.held.as_ref()?)));
-        self.brake.holds().into_iter().chain(launches).chain(removals).collect()
+        let orphans = self.listings.values().filter_map(|listing| listing.orphans_held.clone());
+        self.brake.holds().into_iter().chain(orphans).chain(launches).chain(removals).collect()
     }
 
     /// Asks a live node to prove itself over the push path, and doubts that path until it has.

@@ -11,7 +11,6 @@ use cic_common::wire::message::Hello;
 use super::agreement::{Discord, Path};
 use super::belief::{Belief, Cloud};
 use super::event::{NodeRecord, PollFault, Polled, Restored};
-use super::evidence::span;
 use super::fleet::{Fleet, Listing, Wanted};
 use super::instance::{CloudFault, Instance, InstanceState};
 use super::node::Node;
@@ -53,6 +52,7 @@ impl Fleet {
             Event::DrainAsked { node, reason } => {
                 self.asked(now, &node, Cause::DrainAsked, &format!("drain asked for: {reason}"), out);
             }
+            Event::OrphanAsked { node, wish, reason } => self.orphan_asked(now, &node, wish, &reason, out),
         }
     }
 
@@ -100,14 +100,12 @@ impl Fleet {
         self.want(now, deployment);
     }
 
-    fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {
+    pub(super) fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {
+        if hello.role == Role::Replica && !self.nodes.contains_key(&hello.node) {
+            return self.receive_guest(hello, out);
+        }
         let Hello { node: id, incarnation, role, address, version: _, keeps_checkpoints, report } = hello;
         if !self.nodes.contains_key(&id) {
-            if role == Role::Replica {
-                let text = format!("{id} at {address} connected and no row says that it is ours");
-                self.note(None, Severity::Alert, "stranger", text, out);
-                return;
-            }
             let record = NodeRecord {
                 node: id.clone(),
                 role,
@@ -147,6 +145,7 @@ impl Fleet {
         }
         node.push.reconnected(now);
         node.poll.schedule(now);
+        self.adopt_launched(now, &id, out);
         self.reprieve_launched(now, &id, out);
         self.settle_heir(&id, out);
         let Some(node) = self.nodes.get(&id) else { return };
@@ -180,6 +179,7 @@ impl Fleet {
     }
 
     fn disconnected(&mut self, now: Mono, id: &NodeId, incarnation: Incarnation, out: &mut Vec<Action>) {
+        self.guests.retain(|guest, hello| guest != id || hello.incarnation != incarnation);
         let Some(node) = self.nodes.get(id) else { return };
         if incarnation != node.record.incarnation {
             return;
@@ -287,6 +287,7 @@ impl Fleet {
         let Some(listing) = self.listings.get_mut(provider) else { return };
         let was_failing = std::mem::replace(&mut listing.is_failing, result.is_err());
         listing.is_asked = false;
+        self.is_dirty |= !std::mem::replace(&mut listing.has_answered, is_final(&result));
         listing.next_at = now + timing.list_interval;
         if std::mem::take(&mut listing.again) {
             listing.next_at = now;
@@ -309,6 +310,7 @@ impl Fleet {
         if was_failing {
             self.note(None, Severity::Info, "cloud-sees", format!("{provider} answers again"), out);
         }
+        let instances = self.own(provider, instances);
         let states: std::collections::BTreeMap<&NodeId, InstanceState> =
             instances.iter().map(|instance| (&instance.node, instance.state)).collect();
         for id in self.nodes_of(provider) {
@@ -329,56 +331,18 @@ impl Fleet {
             }
             node.cloud.said(now, word);
             self.touch(&id);
-        }
-        self.watch_strangers(now, provider, &instances, out);
-    }
-
-    /// A VM with our tag that no row knows is taken over to be terminated, once it has been seen long enough
-    /// that it cannot be the shadow of one just terminated.
-    fn watch_strangers(&mut self, now: Mono, provider: &str, instances: &[Instance], out: &mut Vec<Action>) {
-        let timing = self.timing;
-        let nodes = &self.nodes;
-        let unknown: Vec<&Instance> = instances.iter().filter(|i| !nodes.contains_key(&i.node)).collect();
-        let of_provider = |id: &NodeId| {
-            cic_common::name::ClusterName::parse_node(id)
-                .is_ok_and(|(cluster, _)| cluster.provider == provider)
-        };
-        self.strangers.retain(|id, _| !of_provider(id) || unknown.iter().any(|i| i.node == *id));
-        let Some(deployment) = self.deployments.values().find(|w| w.deployment.provider == provider) else {
-            return;
-        };
-        let (deployment, zone) = (deployment.deployment.name.clone(), deployment.deployment.zone.clone());
-        for instance in unknown {
-            let since = *self.strangers.entry(instance.node.clone()).or_insert(now);
-            if now.since(since) < timing.visibility * 2 {
-                continue;
+            if word == Cloud::Running {
+                self.adopt_launched(now, &id, out);
             }
-            self.strangers.remove(&instance.node);
-            let record = NodeRecord {
-                node: instance.node.clone(),
-                role: Role::Replica,
-                deployment: Some(deployment.clone()),
-                zone: zone.clone(),
-                address: None,
-                incarnation: Incarnation(0),
-                launched_by: Some(instance.operation),
-                predecessors: Vec::new(),
-                keeps_checkpoints: false,
-                is_read: false,
-                asked: None,
-            };
-            out.push(Action::SaveNode(record.clone()));
-            let reason = format!(
-                "a VM of operation {} without a row, seen for {}",
-                instance.operation,
-                span(now.since(since))
-            );
-            let mut node = Node::new(now, record);
-            node.leaving = Some(Leaving { cause: Cause::Unowned, reason: reason.clone() });
-            self.nodes.insert(instance.node.clone(), node);
-            self.is_dirty = true;
-            self.tell(now, &instance.node, Severity::Alert, "unowned", reason, out);
-            self.touch(&instance.node);
+        }
+        self.watch_orphans(now, provider, &instances, out);
+        let is_in_doubt = |id: &NodeId| {
+            self.nodes.get(id).is_some_and(|node| node.doubted_until.is_some_and(|until| now < until))
+        };
+        if self.nodes_of(provider).iter().any(is_in_doubt)
+            && let Some(listing) = self.listings.get_mut(provider)
+        {
+            listing.next_at = listing.next_at.min(now + timing.list_interval_urgent);
         }
     }
 
@@ -397,7 +361,7 @@ impl Fleet {
         self.touch(id);
     }
 
-    fn nodes_of(&self, provider: &str) -> Vec<NodeId> {
+    pub(super) fn nodes_of(&self, provider: &str) -> Vec<NodeId> {
         let is_of = |node: &Node| {
             let name = node.record.deployment.as_ref();
             name.and_then(|name| self.deployments.get(name))
@@ -457,6 +421,14 @@ impl Fleet {
                 out.push(Action::ListInstances { provider: provider.clone() });
             }
         }
+    }
+}
+
+/// Whether a listing says all that asking again soon would.
+fn is_final(result: &Result<Vec<Instance>, CloudFault>) -> bool {
+    match result {
+        Ok(_) | Err(CloudFault::NoCapacity(_) | CloudFault::Refused(_)) => true,
+        Err(CloudFault::NoAnswer(_)) => false,
     }
 }
 

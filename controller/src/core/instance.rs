@@ -1,6 +1,6 @@
 //! What a provider says of its VMs: the third witness.
 
-use cic_common::id::{NodeId, OperationId};
+use cic_common::id::{FleetName, NodeId, OperationId};
 use serde::{Deserialize, Serialize};
 
 /// A VM's state in its provider's words.
@@ -13,9 +13,11 @@ pub enum InstanceState {
     Stopped,
 }
 
-/// One VM that carries our tag.
+/// One VM that carries the tag of a fleet, ours or another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Instance {
+    /// Whose it is, from its tag. Those of others are counted and never touched.
+    pub fleet: FleetName,
     pub node: NodeId,
     /// The launch that made it, from its tag.
     pub operation: OperationId,

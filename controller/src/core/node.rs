@@ -54,6 +54,8 @@ pub(super) struct Node {
     /// Since when it has been told to finish and stop.
     pub(super) draining_since: Option<Mono>,
     pub(super) leaving: Option<Leaving>,
+    /// Until then its VM may come to be although its launch failed: some call of it was never answered.
+    pub(super) doubted_until: Option<Mono>,
     /// The one open operation about it.
     pub(super) operation: Option<OperationId>,
     /// Why its removal is held, as last logged.
@@ -92,6 +94,7 @@ impl Node {
             is_routed: false,
             draining_since: None,
             leaving: None,
+            doubted_until: None,
             operation: None,
             held: None,
             trail: Trail::default(),

@@ -41,6 +41,10 @@ pub(super) struct Open {
     is_counted: bool,
     pub(super) retry_at: Option<Mono>,
     tries: u32,
+    /// Its deadline, once it runs and until something was done about it.
+    deadline_at: Option<Mono>,
+    /// When the outside was last asked.
+    asked_at: Option<Mono>,
 }
 
 impl Open {
@@ -52,7 +56,30 @@ impl Open {
             is_counted: false,
             retry_at: None,
             tries: 0,
+            deadline_at: None,
+            asked_at: None,
         }
+    }
+
+    /// Its span runs from now, whoever recorded it.
+    fn begin(&mut self, now: Mono) {
+        self.deadline_at = Some(now + Duration::from_millis(self.operation.deadline_ms));
+    }
+
+    /// This process did not run for `late`: nobody was asked meanwhile.
+    pub(super) fn grant(&mut self, late: Duration) {
+        self.deadline_at = self.deadline_at.map(|at| at + late);
+    }
+
+    /// When something is to be done about it if nothing happens.
+    pub(super) fn turns_at(&self) -> Option<Mono> {
+        self.retry_at.into_iter().chain(self.deadline_at).min()
+    }
+
+    /// A launch of which some call was never answered, by whichever controller: a failure told now may not be the truth
+    /// about that call.
+    fn is_in_doubt(&self) -> bool {
+        self.is_launch() && (self.is_restored || self.tries > 0)
     }
 
     pub(super) fn is_launch(&self) -> bool {
@@ -66,14 +93,10 @@ impl Open {
     /// One that an earlier controller recorded: it may have happened, so it is asked for again by its id.
     pub(super) fn restored(now: Mono, mut operation: Operation) -> Self {
         operation.state = OperationState::Recorded;
-        Self {
-            operation,
-            is_performed: false,
-            is_restored: true,
-            is_counted: false,
-            retry_at: Some(now),
-            tries: 0,
-        }
+        let mut open =
+            Self { is_restored: true, retry_at: Some(now), asked_at: Some(now), ..Self::intended(operation) };
+        open.begin(now);
+        open
     }
 }
 
@@ -90,8 +113,23 @@ impl Fleet {
         self.operation_last = self.operation_last.next();
         let id = self.operation_last;
         let text = format!("operation {id}: {}: {reason}", kind.as_str());
-        let state = OperationState::Intended;
-        let operation = Operation { id, term: self.term, node: node.clone(), kind, state, reason };
+        let price_limit_usd_per_hour = match &kind {
+            OperationKind::Launch { deployment, .. } => {
+                let wanted = self.deployments.get(deployment);
+                wanted.and_then(|wanted| wanted.deployment.price_limit_usd_per_hour)
+            }
+            OperationKind::Terminate | OperationKind::Drain { .. } | OperationKind::RestartAgent => None,
+        };
+        let operation = Operation {
+            id,
+            term: self.term,
+            node: node.clone(),
+            kind,
+            state: OperationState::Intended,
+            reason,
+            deadline_ms: u64::try_from(self.timing.operation_deadline.as_millis()).unwrap_or(u64::MAX),
+            price_limit_usd_per_hour,
+        };
         out.push(Action::Record(operation.clone()));
         let name = operation.kind.as_str();
         self.operations.insert(id, Open::intended(operation));
@@ -107,6 +145,7 @@ impl Fleet {
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.operation.state == OperationState::Intended {
             open.operation.state = OperationState::Recorded;
+            open.begin(now);
             self.perform(now, id, out);
         }
     }
@@ -120,6 +159,97 @@ impl Fleet {
             .collect();
         for id in due {
             self.perform(now, id, out);
+        }
+        let overdue = |open: &Open| open.deadline_at.is_some_and(|at| now >= at);
+        let overdue: Vec<OperationId> =
+            self.operations.iter().filter(|(_, open)| overdue(open)).map(|(id, _)| *id).collect();
+        for id in overdue {
+            self.run_out(now, id, out);
+        }
+    }
+
+    /// The deadline has passed. A launch is given up: should its VM be there or come to be, it is taken in when it is
+    /// listed or speaks and its place is still free, and given back otherwise. Everything else takes something away, and
+    /// is asked for until it is done.
+    fn run_out(&mut self, now: Mono, id: OperationId, out: &mut Vec<Action>) {
+        let Some(open) = self.operations.get_mut(&id) else { return };
+        open.deadline_at = None;
+        let (node, span) = (open.operation.node.clone(), Duration::from_millis(open.operation.deadline_ms));
+        let may_exist = open.is_performed || open.is_restored;
+        if !open.is_launch() {
+            let text =
+                format!("operation {id} ({}) is not done after {span:?}", open.operation.kind.as_str());
+            return self.tell(now, &node, Severity::Alert, "late", text, out);
+        }
+        if may_exist {
+            return self.not_launched(now, id, format!("no answer within {span:?}"), out);
+        }
+        self.close(now, id, Err(format!("held for {span:?}: to be decided anew")), out);
+        self.forget(&node, out);
+    }
+
+    /// A launch has failed, as far as was said. Where a call of it was never answered, its VM may still come to be:
+    /// nothing is given back until that would be seen.
+    fn not_launched(&mut self, now: Mono, id: OperationId, why: String, out: &mut Vec<Action>) {
+        let Some(open) = self.operations.get(&id) else { return };
+        let node = open.operation.node.clone();
+        let asked_at = open.asked_at.filter(|_| open.is_in_doubt());
+        if self.is_there(now, &node) {
+            return self.launched(now, id, out);
+        }
+        let doubted_until = asked_at.map(|at| at + self.timing.visibility);
+        self.close(now, id, Err(why.clone()), out);
+        let reason = format!("its launch failed: {why}");
+        self.set_leaving(&node, Some(Leaving { cause: Cause::NotLaunched, reason }));
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.doubted_until = doubted_until;
+        }
+        if doubted_until.is_some() {
+            self.list_soon(now, &node);
+        }
+        self.count_launch_failure(now, &node, out);
+    }
+
+    /// Whether its VM is known to exist: its cloud lists it, or its agent has spoken.
+    fn is_there(&self, now: Mono, node: &NodeId) -> bool {
+        let Some(known) = self.nodes.get(node) else { return false };
+        match known.cloud.word(now, &self.timing) {
+            Cloud::Running => true,
+            Cloud::Stopped | Cloud::Absent | Cloud::Unknown | Cloud::Failing => known.report.is_some(),
+        }
+    }
+
+    /// The VM of a launch is there.
+    fn launched(&mut self, now: Mono, id: OperationId, out: &mut Vec<Action>) {
+        let Some(node) = self.operations.get(&id).map(|open| open.operation.node.clone()) else { return };
+        self.close(now, id, Ok(()), out);
+        if let Some(known) = self.nodes.get_mut(&node) {
+            known.known_since = now;
+        }
+        self.touch(&node);
+    }
+
+    /// The provider lists the VM of `id`, or its agent speaks: a launch of it that is still open has its answer, and one
+    /// that was said to have failed did not. The node stays if its place is still free.
+    pub(super) fn adopt_launched(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        let Some(node) = self.nodes.get(id) else { return };
+        let open = node.operation.and_then(|operation| Some((operation, self.operations.get(&operation)?)));
+        if let Some((operation, open)) = open
+            && open.is_launch()
+        {
+            if open.is_performed || open.is_restored {
+                self.launched(now, operation, out);
+            }
+            return;
+        }
+        let is_denied = node.leaving.as_ref().is_some_and(|leaving| leaving.cause == Cause::NotLaunched);
+        let Some(name) = node.record.deployment.clone().filter(|_| is_denied) else { return };
+        if self.is_being_terminated(id) || self.staying(now, &name) >= self.wanted_count(&name) {
+            return;
+        }
+        self.reprieve(now, id, "it was launched after all".to_owned(), out);
+        if let Some(known) = self.nodes.get_mut(id) {
+            (known.known_since, known.doubted_until) = (now, None);
         }
     }
 
@@ -140,6 +270,10 @@ impl Fleet {
                 };
                 let provider = wanted.deployment.provider.clone();
                 let count = self.wanted_count(&deployment);
+                if !self.nodes.contains_key(&node) {
+                    // A VM without a row would be nobody's.
+                    return self.close(now, id, Err("its node is gone".to_owned()), out);
+                }
                 let is_leaving = self.nodes.get(&node).is_some_and(|node| node.leaving.is_some());
                 if is_new && (is_leaving || self.staying(now, &deployment) > count) {
                     self.close(now, id, Err("it is no longer needed".to_owned()), out);
@@ -158,10 +292,12 @@ impl Fleet {
                     return;
                 }
                 open.is_performed = true;
+                open.asked_at = Some(now);
+                let price_limit = open.operation.price_limit_usd_per_hour;
                 if !std::mem::replace(&mut open.is_counted, true) {
                     self.brake.launched(now, &provider);
                 }
-                out.push(Action::Launch { operation: id, provider, node, deployment, zone });
+                out.push(Action::Launch { operation: id, provider, node, deployment, zone, price_limit });
             }
             OperationKind::Terminate => self.perform_terminate(now, id, &node, out),
             OperationKind::Drain { within_ms } => {
@@ -333,16 +469,10 @@ impl Fleet {
         let node = open.operation.node.clone();
         let is_launch = matches!(open.operation.kind, OperationKind::Launch { .. });
         match result {
+            Ok(()) if is_launch => self.launched(now, id, out),
             Ok(()) => {
                 self.close(now, id, Ok(()), out);
-                if is_launch {
-                    if let Some(known) = self.nodes.get_mut(&node) {
-                        known.known_since = now;
-                    }
-                    self.touch(&node);
-                } else {
-                    self.forget(&node, out);
-                }
+                self.forget(&node, out);
             }
             Err(fault @ CloudFault::NoAnswer(_)) => {
                 let pause = (retry * 2u32.saturating_pow(open.tries.min(8))).min(RETRY_MAX);
@@ -350,12 +480,7 @@ impl Fleet {
                 open.retry_at = Some(now + pause);
                 self.tell(now, &node, Severity::Warning, "retry", format!("operation {id}: {fault}"), out);
             }
-            Err(fault) if is_launch => {
-                self.close(now, id, Err(fault.to_string()), out);
-                let reason = format!("its launch failed: {fault}");
-                self.set_leaving(&node, Some(Leaving { cause: Cause::NotLaunched, reason }));
-                self.count_launch_failure(now, &node, out);
-            }
+            Err(fault) if is_launch => self.not_launched(now, id, fault.to_string(), out),
             Err(fault) => {
                 open.tries = open.tries.saturating_add(1);
                 open.retry_at = Some(now + RETRY_MAX);

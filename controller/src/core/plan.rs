@@ -130,6 +130,10 @@ impl Fleet {
     pub(super) fn next_step(&self, now: Mono, node: &Node, standing: Standing) -> Step {
         let Some(leaving) = &node.leaving else { return Step::Wait };
         let enough = standing.others >= standing.wanted;
+        // Given back now, its VM could still come to be after that.
+        if leaving.cause == Cause::NotLaunched && node.doubted_until.is_some_and(|until| now < until) {
+            return Step::Wait;
+        }
         if node.belief == Belief::Gone || node.phase() == Some(Phase::Stopped) && node.belief.is_routable() {
             return Step::Terminate;
         }
@@ -230,8 +234,11 @@ impl Fleet {
             let pending = self.operations.values().filter(|open| open.is_pending_launch()).count();
             let Some(wanted) = self.deployments.get_mut(name) else { return };
             let (zone, launch_after) = (wanted.deployment.zone.clone(), wanted.launch_after);
+            let provider = wanted.deployment.provider.clone();
             let hold = if all >= 2 * count + SURGE_EXTRA {
                 Some(format!("{all} nodes exist for {count} wanted; the leaving ones must go first"))
+            } else if self.waits_for_listing(now, &provider) {
+                Some(format!("waiting for the first listing of {provider}"))
             } else if now < launch_after {
                 Some("the last launches came to nothing; waiting before the next".to_owned())
             } else {
@@ -304,7 +311,8 @@ impl Fleet {
         let seq_last =
             self.deployments.values().map(|wanted| wanted.deployment.cluster.seq).max().unwrap_or(0);
         let Some(wanted) = self.deployments.get_mut(name) else { return };
-        let node = match wanted.deployment.next_node(seq_last) {
+        let is_used = |node: &NodeId| self.nodes.contains_key(node) || self.unowned.contains_key(node);
+        let node = match wanted.deployment.next_unused(seq_last, is_used) {
             Ok(node) => node,
             Err(error) => {
                 wanted.launch_after = now + self.timing.list_interval;

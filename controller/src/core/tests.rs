@@ -6,6 +6,8 @@ mod bench;
 mod gpu;
 mod heal;
 mod need;
+mod operation;
+mod orphan;
 mod reach;
 mod routing;
 mod stall;
@@ -29,6 +31,9 @@ fn nothing_is_performed_before_it_is_recorded() {
     let mut out = Vec::new();
     fleet.step(Mono::ZERO, Event::Restored(Restored::default()), &mut out);
     fleet.step(Mono::ZERO, Event::Deployed(deployment(1)), &mut out);
+    assert!(!out.iter().any(|a| matches!(a, Action::Record(_))), "what is there is not known yet");
+    let listed = Event::Listed { provider: "local".to_owned(), result: Ok(Vec::new()) };
+    fleet.step(Mono::ZERO, listed, &mut out);
     let recorded = out.iter().find_map(|a| if let Action::Record(op) = a { Some(op.id) } else { None });
     assert!(!out.iter().any(|a| matches!(a, Action::Launch { .. })));
     out.clear();
@@ -372,17 +377,6 @@ fn a_drain_below_the_minimum_is_held() {
     bench.serve(&fresh, 1);
     bench.run(Duration::from_secs(10));
     assert_eq!(bench.terminated, [node]);
-}
-
-#[test]
-fn a_vm_with_our_tag_and_no_row_is_given_back_after_it_was_seen_long_enough() {
-    let mut bench = Bench::serving(1);
-    let orphan = NodeId::new("cic-local-here-none-dev-20261101-001-node001").expect("label");
-    bench.instances.insert(orphan.clone(), InstanceState::Running);
-    bench.run(Duration::from_secs(90));
-    assert!(bench.terminated.is_empty());
-    bench.run(Duration::from_secs(120));
-    assert_eq!(bench.terminated, [orphan]);
 }
 
 #[test]

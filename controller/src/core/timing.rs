@@ -45,6 +45,12 @@ pub struct Timing {
     pub visibility: Duration,
     /// Between tries of an operation that got no answer.
     pub retry: Duration,
+    /// How long an operation may stay open. Longer than most outages of a cloud's API, so that a launch outlives them
+    /// under one id; short enough that another zone or provider is tried within the hour.
+    pub operation_deadline: Duration,
+    /// A VM of ours without a row is given back after it was seen this long: longer than `visibility`, so that no
+    /// shadow of a VM that just ended is taken for one, and long enough for a person to look.
+    pub orphan_grace: Duration,
     /// What a drained node is given to finish its requests.
     pub drain: Duration,
 }
@@ -69,6 +75,8 @@ impl Default for Timing {
             list_fresh: Duration::from_secs(75),
             visibility: Duration::from_secs(60),
             retry: Duration::from_secs(2),
+            operation_deadline: Duration::from_secs(600),
+            orphan_grace: Duration::from_secs(300),
             drain: Duration::from_secs(30),
         }
     }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::belief::{Belief, Cloud, Freshness};
 use super::deployment::Deployment;
 use super::operation::Operation;
+use super::orphan::OrphanView;
 use super::xid::XidCount;
 
 /// One node as the controller sees it.
@@ -65,6 +66,12 @@ pub struct View {
     /// XIDs that nodes told of since this controller started.
     #[serde(default)]
     pub xids: Vec<XidCount>,
+    /// VMs of this fleet that no row knows.
+    #[serde(default)]
+    pub orphans: Vec<OrphanView>,
+    /// VMs of other fleets in the last listings. Nothing is done about them.
+    #[serde(default)]
+    pub foreign_count: usize,
 }
 
 #[cfg(test)]

@@ -10,4 +10,4 @@
 pub mod local;
 mod shell;
 
-pub use shell::Provision;
+pub use shell::{LaunchOrder, Provision};

@@ -10,7 +10,7 @@ use cic_common::supervise::{Kind, Supervisor};
 use tokio::sync::{Semaphore, mpsc};
 
 use super::local::{self, Local};
-use crate::core::{CloudFault, Event};
+use crate::core::{CloudFault, Event, UsdPerHour};
 
 /// Acts under way at once. Beyond it an act is answered `NoAnswer`, and the core asks again.
 const ACTS_MAX: usize = 64;
@@ -18,6 +18,17 @@ const ACTS_MAX: usize = 64;
 /// The longest an act may take before it counts as unanswered: above the local provider's own deadlines, which
 /// add up to 5 s for a launch.
 const ACT_WITHIN: Duration = Duration::from_secs(15);
+
+/// What a provider is asked to launch, or to find if an earlier try of the same operation made it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaunchOrder {
+    pub operation: OperationId,
+    pub node: NodeId,
+    pub deployment: DeploymentName,
+    pub zone: String,
+    /// A provider that has prices answers `Refused` rather than launch something dearer.
+    pub price_limit: Option<UsdPerHour>,
+}
 
 /// The providers of this controller.
 #[derive(Debug, Clone)]
@@ -44,17 +55,9 @@ impl Provision {
 
     /// Starts a launch. An event returned is the answer; otherwise it comes later.
     #[must_use]
-    pub fn launch(
-        &self,
-        operation: OperationId,
-        provider: &str,
-        node: NodeId,
-        deployment: DeploymentName,
-        zone: String,
-    ) -> Option<Event> {
-        self.act(operation, provider, node.clone(), move |local| async move {
-            local.launch(operation, &node, &deployment, &zone).await
-        })
+    pub fn launch(&self, provider: &str, order: LaunchOrder) -> Option<Event> {
+        let (operation, node) = (order.operation, order.node.clone());
+        self.act(operation, provider, node, move |local| async move { local.launch(&order).await })
     }
 
     /// Starts a termination. An event returned is the answer; otherwise it comes later.

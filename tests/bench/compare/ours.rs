@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use cic_common::assignment::{EngineSpec, ModelSpec};
-use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::id::{DeploymentName, FleetName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
 use cic_common::notice::{self, SpotReport};
 use cic_common::report::{EngineReport, EngineState, Heartbeat, NodeReport, Phase, Role};
@@ -235,7 +235,7 @@ impl<'a> World<'a> {
 }
 
 fn instance(node: &NodeId, state: InstanceState) -> Instance {
-    Instance { node: node.clone(), operation: OperationId(1), state }
+    Instance { node: node.clone(), operation: OperationId(1), fleet: FleetName::default(), state }
 }
 
 fn deployment(episode: &Episode, zone: usize) -> Deployment {
@@ -252,6 +252,7 @@ fn deployment(episode: &Episode, zone: usize) -> Deployment {
         cluster: ClusterName::new("cloud", "here", "h100", "spot", "20260101", seq).expect("labels"),
         node_next: 100,
         routing: cic_common::routing::Routing::default(),
+        price_limit_usd_per_hour: None,
     }
 }
 

@@ -1,10 +1,10 @@
 //! A fleet with obedient surroundings: store, cloud and nodes do at once what the core asks.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use cic_common::assignment::{EngineSpec, ModelSpec};
-use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::id::{DeploymentName, FleetName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
 use cic_common::notice::{Confidence, Notice, NoticeKind, SpotReport};
 use cic_common::report::{EngineReport, EngineState, Heartbeat, NodeReport, Phase, Role};
@@ -24,6 +24,12 @@ pub(super) struct Bench {
     pub(super) deaf: BTreeMap<NodeId, PollFault>,
     pub(super) instances: BTreeMap<NodeId, InstanceState>,
     pub(super) cloud_fails: bool,
+    /// Instances of other fleets.
+    pub(super) foreign: BTreeMap<NodeId, FleetName>,
+    /// What the cloud answers to launches instead of doing them, in order; then it does them.
+    pub(super) refusals: VecDeque<CloudFault>,
+    /// What a launch that is refused makes all the same.
+    pub(super) launches_in_secret: bool,
     /// Whether agents that connect have an object store.
     pub(super) keeps_checkpoints: bool,
     pub(super) launched: Vec<NodeId>,
@@ -47,6 +53,11 @@ impl Bench {
     }
 
     pub(super) fn with(replicas: u16, restored: Restored) -> Self {
+        Self::refusing(replicas, restored, VecDeque::new())
+    }
+
+    /// The same before a cloud that first answers launches so.
+    pub(super) fn refusing(replicas: u16, restored: Restored, refusals: VecDeque<CloudFault>) -> Self {
         let mut bench = Self {
             fleet: Fleet::new(Timing::default(), BrakeRules::default()),
             now: Mono::ZERO,
@@ -55,6 +66,9 @@ impl Bench {
             deaf: BTreeMap::new(),
             instances: BTreeMap::new(),
             cloud_fails: false,
+            foreign: BTreeMap::new(),
+            refusals,
+            launches_in_secret: false,
             keeps_checkpoints: true,
             launched: Vec::new(),
             terminated: Vec::new(),
@@ -149,6 +163,13 @@ impl Bench {
         match action {
             Action::Record(operation) if self.store_is_away => self.unrecorded.push(operation.id),
             Action::Record(operation) => events.push(Event::Recorded { operation: operation.id }),
+            Action::Launch { operation, node, .. } if !self.refusals.is_empty() => {
+                if self.launches_in_secret {
+                    self.instances.insert(node, InstanceState::Running);
+                }
+                let result = self.refusals.pop_front().map_or(Ok(()), Err);
+                events.push(Event::Performed { operation, result });
+            }
             Action::Launch { operation, node, .. } => {
                 self.launched.push(node.clone());
                 self.instances.insert(node, InstanceState::Running);
@@ -161,6 +182,7 @@ impl Bench {
             }
             Action::ListInstances { provider } => {
                 let instance = |(node, state): (&NodeId, &InstanceState)| Instance {
+                    fleet: self.foreign.get(node).cloned().unwrap_or_default(),
                     node: node.clone(),
                     operation: OperationId(1),
                     state: *state,
@@ -282,6 +304,7 @@ pub(super) fn deployment(replicas: u16) -> Deployment {
         cluster: ClusterName::new("local", "here", "none", "dev", "20261124", 1).expect("name"),
         node_next: 1,
         routing: cic_common::routing::Routing::default(),
+        price_limit_usd_per_hour: None,
     }
 }
 

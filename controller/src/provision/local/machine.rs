@@ -95,6 +95,7 @@ pub async fn run(path: &Path, clock: Clock) -> Result<(), MachineError> {
     // Of an earlier life; only this machine looks at it.
     let _ = fs::remove_file(home.file(POWER_OFF));
     home.write_machine(&MachineRecord {
+        fleet: launch.fleet.clone(),
         node: launch.node.clone(),
         operation: launch.operation,
         pid: std::process::id(),

@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use cic_common::id::{DeploymentName, NodeId, OperationId};
+use cic_common::id::{FleetName, NodeId};
 use cic_common::time::unix_ms;
 use nix::sys::signal::Signal;
 
 use super::process::{self, wait_until};
 use super::record::{Hardware, Home, LaunchRecord, homes, write};
 use crate::core::{CloudFault, Instance, InstanceState};
+use crate::provision::LaunchOrder;
 use crate::store::Database;
 
 /// What deployments call this provider.
@@ -46,6 +47,8 @@ pub struct LocalSpec {
     pub ca_pem: String,
     pub agent_timing: toml::Table,
     pub hardware: Hardware,
+    /// Whose VMs these are.
+    pub fleet: FleetName,
 }
 
 /// The provider.
@@ -61,27 +64,22 @@ impl Local {
         Self { spec, store }
     }
 
-    /// Launches the VM of `node`, or finds the one that an earlier try of the same `operation` made.
+    /// Launches the VM of `order.node`, or finds the one that an earlier try of the same operation made. A process on
+    /// this machine has no price, so that any price limit is kept.
     ///
     /// # Errors
     /// [`CloudFault::NoAnswer`] when asking again may help.
-    pub async fn launch(
-        &self,
-        operation: OperationId,
-        node: &NodeId,
-        deployment: &DeploymentName,
-        zone: &str,
-    ) -> Result<(), CloudFault> {
+    pub async fn launch(&self, order: &LaunchOrder) -> Result<(), CloudFault> {
+        let node = &order.node;
         let home = Home::of(&self.spec.directory, node);
         match home.launch().map_err(no_answer("read the launch record"))? {
-            Some(earlier) if earlier.operation != operation => {
-                let text = format!("{node} was launched by operation {}", earlier.operation);
+            Some(earlier) if earlier.operation != order.operation || earlier.fleet != self.spec.fleet => {
+                let LaunchRecord { operation, fleet, .. } = earlier;
+                let text = format!("{node} was launched by operation {operation} of fleet {fleet}");
                 return Err(CloudFault::Refused(text));
             }
             Some(_) => {}
-            None => self
-                .intend(&home, operation, node, deployment, zone)
-                .map_err(no_answer("write the intent"))?,
+            None => self.intend(&home, order).map_err(no_answer("write the intent"))?,
         }
         if has_machine(&home)? {
             return Ok(());
@@ -100,18 +98,25 @@ impl Local {
             // A launch that has not come to a machine is no VM yet; its operation is still open.
             let Some(machine) = home.machine().map_err(no_answer("read a machine record"))? else { continue };
             let state = if machine.is_running() { InstanceState::Running } else { InstanceState::Stopped };
-            instances.push(Instance { node: machine.node, operation: machine.operation, state });
+            let (fleet, node, operation) = (machine.fleet, machine.node, machine.operation);
+            instances.push(Instance { fleet, node, operation, state });
         }
         Ok(instances)
     }
 
-    /// Ends every process of the VM of `node` and removes its directory; a VM that is absent counts as done.
+    /// Ends every process of the VM of `node` and removes its directory; a VM that is absent counts as done, and so does
+    /// one of that name of another fleet, which stays.
     ///
     /// # Errors
     /// [`CloudFault::NoAnswer`] when processes or files remain; asking again goes on where this stopped.
     pub async fn terminate(&self, node: &NodeId) -> Result<(), CloudFault> {
         let home = Home::of(&self.spec.directory, node);
         if !home.path().exists() {
+            return Ok(());
+        }
+        if let Ok(Some(launch)) = home.launch()
+            && launch.fleet != self.spec.fleet
+        {
             return Ok(());
         }
         if let Ok(Some(machine)) = home.machine()
@@ -127,20 +132,14 @@ impl Local {
         bury(&self.spec.directory, &home, node).map_err(no_answer("remove the directory"))
     }
 
-    fn intend(
-        &self,
-        home: &Home,
-        operation: OperationId,
-        node: &NodeId,
-        deployment: &DeploymentName,
-        zone: &str,
-    ) -> io::Result<()> {
+    fn intend(&self, home: &Home, order: &LaunchOrder) -> io::Result<()> {
         fs::create_dir_all(home.path())?;
         home.write_launch(&LaunchRecord {
-            node: node.clone(),
-            operation,
-            deployment: deployment.clone(),
-            zone: zone.to_owned(),
+            fleet: self.spec.fleet.clone(),
+            node: order.node.clone(),
+            operation: order.operation,
+            deployment: order.deployment.clone(),
+            zone: order.zone.clone(),
             created_unix_ms: unix_ms(),
             agent_program: self.spec.agent_program.clone(),
             controller_addresses: self.spec.controller_addresses.clone(),

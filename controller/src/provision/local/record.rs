@@ -5,7 +5,7 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use cic_common::id::{DeploymentName, NodeId, OperationId};
+use cic_common::id::{DeploymentName, FleetName, NodeId, OperationId};
 use cic_common::notice::Cloud;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -23,6 +23,9 @@ const TAKING: &str = "taking.json";
 /// The intent to launch, on disk before anything is started.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LaunchRecord {
+    /// The tag; records from before there were fleets are of the fleet `cic`.
+    #[serde(default)]
+    pub fleet: FleetName,
     pub node: NodeId,
     pub operation: OperationId,
     pub deployment: DeploymentName,
@@ -91,6 +94,8 @@ pub struct Cable {
 /// A machine that was started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineRecord {
+    #[serde(default)]
+    pub fleet: FleetName,
     pub node: NodeId,
     pub operation: OperationId,
     pub pid: u32,
