@@ -140,6 +140,11 @@ impl Poll {
         *self = Self { answered_at: Some(now), asked, next_at, trip, ..Self::default() };
     }
 
+    /// Why the last one failed, if it did.
+    pub(super) fn fault(&self) -> Option<PollFault> {
+        self.fault
+    }
+
     pub(super) fn trip(&self) -> Duration {
         self.trip
     }

@@ -327,6 +327,7 @@ impl Fleet {
         self.tell_wedge(now, id, out);
         self.heed_advice(now, id, out);
         self.judge_leaving(now, id, out);
+        self.recover(now, id, out);
         self.schedule_wake(now, id);
     }
 
@@ -480,7 +481,7 @@ impl Fleet {
         let open = node.operation.and_then(|operation| self.operations.get(&operation));
         let is_performed = open.is_some_and(|open| match open.operation.kind {
             OperationKind::Terminate | OperationKind::Drain { .. } => open.is_performed,
-            OperationKind::Launch { .. } | OperationKind::RestartAgent => false,
+            OperationKind::Launch { .. } | OperationKind::RestartAgent | OperationKind::RestartBySsh => false,
         });
         is_performed || node.draining_since.is_some()
     }

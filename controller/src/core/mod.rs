@@ -28,6 +28,7 @@ mod perform;
 mod plan;
 mod price;
 mod reached;
+mod recovery;
 mod rhythm;
 
 mod routing;

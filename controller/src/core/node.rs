@@ -12,6 +12,7 @@ use super::event::NodeRecord;
 use super::evidence::{CloudWord, Poll, Push};
 use super::flap::Flaps;
 use super::reached::{self, SshRestart};
+use super::recovery::Recovery;
 use super::ssh::SshWord;
 use super::suspicion::Prods;
 use super::timing::Timing;
@@ -38,6 +39,7 @@ pub(super) struct Node {
     /// Its report says that the driver hangs, and the event log knows.
     pub(super) is_wedge_told: bool,
     pub(super) flaps: Flaps,
+    pub(super) recovery: Recovery,
     /// Over the push path, while it is silent.
     pub(super) prods: Prods,
     /// As last concluded, to notice a change.
@@ -84,6 +86,7 @@ impl Node {
             standing: None,
             is_wedge_told: false,
             flaps: Flaps::default(),
+            recovery: Recovery::default(),
             prods: Prods::default(),
             push_was: Freshness::Never,
             belief: Belief::Unknown,
@@ -266,7 +269,8 @@ impl Node {
         let slow = (!self.has_served && self.is_ours()).then(|| self.known_since + timing.serve_grace);
         let advice = self.advice_ends_at();
         let (prod, poll, flap) = (self.prods.next_at(), self.poll.next_at(), self.flaps.out_until());
-        [self.push.turns_at(now, timing), prod, poll, flap, silent, never, slow, advice]
+        let recovery = self.recovery.next_at();
+        [self.push.turns_at(now, timing), prod, poll, flap, recovery, silent, never, slow, advice]
             .into_iter()
             .flatten()
             .filter(|&at| at > now)

@@ -20,6 +20,8 @@ pub enum OperationKind {
     Drain { within_ms: u64 },
     /// Tell the agent to start anew; the engine stays.
     RestartAgent,
+    /// The same through its host's sshd, where the agent itself does not hear.
+    RestartBySsh,
 }
 
 impl OperationKind {
@@ -30,6 +32,7 @@ impl OperationKind {
             Self::Terminate => "terminate",
             Self::Drain { .. } => "drain",
             Self::RestartAgent => "restart-agent",
+            Self::RestartBySsh => "restart-by-ssh",
         }
     }
 }

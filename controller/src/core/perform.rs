@@ -8,8 +8,10 @@ use cic_common::time::Mono;
 use cic_common::wire::message::{Command, CommandOutcome};
 
 use super::belief::{Belief, Cloud, Freshness};
+use super::event::NodeRecord;
 use super::fleet::Fleet;
 use super::instance::CloudFault;
+use super::node::Node;
 use super::operation::{Operation, OperationKind, OperationState};
 use super::plan::Step;
 use super::trail::Severity;
@@ -82,6 +84,10 @@ impl Open {
         self.is_launch() && (self.is_restored || self.tries > 0)
     }
 
+    pub(super) fn is_restored(&self) -> bool {
+        self.is_restored
+    }
+
     pub(super) fn is_launch(&self) -> bool {
         matches!(self.operation.kind, OperationKind::Launch { .. })
     }
@@ -118,7 +124,10 @@ impl Fleet {
                 let wanted = self.deployments.get(deployment);
                 wanted.and_then(|wanted| wanted.deployment.price_limit_usd_per_hour)
             }
-            OperationKind::Terminate | OperationKind::Drain { .. } | OperationKind::RestartAgent => None,
+            OperationKind::Terminate
+            | OperationKind::Drain { .. }
+            | OperationKind::RestartAgent
+            | OperationKind::RestartBySsh => None,
         };
         let operation = Operation {
             id,
@@ -308,6 +317,7 @@ impl Fleet {
                 let reason = open.operation.reason.clone();
                 self.perform_command(now, id, &node, Command::RestartAgent { reason }, out);
             }
+            OperationKind::RestartBySsh => self.perform_ssh(now, id, &node, out),
         }
     }
 
@@ -431,8 +441,18 @@ impl Fleet {
             known.draining_since = Some(now);
             self.is_dirty = true;
         }
-        let message = Message::Command { operation: id, term: self.term, command };
-        out.push(Action::Send { node: node.clone(), message });
+        let term = self.term;
+        out.push(match self.nodes.get(node).filter(|known| known.push_was == Freshness::Stale) {
+            // Its control stream is as silent as its heartbeats.
+            Some(Node { record: NodeRecord { address: Some(address), .. }, .. }) => {
+                let (node, address) = (node.clone(), address.clone());
+                Action::CommandByPoll { node, address, operation: id, term, command }
+            }
+            Some(_) | None => {
+                let message = Message::Command { operation: id, term, command };
+                Action::Send { node: node.clone(), message }
+            }
+        });
     }
 
     pub(super) fn command_done(
@@ -490,7 +510,13 @@ impl Fleet {
         }
     }
 
-    fn close(&mut self, now: Mono, id: OperationId, result: Result<(), String>, out: &mut Vec<Action>) {
+    pub(super) fn close(
+        &mut self,
+        now: Mono,
+        id: OperationId,
+        result: Result<(), String>,
+        out: &mut Vec<Action>,
+    ) {
         let Some(open) = self.operations.remove(&id) else { return };
         let mut operation = open.operation;
         let (severity, text) = match &result {

@@ -286,7 +286,7 @@ impl Fleet {
             open.is_none_or(|open| match open.operation.kind {
                 OperationKind::Launch { .. } => true,
                 OperationKind::Terminate | OperationKind::Drain { .. } => !open.is_performed,
-                OperationKind::RestartAgent => false,
+                OperationKind::RestartAgent | OperationKind::RestartBySsh => false,
             })
         };
         self.members(name)

@@ -58,6 +58,9 @@ impl Fleet {
         result: Result<(), String>,
         out: &mut Vec<Action>,
     ) {
+        if self.operations.get(&operation).is_some_and(|open| open.operation.node == *id) {
+            self.close(now, operation, result.clone(), out);
+        }
         let Some(node) = self.nodes.get_mut(id) else { return };
         let (severity, text) = match &result {
             Ok(()) => (Severity::Info, format!("operation {operation}: agent restarted over ssh")),

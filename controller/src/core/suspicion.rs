@@ -90,11 +90,15 @@ impl Fleet {
         }
     }
 
+    /// So many are suspected at once that this controller, or its network, may be what is in trouble.
+    pub(super) fn is_crowd(&self) -> bool {
+        self.suspected >= CROWD_MIN && self.suspected * CROWD_SHARE >= self.nodes.len()
+    }
+
     /// What an urgent poll of this node is given now.
     pub(super) fn confirm_within(&self, id: &NodeId) -> Duration {
         let Some(node) = self.nodes.get(id) else { return Duration::ZERO };
         let within = node.push.confirm_within(node.poll.trip());
-        let is_crowd = self.suspected >= CROWD_MIN && self.suspected * CROWD_SHARE >= self.nodes.len();
-        if is_crowd { within * CROWD_FACTOR } else { within }
+        if self.is_crowd() { within * CROWD_FACTOR } else { within }
     }
 }

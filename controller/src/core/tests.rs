@@ -9,6 +9,7 @@ mod need;
 mod operation;
 mod orphan;
 mod reach;
+mod recovery;
 mod routing;
 mod stall;
 mod succession;

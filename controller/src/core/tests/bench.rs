@@ -9,7 +9,7 @@ use cic_common::name::ClusterName;
 use cic_common::notice::{Confidence, Notice, NoticeKind, SpotReport};
 use cic_common::report::{EngineReport, EngineState, Heartbeat, NodeReport, Phase, Role};
 use cic_common::time::Mono;
-use cic_common::wire::message::{Command, Hello};
+use cic_common::wire::message::{Command, CommandOutcome, Hello};
 
 use super::super::*;
 
@@ -43,6 +43,8 @@ pub(super) struct Bench {
     pub(super) drains_sent: u32,
     /// Nodes that were told what to run, by welcome or later.
     pub(super) assigned: Vec<NodeId>,
+    /// Ways beside the two paths that were taken, in order.
+    pub(super) reached: Vec<(&'static str, NodeId)>,
     pub(super) store_is_away: bool,
     unrecorded: Vec<OperationId>,
 }
@@ -78,6 +80,7 @@ impl Bench {
             stubborn: BTreeSet::new(),
             drains_sent: 0,
             assigned: Vec::new(),
+            reached: Vec::new(),
             store_is_away: false,
             unrecorded: Vec::new(),
         };
@@ -222,7 +225,19 @@ impl Bench {
             Action::SaveNode(record) => {
                 self.rows.insert(record.node.clone(), record);
             }
-            Action::Explain { .. } | Action::CommandByPoll { .. } | Action::RestartBySsh { .. } => {}
+            Action::Explain { node, .. } => self.reached.push(("asked over ssh", node)),
+            Action::CommandByPoll { node, operation, .. } => {
+                let result = match self.deaf.get(&node) {
+                    Some(fault) => Err(*fault),
+                    None => Ok(CommandOutcome::Accepted),
+                };
+                self.reached.push(("ordered by poll", node.clone()));
+                events.push(Event::CommandAnswered { node, operation, result });
+            }
+            Action::RestartBySsh { node, operation, .. } => {
+                self.reached.push(("restarted over ssh", node.clone()));
+                events.push(Event::RestartedBySsh { node, operation, result: Ok(()) });
+            }
             Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
         }
     }
