@@ -342,7 +342,8 @@ mod tests {
     #[test]
     fn what_was_noted_long_ago_adds_one_step_only() {
         let mut deadman = Deadman::new(SPEC);
-        deadman.restore(DeadmanMemo { is_confirmed: true, ..Default::default() }, Duration::from_secs(90_000));
+        deadman
+            .restore(DeadmanMemo { is_confirmed: true, ..Default::default() }, Duration::from_secs(90_000));
         assert_eq!(deadman.left(), SPEC.idle - NOTE_EVERY);
     }
 
