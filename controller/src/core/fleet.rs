@@ -7,6 +7,7 @@ use cic_common::id::{DeploymentName, NodeId, OperationId, Term};
 use cic_common::report::{GpuReport, Phase};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
+use cic_common::wire::message::Hello;
 
 use super::belief::{Belief, Freshness};
 use super::brake::{Brake, BrakeRules, Census};
@@ -53,11 +54,15 @@ pub struct Fleet {
     pub(super) timing: Timing,
     pub(super) brake: Brake,
     pub(super) term: Term,
+    /// Whether this controller decides, or follows another.
+    pub(super) is_leading: bool,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) deployments: BTreeMap<DeploymentName, Wanted>,
     pub(super) operations: BTreeMap<OperationId, Open>,
     pub(super) operation_last: OperationId,
     pub(super) listings: BTreeMap<String, Listing>,
+    /// Nodes that connected to a standby before it saw their rows.
+    pub(super) unrowed: BTreeMap<NodeId, Hello>,
     /// VMs with our tag and without a row, and since when they are seen.
     pub(super) strangers: BTreeMap<NodeId, Mono>,
     /// Predecessors for whom there is no heir yet.
@@ -85,11 +90,13 @@ impl Fleet {
             timing,
             brake: Brake::new(rules),
             term: Term(0),
+            is_leading: false,
             nodes: BTreeMap::new(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
             operation_last: OperationId(0),
             listings: BTreeMap::new(),
+            unrowed: BTreeMap::new(),
             strangers: BTreeMap::new(),
             orphans: BTreeMap::new(),
             routes: RoutingTable::default(),
@@ -107,13 +114,18 @@ impl Fleet {
 
     /// Takes in one event and appends what is to be done about it.
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
+        let first = out.len();
         self.forgive_own_stall(now, out);
         self.hear(now, event, out);
         self.wake(now);
         self.settle(now, out);
         self.conclude_touched(now, out);
         self.retry_operations(now, out);
-        if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
+        if !self.is_leading && std::mem::take(&mut self.is_dirty) {
+            // What it would publish is what it goes on from when it leads.
+            self.take_census(now, out);
+            self.publish_routes(now, out);
+        } else if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
             self.is_dirty = false;
             self.plan_at = None;
             self.take_census(now, out);
@@ -125,6 +137,13 @@ impl Fleet {
             self.publish_routes(now, out);
         }
         self.list_providers(now, out);
+        if !self.is_leading {
+            let mut index = 0;
+            out.retain(|action| {
+                index += 1;
+                index <= first || action.is_of_a_standby()
+            });
+        }
     }
 
     /// When a tick is wanted if nothing else happens.
@@ -160,6 +179,11 @@ impl Fleet {
     /// Starts the settle time, or ends it at once when there is nobody to wait for.
     pub(super) fn begin_settling(&mut self, now: Mono) {
         self.settle_at = Some(now + self.timing.settle);
+        self.is_settled = false;
+    }
+
+    pub(super) fn end_settling(&mut self) {
+        self.settle_at = None;
         self.is_settled = false;
     }
 
@@ -400,12 +424,7 @@ impl Fleet {
         self.set_leaving(id, None);
         self.disinherit(id, out);
         self.tell(now, id, Severity::Info, "reprieve", why, out);
-        let Some(record) = self.nodes.get(id).map(|node| &node.record) else { return };
-        if let Some(wanted) = record.deployment.as_ref().and_then(|name| self.deployments.get(name)) {
-            let (assignment, predecessors) = (wanted.deployment.assignment(), record.predecessors.clone());
-            let message = Message::Assign { term: self.term, assignment, predecessors };
-            out.push(Action::Send { node: id.clone(), message });
-        }
+        self.assign(id, out);
     }
 
     /// Whether something was done that its agent or its cloud does not take back.
