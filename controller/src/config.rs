@@ -12,6 +12,7 @@ use serde::Deserialize;
 
 use crate::core::{BrakeRules, Timing};
 use crate::provision::local::{Checkpoints, Hardware};
+use crate::store::Address;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -22,6 +23,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("api", "listen", Kind::Text),
         Key::optional("api", "admin_token_file", Kind::Text),
         Key::optional("store", "url", Kind::Text),
+        Key::optional("store", "password_file", Kind::Text),
         Key::optional("tls", "dir", Kind::Text),
         Key::optional("local", "dir", Kind::Text),
         Key::optional("local", "agent_program", Kind::Text),
@@ -78,6 +80,8 @@ pub struct Config {
     /// What the token file holds.
     pub admin_token: Option<String>,
     pub store_url: String,
+    /// What the password file holds.
+    pub store_password: Option<String>,
     pub tls_dir: PathBuf,
     pub local: Option<LocalConfig>,
     pub brake: BrakeRules,
@@ -153,6 +157,7 @@ struct RawApi {
 #[derive(Debug, Deserialize)]
 struct RawStore {
     url: Option<String>,
+    password_file: Option<PathBuf>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -241,9 +246,7 @@ impl Raw {
             .url
             .clone()
             .or_else(|| Some(format!("sqlite:{}", state_dir.as_ref()?.join("controller.db").display())));
-        if store_url.as_ref().is_some_and(|url| !url.starts_with("sqlite:")) {
-            mistakes.push("store", "url", "expected sqlite:PATH");
-        }
+        let store_password = self.store.password(store_url.as_deref(), mistakes);
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
@@ -256,6 +259,7 @@ impl Raw {
             api_listen: api_listen?,
             admin_token,
             store_url: store_url?,
+            store_password,
             tls_dir: tls_dir?,
             local,
             brake,
@@ -266,14 +270,7 @@ impl Raw {
     }
 
     fn admin_token(&self, mistakes: &mut ConfigMistakes) -> Option<String> {
-        let file = self.api.admin_token_file.as_ref()?;
-        let mut wrong = |what: String| mistakes.push("api", "admin_token_file", what);
-        match std::fs::read_to_string(file) {
-            Ok(text) if text.trim().is_empty() => wrong(format!("{} is empty", file.display())),
-            Ok(text) => return Some(text.trim().to_owned()),
-            Err(error) => wrong(format!("{} cannot be read: {error}", file.display())),
-        }
-        None
+        secret("api", "admin_token_file", self.api.admin_token_file.as_ref()?, mistakes)
     }
 
     fn local(&self, mistakes: &mut ConfigMistakes) -> Option<LocalConfig> {
@@ -343,6 +340,23 @@ impl Raw {
     }
 }
 
+impl RawStore {
+    /// Judges the url, and reads the password that goes with it.
+    fn password(&self, url: Option<&str>, mistakes: &mut ConfigMistakes) -> Option<String> {
+        let address = url.map(str::parse::<Address>);
+        if let Some(Err(error)) = &address {
+            mistakes.push("store", "url", error);
+        }
+        let file = self.password_file.as_ref()?;
+        if let Some(Ok(address)) = &address
+            && !address.takes_password()
+        {
+            mistakes.push("store", "password_file", format_args!("{address} takes no password"));
+        }
+        secret("store", "password_file", file, mistakes)
+    }
+}
+
 impl RawBrake {
     fn over(&self, defaults: BrakeRules, mistakes: &mut ConfigMistakes) -> BrakeRules {
         let silent_share = self.silent_share.unwrap_or(defaults.silent_share);
@@ -396,6 +410,22 @@ fn address(
     let text = text.unwrap_or(default);
     let wrong = |_| mistakes.push(section, key, format_args!("expected ADDRESS:PORT, found {text:?}"));
     text.parse().map_err(wrong).ok()
+}
+
+/// What a file holds that is not to be empty, without the white space around it.
+fn secret(
+    section: &'static str,
+    key: &'static str,
+    file: &Path,
+    mistakes: &mut ConfigMistakes,
+) -> Option<String> {
+    let mut wrong = |what: String| mistakes.push(section, key, what);
+    match std::fs::read_to_string(file) {
+        Ok(text) if text.trim().is_empty() => wrong(format!("{} is empty", file.display())),
+        Ok(text) => return Some(text.trim().to_owned()),
+        Err(error) => wrong(format!("{} cannot be read: {error}", file.display())),
+    }
+    None
 }
 
 fn absolute(
@@ -452,6 +482,37 @@ mod tests {
         assert_eq!(config.timing.settle, Duration::from_millis(5));
         assert_eq!(config.timing.drain, Duration::from_millis(7));
         assert!((config.brake.silent_share - 0.5).abs() < f32::EPSILON);
+    }
+
+    #[test]
+    fn the_password_of_the_store_comes_as_a_file_and_goes_to_postgres_only() {
+        let directory = tempfile::tempdir().expect("directory");
+        let (file, empty) = (directory.path().join("password"), directory.path().join("empty"));
+        std::fs::write(&file, "secret\n").expect("writes");
+        std::fs::write(&empty, "\n").expect("writes");
+        let with = |url: &str, file: &Path| {
+            let text = format!("[controller]\nstate_dir = '/s'\n[store]\nurl = '{url}'\n");
+            reading(&text, &[("CIC_STORE_PASSWORD_FILE", &file.display().to_string())])
+        };
+        let config = with("postgres://cic@db.example/cic", &file).expect("right");
+        assert_eq!(config.store_password.as_deref(), Some("secret"));
+        for (url, file, mistake) in [
+            (
+                "sqlite:/s/controller.db",
+                &file,
+                "[store] password_file: sqlite:/s/controller.db takes no password",
+            ),
+            (
+                "postgres://cic:secret@db.example/cic",
+                &file,
+                "[store] url: holds a password; secrets come as files",
+            ),
+            ("postgres://cic@db.example/cic", &empty, "empty is empty"),
+            ("postgres://cic@db.example/cic", &directory.path().join("none"), "none cannot be read"),
+        ] {
+            let mistakes = with(url, file).expect_err("wrong");
+            assert!(mistakes.lines().len() == 1 && mistakes.to_string().contains(mistake), "{mistakes}");
+        }
     }
 
     #[test]

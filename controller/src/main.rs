@@ -101,7 +101,7 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 async fn migrate(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(&config.state_dir).context("cannot create the state directory")?;
-    let database = Database::open(&config.store_url).await?;
+    let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
     database.migrate().await?;
     database.close().await;
     Ok(())

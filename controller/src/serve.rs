@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cic_common::id::Term;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Clock;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,7 +23,7 @@ use crate::ports::{ListenError, Ports, Sockets};
 use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
 use crate::record::Recorder;
-use crate::store::{self, Database, StoreError, StoreQueue};
+use crate::store::{self, Database, Ended, Holder, StoreError, StoreQueue, Taken};
 
 /// Recorded operations on their way back to the core.
 const RECORDED_WAITING_MAX: usize = 1024;
@@ -30,6 +31,10 @@ const RECORDED_WAITING_MAX: usize = 1024;
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const STORE_WITHIN: Duration = Duration::from_secs(2);
+
+/// A leader's, and how soon another looks for its end at the soonest.
+const LEASE_SPAN: Duration = Duration::from_secs(4);
+const LEASE_LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// Why a controller does not run, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -63,9 +68,9 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let sockets = Sockets::bind(config.quic_listen, config.api_listen, Ports::read(&config.state_dir))?;
     let ports = sockets.ports().map_err(io_error("ask for the ports"))?;
     let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
-    let database = Database::open(&config.store_url).await?;
+    let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
     database.migrate().await?;
-    let term = database.raise_term().await?;
+    let term = lead(&database, &config).await?;
     let restored = database.restore(term).await?;
 
     let (front, back) = (Supervisor::new(), Supervisor::new());
@@ -74,7 +79,15 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let queue = StoreQueue::default();
     let (writer_database, writer_queue) = (database.clone(), queue.clone());
     back.spawn("store", Kind::Vital, move |token| {
-        store::run_writer(writer_database, term, writer_queue, confirm, token)
+        let ended = store::run_writer(writer_database, term, writer_queue, confirm, token);
+        async move {
+            match ended.await {
+                Ended::Stopped => Ok(()),
+                Ended::Fenced { newest } => {
+                    Err(format!("another controller leads under term {newest}").into())
+                }
+            }
+        }
     });
 
     let local = local(&config, ports, authority.certificate_pem(), &database)?;
@@ -107,6 +120,24 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
 
     wait_for_end(&front, &back).await.map_err(io_error("listen for signals"))?;
     stop(&front, &back, &database).await
+}
+
+/// Waits until this controller has the lease.
+async fn lead(database: &Database, config: &Config) -> Result<Term, ServeError> {
+    let holder = Holder { controller: config.id.clone(), api: format!("http://{}", config.api_listen) };
+    let mut is_told = false;
+    loop {
+        match database.take_lease(&holder, LEASE_SPAN).await? {
+            Taken::Yes(term) => return Ok(term),
+            Taken::No(lease) => {
+                if !is_told {
+                    info!(holder = %lease.holder.controller, term = %lease.term, "another controller leads; waiting");
+                    is_told = true;
+                }
+                tokio::time::sleep(lease.left.clamp(LEASE_LOOK_MIN, LEASE_SPAN)).await;
+            }
+        }
+    }
 }
 
 fn io_error(act: &'static str) -> impl FnOnce(io::Error) -> ServeError {

@@ -22,7 +22,8 @@ use crate::core::{Action, BrakeRules, EventRecord, Fleet, Severity, Timing};
 use crate::driver::{Driver, Inlets, Network, Shells};
 use crate::provision::Provision;
 use crate::record::{Recorder, replay};
-use crate::store::{Database, StoreQueue, run_writer};
+use crate::store::tests::taken;
+use crate::store::{Database, Ended, StoreQueue, run_writer};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -47,14 +48,18 @@ impl World {
         let directory = tempfile::tempdir().expect("directory");
         let database = Database::open_file(&directory.path().join("cic.db")).await.expect("opens");
         database.migrate().await.expect("migrates");
-        let term = database.raise_term().await.expect("term");
+        let term = taken(&database).await;
         let restored = database.restore(term).await.expect("restores");
         let (tasks, clock, queue) = (Supervisor::new(), Clock::start(), StoreQueue::default());
         let (told, events) = mpsc::channel(16);
         let (confirm, recorded) = mpsc::channel(16);
         let (writer_database, writer_queue) = (database.clone(), queue.clone());
         tasks.spawn("store", Kind::Vital, move |token| {
-            run_writer(writer_database, term, writer_queue, confirm, token)
+            let ended = run_writer(writer_database, term, writer_queue, confirm, token);
+            async move {
+                assert_eq!(ended.await, Ended::Stopped);
+                Ok(())
+            }
         });
         let provision = Provision::new(None, tasks.clone(), told);
         let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf) };

@@ -1,42 +1,46 @@
-//! The SQLite database: opening, migrations, the term, and what a starting controller reads.
+//! The database: opening, migrations, and what a controller reads when it starts or follows.
 
-use std::future::Future;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
 use cic_common::id::{OperationId, Term};
-use cic_common::time::unix_ms;
 use serde::de::DeserializeOwned;
-use sqlx::Row as _;
-use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
-};
+use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
+use sqlx::migrate::{MigrateError, Migration, Migrator};
+use sqlx::query::Query;
+use sqlx::{Any, AnyPool, AssertSqlSafe, Connection as _, Row as _};
 
+use super::address::{Address, AddressError, Backend};
+use super::loan::{Loan, STATEMENT_WITHIN, within};
 use crate::core::{Operation, OperationState, Restored};
 
-/// One writer and a few readers; WAL lets readers go on while the writer commits.
+/// One writer and a few readers.
 const CONNECTIONS_MAX: u32 = 4;
 
-/// A statement that takes longer means a disk or a lock that does not answer. A commit with `synchronous=FULL`
-/// took 2 to 30 ms on the disks tried.
-const STATEMENT_WITHIN: Duration = Duration::from_secs(5);
+/// Of the lease's own, so that no reader makes a leader late: one renews while another looks.
+const LEASE_CONNECTIONS_MAX: u32 = 2;
 
-/// Another process holding the write lock is waited for this long: less than a statement's own deadline.
-const BUSY_FOR: Duration = Duration::from_secs(2);
+/// A migration that rewrites a table of the largest size takes minutes; only what cannot end is ended.
+const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
 
 /// Rows one listing returns at most.
 pub(super) const LIST_MAX: u32 = 1000;
 
+static TABLES: Migrator = sqlx::migrate!("./migrations");
+static OWN_TO_SQLITE: Migrator = sqlx::migrate!("./migrations/sqlite");
+static OWN_TO_POSTGRES: Migrator = sqlx::migrate!("./migrations/postgres");
+
 /// Why the store did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("store url {0:?} is not sqlite:PATH")]
-    Url(String),
-    #[error("cannot open the database {path:?}")]
-    Open { path: String, source: sqlx::Error },
+    #[error("store url {url:?} cannot be used")]
+    Url { url: String, source: AddressError },
+    #[error("cannot open the database {address}")]
+    Open { address: String, source: sqlx::Error },
+    #[error("the database is of a newer program: migration {0} is unknown to this one")]
+    Newer(i64),
     #[error("cannot migrate the database")]
-    Migrate(#[from] sqlx::migrate::MigrateError),
+    Migrate(#[source] MigrateError),
     #[error("database statement failed")]
     Statement(#[from] sqlx::Error),
     #[error("database did not answer within {0:?}")]
@@ -45,88 +49,112 @@ pub enum StoreError {
     Row { table: &'static str, source: serde_json::Error },
     #[error("no randomness from the operating system")]
     Randomness,
+    /// Nothing was stored, nor will be under that term. `newest` is 0 where there is no lease at all.
+    #[error("term {term} is over: the lease has term {newest}")]
+    Fenced { term: Term, newest: Term },
+    #[error("the database has no lease any more")]
+    NoLease,
 }
 
 /// An open database. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Database {
-    pub(super) pool: SqlitePool,
+    pub(super) pool: AnyPool,
+    pub(super) lease_pool: AnyPool,
+    backend: Backend,
 }
 
 impl Database {
-    /// Opens `url` (`sqlite:PATH`), creating the file when it is missing. Does not migrate.
+    /// Opens `url`, see [`Address`], with the password if one is needed. A missing SQLite file is created. Does not
+    /// migrate.
     ///
     /// # Errors
-    /// When the url is no SQLite url or the file cannot be opened.
-    pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url).map_err(|_| StoreError::Url(url.to_owned()))?;
-        Self::connect(options, url).await
+    /// When the url is of neither kind, or the database does not answer in time.
+    pub async fn open(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
+        let address = url.parse().map_err(|source| StoreError::Url { url: url.to_owned(), source })?;
+        Self::connect(&address, password).await
     }
 
-    /// Opens the database file `path`.
+    /// Opens the SQLite file `path`.
     ///
     /// # Errors
     /// When the file cannot be opened or created.
     pub async fn open_file(path: &Path) -> Result<Self, StoreError> {
-        Self::connect(SqliteConnectOptions::new().filename(path), &path.display().to_string()).await
+        let address = Address::file(path)
+            .map_err(|source| StoreError::Url { url: path.display().to_string(), source })?;
+        Self::connect(&address, None).await
     }
 
-    async fn connect(options: SqliteConnectOptions, path: &str) -> Result<Self, StoreError> {
-        let options = options
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_FOR);
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .acquire_timeout(STATEMENT_WITHIN)
+    async fn connect(address: &Address, password: Option<&str>) -> Result<Self, StoreError> {
+        let (options, backend) = (address.options(password), address.backend);
+        let pool = |connections_max| {
+            AnyPoolOptions::new()
+                .max_connections(connections_max)
+                .acquire_timeout(STATEMENT_WITHIN)
+                .after_connect(move |connection, _| {
+                    let session = sqlx::raw_sql(AssertSqlSafe(backend.session()));
+                    Box::pin(async move { session.execute(connection).await.map(drop) })
+                })
+        };
+        let lease_pool = pool(LEASE_CONNECTIONS_MAX).connect_lazy_with(options.clone());
+        let pool = pool(CONNECTIONS_MAX)
             .connect_with(options)
             .await
-            .map_err(|source| StoreError::Open { path: path.to_owned(), source })?;
-        Ok(Self { pool })
+            .map_err(|source| StoreError::Open { address: address.to_string(), source })?;
+        Ok(Self { pool, lease_pool, backend })
     }
 
-    /// Brings the tables to this program's version. Repeating it changes nothing.
+    /// Brings the tables to this program's version. Repeating it changes nothing; of several controllers that do it
+    /// at once one does, and the others wait for it.
     ///
     /// # Errors
     /// When a migration fails, or the database was migrated by a newer program.
     pub async fn migrate(&self) -> Result<(), StoreError> {
-        Ok(sqlx::migrate!("./migrations").run(&self.pool).await?)
+        let own = match self.backend {
+            Backend::Sqlite => &OWN_TO_SQLITE,
+            Backend::Postgres => &OWN_TO_POSTGRES,
+        };
+        let all: Vec<Migration> = TABLES.iter().chain(own.iter()).cloned().collect();
+        let migrator = Migrator::with_migrations(all);
+        let migrated = async {
+            // Closed afterwards: its deadlines are not those of a statement.
+            let mut loan = Loan::take(&self.pool).await?;
+            if self.backend == Backend::Postgres {
+                let unhurried = sqlx::raw_sql("SET statement_timeout = 0; SET lock_timeout = 0");
+                unhurried.execute(loan.connection()).await?;
+            }
+            migrator.run_direct(None, loan.connection(), false).await
+        };
+        match tokio::time::timeout(MIGRATE_WITHIN, migrated).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(MigrateError::VersionMissing(version))) => Err(StoreError::Newer(version)),
+            Ok(Err(error)) => Err(StoreError::Migrate(error)),
+            Err(_) => Err(StoreError::Timeout(MIGRATE_WITHIN)),
+        }
     }
 
-    /// A term above every earlier one, stored before it is returned.
-    ///
-    /// # Errors
-    /// When it cannot be stored; without a term a controller may not lead.
-    pub async fn raise_term(&self) -> Result<Term, StoreError> {
-        let row = within(
-            sqlx::query(
-                "INSERT INTO controller_term (singleton, term, raised_at_ms) VALUES (1, 1, ?)
-                 ON CONFLICT (singleton) DO UPDATE SET term = term + 1, raised_at_ms = excluded.raised_at_ms
-                 RETURNING term",
-            )
-            .bind(signed(unix_ms()))
-            .fetch_one(&self.pool),
-        )
-        .await?;
-        Ok(Term(unsigned(row.get(0))))
-    }
-
-    /// Everything a starting controller needs, under the `term` it has raised.
+    /// Everything a controller needs to lead under the `term` it has taken, or to follow whoever has it: the rows of
+    /// one moment.
     ///
     /// # Errors
     /// When the database fails or holds a row this program cannot read.
     pub async fn restore(&self, term: Term) -> Result<Restored, StoreError> {
-        let last =
-            within(sqlx::query("SELECT coalesce(max(id), 0) FROM operations").fetch_one(&self.pool)).await?;
-        let open = within(
-            sqlx::query("SELECT body FROM operations WHERE is_open = 1 ORDER BY id").fetch_all(&self.pool),
-        );
-        let deployments =
-            within(sqlx::query("SELECT body FROM deployments ORDER BY name").fetch_all(&self.pool));
-        let nodes = within(sqlx::query("SELECT body FROM nodes ORDER BY node").fetch_all(&self.pool));
-        let mut operations: Vec<Operation> = bodies("operations", &open.await?)?;
+        let (last, open, deployments, nodes) = within(async {
+            let mut loan = Loan::take(&self.pool).await?;
+            let mut moment = loan.connection().begin_with(self.backend.begin_reading()).await?;
+            let last =
+                sqlx::query("SELECT coalesce(max(id), 0) FROM operations").fetch_one(&mut *moment).await?;
+            let open = sqlx::query("SELECT body FROM operations WHERE is_open = 1 ORDER BY id");
+            let open = open.fetch_all(&mut *moment).await?;
+            let deployments = sqlx::query("SELECT body FROM deployments ORDER BY name");
+            let deployments = deployments.fetch_all(&mut *moment).await?;
+            let nodes = sqlx::query("SELECT body FROM nodes ORDER BY node").fetch_all(&mut *moment).await?;
+            moment.rollback().await?;
+            loan.give_back();
+            Ok((last, open, deployments, nodes))
+        })
+        .await?;
+        let mut operations: Vec<Operation> = bodies("operations", &open)?;
         for operation in &mut operations {
             // It was written down as an intent; that it is here makes it recorded.
             operation.state = OperationState::Recorded;
@@ -134,8 +162,8 @@ impl Database {
         Ok(Restored {
             term,
             operation_last: OperationId(unsigned(last.get(0))),
-            deployments: bodies("deployments", &deployments.await?)?,
-            nodes: bodies("nodes", &nodes.await?)?,
+            deployments: bodies("deployments", &deployments)?,
+            nodes: bodies("nodes", &nodes)?,
             operations,
         })
     }
@@ -145,32 +173,52 @@ impl Database {
     /// # Errors
     /// When the database fails or holds a row this program cannot read.
     pub async fn operations(&self, limit: u32) -> Result<Vec<Operation>, StoreError> {
-        let rows = within(
-            sqlx::query("SELECT body FROM operations ORDER BY id DESC LIMIT ?")
-                .bind(i64::from(limit.min(LIST_MAX)))
-                .fetch_all(&self.pool),
-        )
-        .await?;
-        bodies("operations", &rows)
+        let query = sqlx::query("SELECT body FROM operations ORDER BY id DESC LIMIT $1");
+        bodies("operations", &self.fetch(query.bind(i64::from(limit.min(LIST_MAX)))).await?)
     }
 
-    /// Closes every connection, so that the WAL is folded into the file.
+    /// Closes every connection. SQLite then folds its WAL into the file.
     pub async fn close(&self) {
-        let _ = tokio::time::timeout(STATEMENT_WITHIN, self.pool.close()).await;
+        let closed = async { tokio::join!(self.lease_pool.close(), self.pool.close()) };
+        let _ = tokio::time::timeout(STATEMENT_WITHIN, closed).await;
+    }
+
+    /// The rows that a statement of its own returns.
+    pub(super) async fn fetch(&self, query: Query<'_, Any, AnyArguments>) -> Result<Vec<AnyRow>, StoreError> {
+        fetch(&self.pool, query).await
+    }
+
+    /// Carries a statement of its own out, and tells the number of rows that it changed.
+    pub(super) async fn execute(&self, query: Query<'_, Any, AnyArguments>) -> Result<u64, StoreError> {
+        execute(&self.pool, query).await
     }
 }
 
-/// Waits for one statement, but not for ever.
-pub(super) async fn within<T>(
-    statement: impl Future<Output = Result<T, sqlx::Error>>,
-) -> Result<T, StoreError> {
-    match tokio::time::timeout(STATEMENT_WITHIN, statement).await {
-        Ok(result) => Ok(result?),
-        Err(_) => Err(StoreError::Timeout(STATEMENT_WITHIN)),
-    }
+pub(super) async fn fetch(
+    pool: &AnyPool,
+    query: Query<'_, Any, AnyArguments>,
+) -> Result<Vec<AnyRow>, StoreError> {
+    within(async {
+        let mut loan = Loan::take(pool).await?;
+        // All rows, also of a change that returns one: SQLite commits it when the last row was asked for.
+        let rows = query.fetch_all(loan.connection()).await?;
+        loan.give_back();
+        Ok(rows)
+    })
+    .await
 }
 
-/// SQLite integers are signed; ours count up from zero and stay far below 2^63.
+pub(super) async fn execute(pool: &AnyPool, query: Query<'_, Any, AnyArguments>) -> Result<u64, StoreError> {
+    within(async {
+        let mut loan = Loan::take(pool).await?;
+        let done = query.execute(loan.connection()).await?;
+        loan.give_back();
+        Ok(done.rows_affected())
+    })
+    .await
+}
+
+/// Integers of a database are signed; ours count up from zero and stay far below 2^63.
 pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -179,7 +227,7 @@ pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-fn bodies<T: DeserializeOwned>(table: &'static str, rows: &[SqliteRow]) -> Result<Vec<T>, StoreError> {
+fn bodies<T: DeserializeOwned>(table: &'static str, rows: &[AnyRow]) -> Result<Vec<T>, StoreError> {
     rows.iter()
         .map(|row| {
             serde_json::from_str(row.get::<&str, _>(0)).map_err(|source| StoreError::Row { table, source })

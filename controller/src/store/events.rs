@@ -2,13 +2,12 @@
 
 use cic_common::id::{NodeId, Term};
 use serde::{Deserialize, Serialize};
-use sqlx::{Row as _, SqliteConnection};
+use sqlx::AnyConnection;
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
 
-use super::database::{Database, LIST_MAX, StoreError, signed, unsigned, within};
+use super::database::{Database, LIST_MAX, StoreError, signed, unsigned};
 use crate::core::{EventRecord, Severity};
-
-/// Newest entries kept. A busy fleet of 1,000 nodes writes some 100,000 a day; a million is 200 MB of disk.
-const EVENTS_KEPT_MAX: i64 = 1_000_000;
 
 /// An entry on its way to the log.
 #[derive(Debug, Clone)]
@@ -48,19 +47,19 @@ impl Database {
             Some(after) => {
                 let query = sqlx::query(
                     "SELECT id, at_ms, node, severity, kind, text FROM events
-                     WHERE id > ?1 AND (?2 IS NULL OR node = ?2) ORDER BY id LIMIT ?3",
+                     WHERE id > $1 AND ($2 IS NULL OR node = $2) ORDER BY id LIMIT $3",
                 );
-                within(query.bind(signed(after)).bind(node).bind(limit).fetch_all(&self.pool)).await?
+                self.fetch(query.bind(signed(after)).bind(node).bind(limit)).await?
             }
             None => {
                 let query = sqlx::query(
                     "SELECT * FROM (SELECT id, at_ms, node, severity, kind, text FROM events
-                     WHERE (?1 IS NULL OR node = ?1) ORDER BY id DESC LIMIT ?2) ORDER BY id",
+                     WHERE ($1 IS NULL OR node = $1) ORDER BY id DESC LIMIT $2) AS newest ORDER BY id",
                 );
-                within(query.bind(node).bind(limit).fetch_all(&self.pool)).await?
+                self.fetch(query.bind(node).bind(limit)).await?
             }
         };
-        let entry = |row: &sqlx::sqlite::SqliteRow| StoredEvent {
+        let entry = |row: &AnyRow| StoredEvent {
             id: unsigned(row.get(0)),
             at_unix_ms: unsigned(row.get(1)),
             node: row.get(2),
@@ -72,18 +71,16 @@ impl Database {
     }
 }
 
-/// Appends `events` and forgets the oldest beyond the limit.
+/// Appends `events`. The caller's transaction has the lock of the lease, so no other gives out ids.
 pub(super) async fn append(
-    connection: &mut SqliteConnection,
+    connection: &mut AnyConnection,
     term: Term,
     events: &[PendingEvent],
 ) -> Result<(), sqlx::Error> {
-    if events.is_empty() {
-        return Ok(());
-    }
     for PendingEvent { seq, at_ms, record } in events {
         sqlx::query(
-            "INSERT INTO events (term, seq, at_ms, node, severity, kind, text) VALUES (?, ?, ?, ?, ?, ?, ?)
+            "INSERT INTO events (id, term, seq, at_ms, node, severity, kind, text)
+             SELECT coalesce(max(id), 0) + 1, $1, $2, $3, $4, $5, $6, $7 FROM events WHERE true
              ON CONFLICT (term, seq) DO NOTHING",
         )
         .bind(signed(term.0))
@@ -91,16 +88,17 @@ pub(super) async fn append(
         .bind(signed(*at_ms))
         .bind(record.node.as_ref().map(NodeId::as_str))
         .bind(severity_text(record.severity))
-        .bind(record.kind.as_str())
-        .bind(record.text.as_str())
+        .bind(storable(&record.kind))
+        .bind(storable(&record.text))
         .execute(&mut *connection)
         .await?;
     }
-    sqlx::query("DELETE FROM events WHERE id <= (SELECT max(id) FROM events) - ?")
-        .bind(EVENTS_KEPT_MAX)
-        .execute(connection)
-        .await
-        .map(|_| ())
+    Ok(())
+}
+
+/// PostgreSQL refuses the character 0 in a text, and a batch that is refused once is refused for ever.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
 }
 
 fn severity_text(severity: Severity) -> &'static str {

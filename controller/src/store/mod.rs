@@ -1,26 +1,33 @@
-//! What must outlive a controller: operations, deployments, nodes, the term, events, tokens.
+//! What must outlive a controller: operations, deployments, nodes, the lease, events, tokens.
 //!
 //! ```text
-//! driver -> StoreQueue (never waits, bounded) -> writer task -> Database (SQLite)
-//!    ^                                             |
+//! driver -> StoreQueue (never waits, bounded) -> writer task -> Database (SQLite or PostgreSQL)
+//!    ^                                             |  fenced by the lease's term
 //!    '--------------- Recorded --------------------'
 //! api, provision, ingest -> Database (reads, tokens, certificates)
 //! ```
-//! While the database fails the writer retries in order; the core is told `Recorded` only of what is stored.
+//! While the database fails the writer retries in order; the core is told `Recorded` only of what is stored. A writer
+//! whose term is over stores nothing and ends.
 
+mod address;
 mod database;
 mod events;
+mod lease;
+mod loan;
 mod queue;
+mod retention;
 mod tokens;
 mod write;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
+pub use address::{Address, AddressError};
 pub use database::{Database, StoreError};
-pub use events::StoredEvent;
+pub use events::{PendingEvent, StoredEvent};
+pub use lease::{Holder, Lease, Renewed, Taken};
 pub use queue::{QueueCounts, StoreQueue};
 pub use tokens::TokenError;
 pub use write::Write;
-pub use writer::run as run_writer;
+pub use writer::{Ended, run as run_writer};

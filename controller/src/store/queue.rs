@@ -105,11 +105,20 @@ impl StoreQueue {
     }
 
     /// Takes the oldest entries out. They are the taker's to store, however long that takes.
-    pub(super) fn take(&self) -> (Vec<Write>, Vec<PendingEvent>) {
+    pub fn take(&self) -> (Vec<Write>, Vec<PendingEvent>) {
         let mut waiting = self.lock();
         let writes = waiting.writes.len().min(BATCH_MAX);
         let events = waiting.events.len().min(BATCH_MAX);
         (waiting.writes.drain(..writes).collect(), waiting.events.drain(..events).collect())
+    }
+
+    /// Forgets all that waits: the term under which it was decided is over. Tells how much it was.
+    pub fn discard(&self) -> usize {
+        let mut waiting = self.lock();
+        let count = waiting.writes.len() + waiting.events.len();
+        waiting.writes.clear();
+        waiting.events.clear();
+        count
     }
 
     pub(super) fn attempted(&self, succeeded: bool) {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::assignment::{EngineSpec, ModelSpec};
-use cic_common::id::{DeploymentName, Incarnation, NodeId, OperationId, Term};
+use cic_common::id::{ControllerId, DeploymentName, Incarnation, NodeId, OperationId, Term};
 use cic_common::name::ClusterName;
 use cic_common::report::Role;
 use cic_common::supervise::{Kind, Supervisor};
@@ -81,12 +81,24 @@ async fn opened(directory: &std::path::Path) -> Database {
     database
 }
 
+/// A term of the lease, under which a writer stores.
+pub(crate) async fn taken(database: &Database) -> Term {
+    let holder = Holder { controller: ControllerId::new("a").expect("valid"), api: String::new() };
+    match database.take_lease(&holder, SOON).await.expect("answers") {
+        Taken::Yes(term) => term,
+        Taken::No(lease) => panic!("taken: {lease:?}"),
+    }
+}
+
 /// A writer over `database`, its queue, and what it says is recorded.
 fn writer(database: &Database, term: Term) -> (Supervisor, StoreQueue, mpsc::Receiver<OperationId>) {
     let (supervisor, queue) = (Supervisor::new(), StoreQueue::default());
     let (tell, told) = mpsc::channel(16);
     let (database, shared) = (database.clone(), queue.clone());
-    supervisor.spawn("store", Kind::Vital, move |token| run_writer(database, term, shared, tell, token));
+    supervisor.spawn("store", Kind::Vital, move |token| async move {
+        assert_eq!(run_writer(database, term, shared, tell, token).await, Ended::Stopped);
+        Ok(())
+    });
     (supervisor, queue, told)
 }
 
@@ -100,7 +112,7 @@ async fn stored(queue: &StoreQueue) {
 async fn a_restart_finds_what_was_recorded_under_a_higher_term() {
     let directory = tempfile::tempdir().expect("directory");
     let database = opened(directory.path()).await;
-    let first = database.raise_term().await.expect("term");
+    let first = taken(&database).await;
     let (supervisor, queue, mut recorded) = writer(&database, first);
     for id in 1..=3 {
         queue.push(Write::Operation { operation: operation(id, OperationState::Intended), is_new: true });
@@ -119,7 +131,7 @@ async fn a_restart_finds_what_was_recorded_under_a_higher_term() {
     database.close().await;
 
     let database = opened(directory.path()).await;
-    let second = database.raise_term().await.expect("term");
+    let second = taken(&database).await;
     assert!(second > first);
     let restored = database.restore(second).await.expect("restores");
     assert_eq!(restored.term, second);
@@ -135,7 +147,8 @@ async fn a_restart_finds_what_was_recorded_under_a_higher_term() {
 async fn migrating_twice_changes_nothing() {
     let directory = tempfile::tempdir().expect("directory");
     let database = opened(directory.path()).await;
-    database.store(Term(1), &[Write::SaveNode(row("a"))], &[]).await.expect("stores");
+    let term = taken(&database).await;
+    database.store(term, &[Write::SaveNode(row("a"))], &[]).await.expect("stores");
     database.migrate().await.expect("migrates again");
     assert_eq!(database.restore(Term(2)).await.expect("restores").nodes.len(), 1);
 }
@@ -144,12 +157,12 @@ async fn migrating_twice_changes_nothing() {
 async fn a_batch_stored_twice_is_stored_once() {
     let directory = tempfile::tempdir().expect("directory");
     let database = opened(directory.path()).await;
-    let queue = StoreQueue::default();
+    let (term, queue) = (taken(&database).await, StoreQueue::default());
     queue.push_event(note("one"));
     queue.push_event(note("two"));
     let (_, events) = queue.take();
     for _ in 0..2 {
-        database.store(Term(1), &[], &events).await.expect("stores");
+        database.store(term, &[], &events).await.expect("stores");
     }
     let listed = database.events(None, 10, None).await.expect("lists");
     assert_eq!(listed.iter().map(|event| event.text.as_str()).collect::<Vec<_>>(), ["one", "two"]);
@@ -161,9 +174,10 @@ async fn a_batch_stored_twice_is_stored_once() {
 #[tokio::test]
 async fn a_database_that_comes_back_gets_everything_in_order() {
     let directory = tempfile::tempdir().expect("directory");
-    let database = Database::open_file(&directory.path().join("cic.db")).await.expect("opens");
-    // No tables yet: every statement fails.
-    let (supervisor, queue, mut recorded) = writer(&database, Term(1));
+    let database = opened(directory.path()).await;
+    let term = taken(&database).await;
+    let lock = database.lock_for_test().await;
+    let (supervisor, queue, mut recorded) = writer(&database, term);
     for id in 1..=2 {
         queue.push(Write::Operation { operation: operation(id, OperationState::Intended), is_new: true });
     }
@@ -176,7 +190,7 @@ async fn a_database_that_comes_back_gets_everything_in_order() {
     .await
     .expect("an attempt fails");
     assert!(recorded.try_recv().is_err(), "nothing is recorded that is not stored");
-    database.migrate().await.expect("migrates");
+    lock.release().await;
     for id in 1..=2 {
         let next = tokio::time::timeout(SOON, recorded.recv()).await.expect("in time");
         assert_eq!(next, Some(OperationId(id)));
@@ -213,12 +227,13 @@ async fn a_token_says_why_it_is_no_good() {
     assert!(database.consume_join_token(&token.hash(), &a).await.is_ok());
     assert!(matches!(database.consume_join_token(&token.hash(), &a).await, Err(TokenError::Used)));
     let certificate = || Write::Certificate { serial: "01".to_owned(), node: a.clone(), expires_at_ms: 1 };
-    database.store(Term(1), &[certificate(), certificate()], &[]).await.expect("stores");
+    let term = taken(&database).await;
+    database.store(term, &[certificate(), certificate()], &[]).await.expect("stores");
     assert_eq!(database.certificate_count(&a).await.expect("counts"), 1);
 }
 
 /// Holds the database's write lock, so that every write fails until it is released.
-pub(crate) struct WriteLock(sqlx::Transaction<'static, sqlx::Sqlite>);
+pub(crate) struct WriteLock(sqlx::Transaction<'static, sqlx::Any>);
 
 impl WriteLock {
     pub(crate) async fn release(self) {

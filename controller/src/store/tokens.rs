@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use cic_common::id::NodeId;
-use cic_common::time::unix_ms;
 use cic_common::tls::{JoinToken, TokenHash};
 use sqlx::Row as _;
 
-use super::database::{Database, StoreError, signed, unsigned, within};
+use super::database::{Database, StoreError, signed, unsigned};
+
+/// A thousand years: the sum with any date of today is still a number for the database.
+const VALID_MS_MAX: u64 = 1000 * 365 * 24 * 3600 * 1000;
 
 /// Why a token does not let its bearer in.
 #[derive(Debug, thiserror::Error)]
@@ -35,19 +37,12 @@ impl Database {
         valid_for: Duration,
     ) -> Result<JoinToken, StoreError> {
         let token = JoinToken::generate().map_err(|_| StoreError::Randomness)?;
-        let now_ms = unix_ms();
-        let valid_ms = u64::try_from(valid_for.as_millis()).unwrap_or(u64::MAX);
-        within(
-            sqlx::query(
-                "INSERT INTO join_tokens (hash, node, created_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)",
-            )
-            .bind(token.hash().to_string())
-            .bind(node.as_str())
-            .bind(signed(now_ms))
-            .bind(signed(now_ms.saturating_add(valid_ms)))
-            .execute(&self.pool),
-        )
-        .await?;
+        let valid_ms = u64::try_from(valid_for.as_millis()).unwrap_or(u64::MAX).min(VALID_MS_MAX);
+        let query = sqlx::query(
+            "INSERT INTO join_tokens (hash, node, created_at_ms, expires_at_ms)
+             SELECT $1, $2, now_ms, now_ms + $3 FROM database_clock",
+        );
+        self.execute(query.bind(token.hash().to_string()).bind(node.as_str()).bind(signed(valid_ms))).await?;
         Ok(token)
     }
 
@@ -56,28 +51,16 @@ impl Database {
     /// # Errors
     /// Why the token is no good; [`TokenError::Store`] is worth another try, the others are not.
     pub async fn consume_join_token(&self, hash: &TokenHash, node: &NodeId) -> Result<(), TokenError> {
-        let now_ms = signed(unix_ms());
         let hash = hash.to_string();
-        let used = within(
-            sqlx::query(
-                "UPDATE join_tokens SET used_at_ms = ?1
-                 WHERE hash = ?2 AND node = ?3 AND used_at_ms IS NULL AND expires_at_ms > ?1",
-            )
-            .bind(now_ms)
-            .bind(&hash)
-            .bind(node.as_str())
-            .execute(&self.pool),
-        )
-        .await?;
-        if used.rows_affected() == 1 {
+        let query = sqlx::query(
+            "UPDATE join_tokens SET used_at_ms = clock.now_ms FROM database_clock AS clock
+             WHERE hash = $1 AND node = $2 AND used_at_ms IS NULL AND expires_at_ms > clock.now_ms",
+        );
+        if self.execute(query.bind(&hash).bind(node.as_str())).await? == 1 {
             return Ok(());
         }
-        let row = within(
-            sqlx::query("SELECT node, used_at_ms FROM join_tokens WHERE hash = ?")
-                .bind(&hash)
-                .fetch_optional(&self.pool),
-        )
-        .await?;
+        let query = sqlx::query("SELECT node, used_at_ms FROM join_tokens WHERE hash = $1");
+        let row = self.fetch(query.bind(&hash)).await?.pop();
         Err(match row {
             None => TokenError::Unknown,
             Some(row) if row.get::<&str, _>(0) != node.as_str() => TokenError::OtherNode,
@@ -86,12 +69,12 @@ impl Database {
         })
     }
 
-    /// Number of certificates ever issued to `node`.
+    /// Number of certificates issued to `node`, without those that retention has forgotten.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn certificate_count(&self, node: &NodeId) -> Result<u64, StoreError> {
-        let query = sqlx::query("SELECT count(*) FROM certificates WHERE node = ?").bind(node.as_str());
-        Ok(unsigned(within(query.fetch_one(&self.pool)).await?.get(0)))
+        let query = sqlx::query("SELECT count(*) FROM certificates WHERE node = $1").bind(node.as_str());
+        Ok(self.fetch(query).await?.first().map_or(0, |row| unsigned(row.get(0))))
     }
 }

@@ -1,12 +1,14 @@
 //! One change to be stored, and how a batch of them becomes one transaction.
 
 use cic_common::id::{NodeId, Term};
-use cic_common::time::unix_ms;
-use sqlx::SqliteConnection;
+use sqlx::AnyConnection;
+use sqlx::Connection as _;
 use tokio::sync::oneshot;
 
-use super::database::{Database, StoreError, signed, within};
+use super::database::{Database, StoreError, signed};
 use super::events::{self, PendingEvent};
+use super::lease::{Fence, fence};
+use super::loan::{Loan, within};
 use crate::core::{Deployment, NodeRecord, Operation};
 
 /// One change to be stored.
@@ -31,17 +33,22 @@ pub enum Write {
 }
 
 impl Database {
-    /// Stores `writes` and `events` in order, all or none. Repeating a batch changes nothing.
+    /// Stores `writes` and `events` in order, all or none, if `term` is still the newest. Repeating a batch changes
+    /// nothing.
     ///
     /// # Errors
-    /// When the transaction fails or does not answer; it may have been committed all the same.
+    /// [`StoreError::Fenced`] when another term has begun: then nothing was stored, nor will be. Otherwise when the
+    /// transaction fails or does not answer; it may have been committed all the same.
     pub async fn store(
         &self,
         term: Term,
         writes: &[Write],
         events: &[PendingEvent],
     ) -> Result<(), StoreError> {
-        within(self.transact(term, writes, events)).await
+        match within(self.transact(term, writes, events)).await? {
+            Fence::Holds { .. } => Ok(()),
+            Fence::Over { newest } => Err(StoreError::Fenced { term, newest }),
+        }
     }
 
     async fn transact(
@@ -49,22 +56,31 @@ impl Database {
         term: Term,
         writes: &[Write],
         events: &[PendingEvent],
-    ) -> Result<(), sqlx::Error> {
-        let now_ms = signed(unix_ms());
-        let mut transaction = self.pool.begin().await?;
-        for write in writes {
-            apply(&mut transaction, write, now_ms).await?;
+    ) -> Result<Fence, sqlx::Error> {
+        let mut loan = Loan::take(&self.pool).await?;
+        let mut transaction = loan.connection().begin().await?;
+        let fence = fence(&mut transaction, term).await?;
+        match fence {
+            Fence::Holds { now_ms } => {
+                for write in writes {
+                    apply(&mut transaction, write, now_ms).await?;
+                }
+                events::append(&mut transaction, term, events).await?;
+                transaction.commit().await?;
+            }
+            Fence::Over { .. } => transaction.rollback().await?,
         }
-        events::append(&mut transaction, term, events).await?;
-        transaction.commit().await
+        loan.give_back();
+        Ok(fence)
     }
 }
 
-async fn apply(connection: &mut SqliteConnection, write: &Write, now_ms: i64) -> Result<(), sqlx::Error> {
+/// `now_ms` is the database's time.
+async fn apply(connection: &mut AnyConnection, write: &Write, now_ms: i64) -> Result<(), sqlx::Error> {
     let query = match write {
         Write::Operation { operation, is_new: _ } => sqlx::query(
             "INSERT INTO operations (id, node, kind, state, is_open, body, recorded_at_ms, updated_at_ms)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?7)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
              ON CONFLICT (id) DO UPDATE SET state = excluded.state, is_open = excluded.is_open,
                  body = excluded.body, updated_at_ms = excluded.updated_at_ms",
         )
@@ -72,26 +88,26 @@ async fn apply(connection: &mut SqliteConnection, write: &Write, now_ms: i64) ->
         .bind(operation.node.as_str())
         .bind(operation.kind.as_str())
         .bind(operation.state.as_str())
-        .bind(operation.state.is_open())
+        .bind(i64::from(operation.state.is_open()))
         .bind(json(operation)?)
         .bind(now_ms),
         Write::SaveNode(node) => sqlx::query(
-            "INSERT INTO nodes (node, body, updated_at_ms) VALUES (?, ?, ?)
+            "INSERT INTO nodes (node, body, updated_at_ms) VALUES ($1, $2, $3)
              ON CONFLICT (node) DO UPDATE SET body = excluded.body, updated_at_ms = excluded.updated_at_ms",
         )
         .bind(node.node.as_str())
         .bind(json(node)?)
         .bind(now_ms),
-        Write::ForgetNode(node) => sqlx::query("DELETE FROM nodes WHERE node = ?").bind(node.as_str()),
+        Write::ForgetNode(node) => sqlx::query("DELETE FROM nodes WHERE node = $1").bind(node.as_str()),
         Write::SaveDeployment(deployment) => sqlx::query(
-            "INSERT INTO deployments (name, body, updated_at_ms) VALUES (?, ?, ?)
+            "INSERT INTO deployments (name, body, updated_at_ms) VALUES ($1, $2, $3)
              ON CONFLICT (name) DO UPDATE SET body = excluded.body, updated_at_ms = excluded.updated_at_ms",
         )
         .bind(deployment.name.as_str())
         .bind(json(deployment)?)
         .bind(now_ms),
         Write::Certificate { serial, node, expires_at_ms } => sqlx::query(
-            "INSERT INTO certificates (serial, node, issued_at_ms, expires_at_ms) VALUES (?, ?, ?, ?)
+            "INSERT INTO certificates (serial, node, issued_at_ms, expires_at_ms) VALUES ($1, $2, $3, $4)
              ON CONFLICT (serial) DO NOTHING",
         )
         .bind(serial.as_str())

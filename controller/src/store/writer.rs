@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use cic_common::backoff::Backoff;
 use cic_common::id::{OperationId, Term};
-use cic_common::supervise::TaskResult;
+use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use super::database::Database;
+use super::database::{Database, StoreError};
 use super::events::PendingEvent;
 use super::queue::StoreQueue;
 use super::write::Write;
@@ -20,31 +21,65 @@ const RETRY_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait: the core learns of a database that is back within this.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
-/// Stores until `token` is cancelled and the queue is empty, or one last attempt failed. Each new operation that
-/// is safely stored is told to `recorded`.
-///
-/// # Errors
-/// Never: a database that fails is waited for.
+/// Between two looks for what is too old: nobody misses an hour of ninety days.
+const FORGET_EVERY: Duration = Duration::from_secs(3600);
+
+/// A controller that has just begun to lead has more urgent writes.
+const FORGET_FIRST: Duration = Duration::from_secs(60);
+
+/// Between two batches of what is too old, so that writes come first.
+const FORGET_NEXT: Duration = Duration::from_millis(200);
+
+/// Why a writer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// It was told to.
+    Stopped,
+    /// Another controller leads under the term `newest`. What waited was discarded, and nobody is told that it is
+    /// recorded: this process must stop acting.
+    Fenced { newest: Term },
+}
+
+/// Stores until `token` is cancelled and the queue is empty, or one last attempt failed, or `term` is over. Each new
+/// operation that is safely stored is told to `recorded`. A database that fails is waited for.
 pub async fn run(
     database: Database,
     term: Term,
     queue: StoreQueue,
     recorded: mpsc::Sender<OperationId>,
     token: CancellationToken,
-) -> TaskResult {
+) -> Ended {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut forgetting = tokio::time::interval_at(Instant::now() + FORGET_FIRST, FORGET_EVERY);
+    forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        if forgetting.tick().now_or_never().is_some()
+            && let Err(newest) = forget(&database, term, &mut forgetting).await
+        {
+            return fenced(term, newest, queue.discard());
+        }
         let (writes, events) = queue.take();
         if writes.is_empty() && events.is_empty() {
-            // Cancel safe: both only wait.
+            // Cancel safe: all only wait.
             tokio::select! {
                 () = queue.arrived() => continue,
-                () = token.cancelled() => return Ok(()),
+                () = token.cancelled() => return Ended::Stopped,
+                _ = forgetting.tick() => {
+                    forgetting.reset_immediately();
+                    continue;
+                }
             }
         }
-        while !attempt(&database, term, &queue, &writes, &events).await {
+        loop {
+            match attempt(&database, term, &queue, &writes, &events).await {
+                Attempt::Stored => break,
+                Attempt::Fenced { newest } => {
+                    return fenced(term, newest, queue.discard() + writes.len() + events.len());
+                }
+                Attempt::Failed => {}
+            }
             if token.is_cancelled() {
-                return Ok(());
+                return Ended::Stopped;
             }
             // Cancel safe: both only wait.
             tokio::select! {
@@ -57,13 +92,24 @@ pub async fn run(
     }
 }
 
+fn fenced(term: Term, newest: Term, discarded: usize) -> Ended {
+    warn!(%term, %newest, discarded, "another controller leads; nothing more is stored");
+    Ended::Fenced { newest }
+}
+
+enum Attempt {
+    Stored,
+    Failed,
+    Fenced { newest: Term },
+}
+
 async fn attempt(
     database: &Database,
     term: Term,
     queue: &StoreQueue,
     writes: &[Write],
     events: &[PendingEvent],
-) -> bool {
+) -> Attempt {
     let failed_before = queue.counts().failures_in_row > 0;
     match database.store(term, writes, events).await {
         Ok(()) => {
@@ -71,17 +117,38 @@ async fn attempt(
             if failed_before {
                 info!("store answers again");
             }
-            true
+            Attempt::Stored
         }
+        Err(StoreError::Fenced { newest, .. }) => Attempt::Fenced { newest },
         Err(error) => {
             queue.attempted(false);
             if !failed_before {
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 warn!(%error, ?cause, "store fails; launches and terminations wait for it");
             }
-            false
+            Attempt::Failed
         }
     }
+}
+
+/// One batch of what is too old.
+///
+/// # Errors
+/// The newest term, when it is another.
+async fn forget(database: &Database, term: Term, forgetting: &mut Interval) -> Result<(), Term> {
+    match database.forget_old(term).await {
+        Ok(0) => {}
+        Ok(rows) => {
+            info!(rows, "forgot what is too old");
+            forgetting.reset_after(FORGET_NEXT);
+        }
+        Err(StoreError::Fenced { newest, .. }) => return Err(newest),
+        Err(error) => {
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            warn!(%error, ?cause, "what is too old is kept for another hour");
+        }
+    }
+    Ok(())
 }
 
 async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token: &CancellationToken) {
