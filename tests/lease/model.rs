@@ -19,7 +19,7 @@ const BACK: &str = "one that was cut off for longer than its lease renews it whe
 const IN_HAND: &str = "an act that was in hand at a pause comes late";
 
 /// How much of each is tried.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Default, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) ticks_max: u8,
     pub(crate) crashes_max: u8,
@@ -345,19 +345,26 @@ impl Model for Fleet {
             Property::always(NO_LATE_ACT, |_, state: &State| state.broken != Some(NO_LATE_ACT)),
             Property::always(FENCED, |_, state: &State| state.broken != Some(FENCED)),
             Property::always(FORWARD, |_, state: &State| state.broken != Some(FORWARD)),
-            Property::sometimes(AFTER_CRASH, |_, state: &State| state.is_followed(Gone::Died)),
-            Property::sometimes(AFTER_HAND_OVER, |_, state: &State| state.is_followed(Gone::HandedOver)),
         ];
+        // What shall be seen at least once, where it can be.
+        if self.bounds.crashes_max > 0 {
+            properties.push(Property::sometimes(AFTER_CRASH, |_, state: &State| state.is_followed(Gone::Died)));
+        }
+        if self.bounds.hand_overs_max > 0 {
+            let is_followed = |_: &Self, state: &State| state.is_followed(Gone::HandedOver);
+            properties.push(Property::sometimes(AFTER_HAND_OVER, is_followed));
+        }
+        if self.bounds.pauses_max > 0 {
+            properties.push(Property::sometimes(IN_HAND, |_, state: &State| state.is_late_in_hand));
+        }
         if self.is_prompt {
             properties.push(Property::always(SOON, |fleet: &Self, state: &State| {
                 // The span of who is gone, a look at it, and the ticks at which those are noticed.
                 let within = fleet.timing.span + fleet.timing.look_every + fleet.timing.look_every;
-                let idle_for = u64::from(state.database.now - state.well_at);
-                idle_for <= within.as_secs()
+                u64::from(state.database.now - state.well_at) <= within.as_secs()
             }));
         } else {
             properties.push(Property::sometimes(BACK, |_, state: &State| state.came_back));
-            properties.push(Property::sometimes(IN_HAND, |_, state: &State| state.is_late_in_hand));
         }
         properties
     }

@@ -3,8 +3,10 @@
 mod asks;
 mod choir;
 mod dev_fleet;
+mod duo;
 mod gpus;
 mod heard;
+mod cut_line;
 mod http;
 mod load;
 mod nodes;
@@ -17,9 +19,11 @@ mod view;
 
 pub use asks::asks;
 pub use choir::{Board, Choir};
+pub use duo::Duo;
 pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, ONE_THREAD, Options, binary, repository, shipped};
 pub use gpus::StandInGpus;
 pub use heard::{Ask, Heard};
+pub use cut_line::CutLine;
 pub use http::{Answer, request, request_as};
 pub use load::{Load, Outcome};
 pub use nodes::metric;

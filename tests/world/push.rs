@@ -193,9 +193,9 @@ impl World {
         }
     }
 
-    fn agent_succeeds(&mut self, node: usize, run: u32, predecessors: Vec<Predecessor>) {
+    fn agent_succeeds(&mut self, node: usize, run: u32, term: Term, predecessors: Vec<Predecessor>) {
         for Predecessor { node: predecessor, is_gone } in predecessors {
-            self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor, is_gone });
+            self.agent_hears(node, run, AgentEvent::TakesPlaceOf { term, predecessor, is_gone });
         }
     }
 
@@ -212,11 +212,11 @@ impl World {
                 if let Some(assignment) = assignment {
                     self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
                 }
-                self.agent_succeeds(node, run, predecessors);
+                self.agent_succeeds(node, run, term, predecessors);
             }
             Packet::Message(Message::Assign { term, assignment, predecessors }) => {
                 self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
-                self.agent_succeeds(node, run, predecessors);
+                self.agent_succeeds(node, run, term, predecessors);
             }
             Packet::Message(Message::Command { operation, term, command }) => {
                 self.agent_hears(node, run, AgentEvent::Commanded { operation, term, command });
