@@ -399,10 +399,9 @@ impl Driver {
     }
 }
 
+/// `None` when the term's writer has ended; the keeper will say what that means.
 async fn recorded(leading: &mut Option<Leading>) -> Option<OperationId> {
     match leading {
-        // Its writer has ended, and the keeper will say what that means.
-        Some(leading) if leading.recorded.is_closed() && leading.recorded.is_empty() => std::future::pending().await,
         Some(leading) => leading.recorded.recv().await,
         None => std::future::pending().await,
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cic_agent::core::Event as AgentEvent;
 use cic_common::assignment::Predecessor;
+use cic_common::id::Term;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_controller::core::{Event, Message};
