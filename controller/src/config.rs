@@ -24,6 +24,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("controller", "id", Kind::Text),
         Key::optional("controller", "fleet", Kind::Text),
         Key::required("controller", "state_dir", Kind::Text),
+        Key::optional("controller", "api_url", Kind::Text),
         Key::optional("quic", "listen", Kind::Text),
         Key::optional("quic", "heartbeat_ms", Kind::Integer),
         Key::optional("api", "listen", Kind::Text),
@@ -34,6 +35,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("local", "dir", Kind::Text),
         Key::optional("local", "agent_program", Kind::Text),
         Key::optional("local", "controller_address", Kind::Text),
+        Key::optional("local", "other_controllers", Kind::TextList),
         Key::optional("local", "agent_timing", Kind::Free),
         Key::optional("local", "cloud", Kind::Text),
         Key::optional("local", "metadata_program", Kind::Text),
@@ -93,6 +95,8 @@ pub struct Config {
     /// Between heartbeats of an agent.
     pub heartbeat_ms: u32,
     pub api_listen: SocketAddr,
+    /// Where other controllers send their clients when this one leads, as `http://HOST:PORT`; `None`: what it listens on.
+    pub api_url: Option<String>,
     /// What the token file holds.
     pub admin_token: Option<String>,
     pub store_url: String,
@@ -115,6 +119,8 @@ pub struct LocalConfig {
     pub agent_program: PathBuf,
     /// None: this controller's own QUIC port on the loopback.
     pub controller_address: Option<SocketAddr>,
+    /// `ADDRESS:PORT` of the other controllers, to which agents connect too.
+    pub other_controllers: Vec<SocketAddr>,
     pub agent_timing: toml::Table,
     pub hardware: Hardware,
 }
@@ -159,6 +165,7 @@ struct RawController {
     fleet: Option<String>,
     /// Required, and still optional here: without it the rest can be checked all the same.
     state_dir: Option<PathBuf>,
+    api_url: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -189,6 +196,7 @@ struct RawLocal {
     dir: Option<PathBuf>,
     agent_program: Option<PathBuf>,
     controller_address: Option<String>,
+    other_controllers: Option<Vec<String>>,
     #[serde(default)]
     agent_timing: toml::Table,
     cloud: Option<String>,
@@ -270,6 +278,7 @@ impl Raw {
             .clone()
             .or_else(|| Some(format!("sqlite:{}", state_dir.as_ref()?.join("controller.db").display())));
         let store_password = self.store.password(store_url.as_deref(), mistakes);
+        let api_url = self.api_url(api_listen, store_url.as_deref(), mistakes);
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
@@ -284,6 +293,7 @@ impl Raw {
             quic_listen: quic_listen?,
             heartbeat_ms,
             api_listen: api_listen?,
+            api_url,
             admin_token,
             store_url: store_url?,
             store_password,
@@ -295,6 +305,41 @@ impl Raw {
             log_format,
             log_filter,
         })
+    }
+
+    /// Redirects lead there, with the client's token, so it says exactly one place.
+    fn api_url(
+        &self,
+        listen: Option<SocketAddr>,
+        store_url: Option<&str>,
+        mistakes: &mut ConfigMistakes,
+    ) -> Option<String> {
+        let Some(url) = &self.controller.api_url else {
+            let is_shared = store_url.is_some_and(|url| !url.starts_with("sqlite:"));
+            if is_shared && listen.is_some_and(|listen| listen.ip().is_unspecified()) {
+                let what = "missing: others could not say where this controller's API is, since it listens on every address";
+                mistakes.push("controller", "api_url", what);
+            }
+            return None;
+        };
+        let authority = url.strip_prefix("http://").map(|rest| rest.trim_end_matches('/'));
+        let is_right = |authority: &&str| {
+            let port =
+                authority.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
+            port.is_some_and(|(host, port)| port > 0 && !host.is_empty())
+                && !authority.contains(['/', '?', '#', '@', ' '])
+        };
+        match authority.filter(is_right) {
+            Some(authority) => Some(format!("http://{authority}")),
+            None => {
+                mistakes.push(
+                    "controller",
+                    "api_url",
+                    format_args!("expected http://HOST:PORT, found {url:?}"),
+                );
+                None
+            }
+        }
     }
 
     fn admin_token(&self, mistakes: &mut ConfigMistakes) -> Option<String> {
@@ -329,6 +374,10 @@ impl Raw {
         let controller_address = controller_address
             .as_deref()
             .and_then(|text| address("local", "controller_address", Some(text), "", mistakes));
+        let others = self.local.other_controllers.iter().flatten();
+        let other_controllers = others
+            .filter_map(|text| address("local", "other_controllers", Some(text), "", mistakes))
+            .collect();
         let named = cloud.as_deref().unwrap_or(Cloud::None.as_str());
         let cloud = Cloud::ALL.into_iter().find(|cloud| cloud.as_str() == named);
         if cloud.is_none() {
@@ -348,7 +397,14 @@ impl Raw {
         }
         let hardware = Hardware { cloud: cloud?, metadata_program: metadata_program.clone(), checkpoints };
         let agent_timing = agent_timing.clone();
-        Some(LocalConfig { directory: directory?, agent_program, controller_address, agent_timing, hardware })
+        Some(LocalConfig {
+            directory: directory?,
+            agent_program,
+            controller_address,
+            other_controllers,
+            agent_timing,
+            hardware,
+        })
     }
 
     fn log(&self, mistakes: &mut ConfigMistakes) -> (LogFormat, String) {

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cic_common::id::OperationId;
+use cic_common::id::{OperationId, Term};
 use cic_common::supervise::TaskResult;
 use cic_common::time::{Clock, Mono};
 use cic_common::wire::order::Order;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
-use crate::core::{Action, Event, EventRecord, Fleet, Operation, Restored, Severity, View};
+use crate::core::{Action, CloudFault, Event, EventRecord, Fleet, Message, Operation, Severity, View};
+use crate::ha::{Leadership, Reign, Turn, Turns};
 use crate::provision::{LaunchOrder, Provision};
 use crate::reach::Reach;
 use crate::record::Recorder;
@@ -34,6 +35,9 @@ const VIEW_INTERVAL: Duration = Duration::from_millis(50);
 /// A core that asks to be called in the past is called at most this often.
 const TICK_INTERVAL_MIN: Duration = Duration::from_millis(1);
 
+/// A quiet fleet's view is drawn anew this often, so that its age tells whether the driver runs.
+const VIEW_AGE_MAX: Duration = Duration::from_secs(2);
+
 /// How long an operator's wish may take until it is stored.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,10 @@ pub struct NotStored;
 pub struct Published {
     pub view: View,
     pub now_unix_ms: u64,
+    /// The term that this controller decides under; `None`: it follows another.
+    pub leads: Option<Term>,
+    /// When the rows below the view were the store's; a leader's are always.
+    pub rows_at: Mono,
 }
 
 /// What the driver did, for `/metrics`.
@@ -86,7 +94,7 @@ impl Asking {
 
 /// The shells that perform actions. None of them makes the driver wait.
 pub struct Shells {
-    pub store: StoreQueue,
+    pub leadership: Leadership,
     pub provision: Provision,
     pub network: Box<dyn Network>,
     pub reach: Reach,
@@ -100,7 +108,7 @@ pub trait Network: Send {
 
 impl std::fmt::Debug for Shells {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Shells").field("store", &self.store).finish_non_exhaustive()
+        f.debug_struct("Shells").field("leadership", &self.leadership).finish_non_exhaustive()
     }
 }
 
@@ -108,7 +116,16 @@ impl std::fmt::Debug for Shells {
 #[derive(Debug)]
 pub struct Inlets {
     pub events: mpsc::Receiver<Event>,
-    pub recorded: mpsc::Receiver<OperationId>,
+    /// When it leads, and when it follows.
+    pub turns: Turns,
+}
+
+/// What it leads with, while it does.
+#[derive(Debug)]
+struct Leading {
+    term: Term,
+    store: StoreQueue,
+    recorded: mpsc::Receiver<OperationId>,
 }
 
 /// The driver.
@@ -118,6 +135,9 @@ pub struct Driver {
     inlets: Inlets,
     asks: mpsc::Receiver<Ask>,
     shells: Shells,
+    /// `None`: it follows another, and performs nothing but what a standby does.
+    leading: Option<Leading>,
+    rows_at: Mono,
     recorder: Option<Recorder>,
     published: watch::Sender<Arc<Published>>,
     published_at: Mono,
@@ -162,6 +182,8 @@ impl Driver {
             inlets,
             asks,
             shells,
+            leading: None,
+            rows_at: Mono::ZERO,
             recorder,
             published,
             published_at: Mono::ZERO,
@@ -174,23 +196,24 @@ impl Driver {
         (driver, outlets)
     }
 
-    /// Runs the fleet from what was `restored` until `token` is cancelled. The nodes are left alone then.
+    /// Runs the fleet from its first turn on, until `token` is cancelled. The nodes are left alone then.
     ///
     /// # Errors
     /// Never; an end before the program was told to stop is the failure.
-    pub async fn run(mut self, restored: Restored, token: CancellationToken) -> TaskResult {
-        self.step(Event::Restored(restored));
-        self.publish();
+    pub async fn run(mut self, token: CancellationToken) -> TaskResult {
+        // Cancel safe: a turn is only taken with its arm.
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            turn = self.inlets.turns.next() => self.take(turn),
+        }
         loop {
             let (wake, tick) = self.wake();
             // Cancel safe: receiving and sleeping lose nothing when another arm is taken. A closed queue means
             // that the program stops.
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
-                recorded = self.inlets.recorded.recv() => match recorded {
-                    Some(operation) => self.step(Event::Recorded { operation }),
-                    None => return Ok(()),
-                },
+                turn = self.inlets.turns.next() => self.take(turn),
+                Some(operation) = recorded(&mut self.leading) => self.step(Event::Recorded { operation }),
                 ask = self.asks.recv() => match ask {
                     Some(ask) => self.obey(ask),
                     None => return Ok(()),
@@ -206,22 +229,45 @@ impl Driver {
             }
             self.drain();
             self.record();
-            if self.is_changed && self.clock.now().since(self.published_at) >= VIEW_INTERVAL {
+            let view_age = self.clock.now().since(self.published_at);
+            if view_age >= if self.is_changed { VIEW_INTERVAL } else { VIEW_AGE_MAX } {
                 self.publish();
             }
         }
     }
 
+    /// Becomes the leader, or a standby. What was decided before and is not stored is void.
+    fn take(&mut self, turn: Turn) {
+        self.unrecorded.clear();
+        match turn {
+            Turn::Lead(Reign { restored, queue, recorded }) => {
+                self.leading = Some(Leading { term: restored.term, store: queue, recorded });
+                self.step(Event::Restored(restored));
+            }
+            Turn::Follow(restored) => {
+                self.leading = None;
+                self.rows_at = self.clock.now();
+                self.step(Event::Followed(restored));
+            }
+            Turn::StepDown => {
+                self.leading = None;
+                self.step(Event::SteppedDown);
+            }
+        }
+        self.publish();
+    }
+
     /// When to wake up if nothing happens, and when the core wants its tick.
     fn wake(&self) -> (Option<Mono>, Option<Mono>) {
         let tick = self.fleet.deadline().map(|at| at.max(self.ticked_at + TICK_INTERVAL_MIN));
-        let view = self.is_changed.then(|| self.published_at + VIEW_INTERVAL);
-        (tick.into_iter().chain(view).min(), tick)
+        let view = self.published_at + if self.is_changed { VIEW_INTERVAL } else { VIEW_AGE_MAX };
+        (tick.into_iter().chain([view]).min(), tick)
     }
 
     fn drain(&mut self) {
         for _ in 0..BATCH_MAX {
-            if let Ok(operation) = self.inlets.recorded.try_recv() {
+            let recorded = self.leading.as_mut().and_then(|leading| leading.recorded.try_recv().ok());
+            if let Some(operation) = recorded {
                 self.step(Event::Recorded { operation });
             } else if let Ok(event) = self.inlets.events.try_recv() {
                 self.step(event);
@@ -231,11 +277,16 @@ impl Driver {
         }
     }
 
-    /// The barrier comes after all writes of the step, so its answer says that they are stored.
+    /// The barrier comes after all writes of the step, so its answer says that they are stored. A standby takes no wishes:
+    /// whoever asked learns that nothing was stored.
     fn obey(&mut self, ask: Ask) {
+        if self.leading.is_none() {
+            return;
+        }
         self.step(ask.event);
         self.publish();
-        if !self.shells.store.push(Write::Barrier(ask.stored)) {
+        let Some(leading) = &self.leading else { return };
+        if !leading.store.push(Write::Barrier(ask.stored)) {
             warn!("store queue is full; an operator's change is not confirmed");
         }
     }
@@ -258,7 +309,7 @@ impl Driver {
 
     /// Hands an action to its shell. An event returned is the shell's answer, there and then.
     fn perform(&mut self, action: Action) -> Option<Event> {
-        let store = &self.shells.store;
+        let Some(Leading { store, .. }) = &self.leading else { return self.observe(action) };
         let write = match action {
             Action::Record(operation) => {
                 self.unrecorded.push_back(operation);
@@ -272,6 +323,12 @@ impl Driver {
                 Write::ForgetNode(node)
             }
             Action::SaveDeployment(deployment) => Write::SaveDeployment(deployment),
+            Action::Launch { operation, .. } | Action::Terminate { operation, .. } if !self.may_act() => {
+                let fault = CloudFault::NoAnswer("this controller's lease may be over".to_owned());
+                return Some(Event::Performed { operation, result: Err(fault) });
+            }
+            // Sent again by the core while it is not answered.
+            Action::Send { message: Message::Command { .. }, .. } if !self.may_act() => return None,
             Action::Launch { operation, provider, node, deployment, zone, price_limit } => {
                 let order = LaunchOrder { operation, node, deployment, zone, price_limit };
                 return self.shells.provision.launch(&provider, order);
@@ -303,11 +360,29 @@ impl Driver {
         None
     }
 
+    /// What a standby does of it. The core asks for nothing else then.
+    fn observe(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::ListInstances { provider } => return self.shells.provision.list(provider),
+            action if action.is_of_a_standby() => self.shells.network.perform(action),
+            action => debug!(?action, "not performed: this controller follows"),
+        }
+        None
+    }
+
+    /// Whether the lease that it decides under holds for certain, now. A pause between this look and the act is what the
+    /// operation's id is for. Routes and assignments need no look: every node refuses those of an older term.
+    fn may_act(&self) -> bool {
+        let trusted = self.shells.leadership.may_act(self.clock.now());
+        trusted.is_some() && trusted == self.leading.as_ref().map(|leading| leading.term)
+    }
+
     /// Hands operations to the store, in order, as far as it takes them. The core waits for each; a node has one open
     /// operation at most, which bounds those that wait here.
     fn record(&mut self) {
+        let Some(Leading { store, .. }) = &self.leading else { return };
         while let Some(operation) = self.unrecorded.front() {
-            if !self.shells.store.push(Write::Operation { operation: operation.clone(), is_new: true }) {
+            if !store.push(Write::Operation { operation: operation.clone(), is_new: true }) {
                 warn!(waiting = self.unrecorded.len(), "store queue is full; operations wait to be recorded");
                 return;
             }
@@ -318,7 +393,10 @@ impl Driver {
     fn publish(&mut self) {
         let now = self.clock.now();
         let view = self.fleet.view(now);
-        self.published.send_replace(Arc::new(Published { view, now_unix_ms: self.clock.unix_ms() }));
+        let leads = self.leading.as_ref().map(|leading| leading.term);
+        let rows_at = if leads.is_some() { now } else { self.rows_at };
+        let now_unix_ms = self.clock.unix_ms();
+        self.published.send_replace(Arc::new(Published { view, now_unix_ms, leads, rows_at }));
         self.published_at = now;
         self.is_changed = false;
     }
@@ -329,6 +407,14 @@ impl Driver {
         self.counts.actions.fetch_add(action_count as u64, Ordering::Relaxed);
         self.counts.nanos.fetch_add(nanos, Ordering::Relaxed);
         self.counts.nanos_max.fetch_max(nanos, Ordering::Relaxed);
+    }
+}
+
+/// `None` when the term's writer has ended; the keeper will say what that means.
+async fn recorded(leading: &mut Option<Leading>) -> Option<OperationId> {
+    match leading {
+        Some(leading) => leading.recorded.recv().await,
+        None => std::future::pending().await,
     }
 }
 

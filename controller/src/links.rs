@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cic_common::id::ControllerId;
-use cic_common::supervise::Supervisor;
+use cic_common::supervise::{Kind, Supervisor};
 use cic_common::tls::authority::AuthorityError;
 use cic_common::tls::config::TlsError;
 use cic_common::tls::{CertificateAuthority, Identity};
@@ -14,9 +14,10 @@ use tokio::sync::mpsc;
 
 use crate::core::{Action, Event};
 use crate::driver::Network;
+use crate::ha::Leadership;
 use crate::ingest::{Ingest, IngestError, IngestSpec, IssueLog, JoinDesk, JoinRefusal};
 use crate::poll::Poller;
-use crate::store::{Database, StoreQueue, TokenError, Write};
+use crate::store::{Database, TokenError, Write};
 
 /// Life of a node's and of a controller's certificate. Renewal comes at two thirds of it, so a fleet serves ten days
 /// without any controller; a spot VM, and a key stolen from one, rarely lives longer than that.
@@ -85,7 +86,7 @@ impl LinksSpec<'_> {
         self,
         tasks: &Supervisor,
         database: &Database,
-        queue: &StoreQueue,
+        leadership: &Leadership,
         core: &mpsc::Sender<Event>,
     ) -> Result<Links, LinksError> {
         let trust = self.authority.trust()?;
@@ -99,7 +100,7 @@ impl LinksSpec<'_> {
             certificate_span: CERTIFICATE_SPAN,
             reset_key_path: self.tls_dir.join("reset.key"),
             desk: desk(database.clone()),
-            issue_log: issue_log(queue.clone()),
+            issue_log: issue_log(leadership.clone(), database.clone(), tasks.clone()),
         };
         Ok(Links { ingest: Ingest::start(tasks, self.socket, spec, core.clone())?, poller })
     }
@@ -119,13 +120,18 @@ fn desk(database: Database) -> JoinDesk {
     })
 }
 
-fn issue_log(queue: StoreQueue) -> IssueLog {
+/// A standby signs too, and has no queue: its entry is written by itself, fenced by nothing, since it is a fact.
+fn issue_log(leadership: Leadership, database: Database, tasks: Supervisor) -> IssueLog {
     Arc::new(move |node, issued| {
-        // A full queue loses an entry of the audit list, which is counted, not the node's certificate.
-        queue.push(Write::Certificate {
-            serial: issued.serial.clone(),
-            node: node.clone(),
-            expires_at_ms: issued.not_after_ms,
+        let (serial, node, expires_at_ms) = (issued.serial.clone(), node.clone(), issued.not_after_ms);
+        if let Some(queue) = leadership.queue() {
+            // A full queue loses an entry of the audit list, which is counted, not the node's certificate.
+            queue.push(Write::Certificate { serial, node, expires_at_ms });
+            return;
+        }
+        let database = database.clone();
+        tasks.spawn("certificate note", Kind::Passing, move |_| async move {
+            database.note_certificate(&serial, &node, expires_at_ms).await.map_err(Into::into)
         });
     })
 }

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cic_common::id::Term;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Clock;
 use tokio::signal::unix::{SignalKind, signal};
@@ -17,6 +17,7 @@ use crate::api::{self, Api};
 use crate::config::Config;
 use crate::core::Fleet;
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Shells};
+use crate::ha::{Keeper, KeeperSpec, LeaseTiming};
 use crate::identity::{self, OwnIdentityError};
 use crate::links::{LinksError, LinksSpec};
 use crate::ports::{ListenError, Ports, Sockets};
@@ -24,18 +25,11 @@ use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
 use crate::reach::Reach;
 use crate::record::Recorder;
-use crate::store::{self, Database, Ended, Holder, StoreError, StoreQueue, Taken};
-
-/// Recorded operations on their way back to the core.
-const RECORDED_WAITING_MAX: usize = 1024;
+use crate::store::{Database, Holder, StoreError};
 
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const STORE_WITHIN: Duration = Duration::from_secs(2);
-
-/// A leader's, and how soon another looks for its end at the soonest.
-const LEASE_SPAN: Duration = Duration::from_secs(4);
-const LEASE_LOOK_MIN: Duration = Duration::from_millis(50);
 
 /// Why a controller does not run, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -71,25 +65,15 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
     let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
     database.migrate().await?;
-    let term = lead(&database, &config).await?;
-    let restored = database.restore(term).await?;
 
     let (front, back) = (Supervisor::new(), Supervisor::new());
     let (told, events) = mpsc::channel(EVENTS_WAITING_MAX);
-    let (confirm, recorded) = mpsc::channel(RECORDED_WAITING_MAX);
-    let queue = StoreQueue::default();
-    let (writer_database, writer_queue) = (database.clone(), queue.clone());
-    back.spawn("store", Kind::Vital, move |token| {
-        let ended = store::run_writer(writer_database, term, writer_queue, confirm, token);
-        async move {
-            match ended.await {
-                Ended::Stopped => Ok(()),
-                Ended::Fenced { newest } => {
-                    Err(format!("another controller leads under term {newest}").into())
-                }
-            }
-        }
-    });
+    let api_url = config.api_url.clone().unwrap_or_else(|| format!("http://{}", own_api(&config, ports)));
+    let own = Holder { controller: config.id.clone(), api: api_url };
+    let keeping = (database.clone(), back.clone());
+    let spec =
+        KeeperSpec { database: keeping.0, own, clock, timing: LeaseTiming::default(), tasks: keeping.1 };
+    let (keeper, leadership, turns) = Keeper::begin(spec).await?;
 
     let local = local(&config, ports, authority.certificate_pem(), &database)?;
     let provision = Provision::new(local, front.clone(), told.clone());
@@ -104,44 +88,37 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
         authority: Arc::clone(&authority),
         identity: &identity,
     };
-    let links = spec.open(&front, &database, &queue, &told)?;
+    let links = spec.open(&front, &database, &leadership, &told)?;
     let trust = authority.trust().map_err(LinksError::from)?;
     let reach = Reach::new(config.reach, &identity, &trust, front.clone(), told);
     let reach = reach.map_err(LinksError::from)?;
-    let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()), reach };
+    let shells =
+        Shells { leadership: leadership.clone(), provision, network: Box::new(links.clone()), reach };
     let fleet = Fleet::new(config.timing, config.brake).of_fleet(config.fleet.clone());
-    let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
-    let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));
+    let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, turns }, shells, recorder);
+    let token = config.admin_token.as_deref();
+    let api = Api::new(outlets, database.clone(), leadership.clone(), clock, token, Some(links));
 
     front.spawn("identity", Kind::Vital, move |token| {
         identity::keep_renewed(authority, identity, clock, token)
     });
-    front.spawn("driver", Kind::Vital, move |token| driver.run(restored, token));
+    front.spawn("driver", Kind::Vital, move |token| driver.run(token));
     let inner = front.clone();
     front.spawn("api", Kind::Vital, move |token| api::serve(listener, api, inner, token));
+    back.spawn("lease", Kind::Vital, move |token| keeper.run(token));
     ports.write(&config.state_dir).map_err(io_error("write ports.json"))?;
-    info!(%term, quic = ports.quic, api = ports.api, "controller serves");
+    info!(role = ?leadership.role(), quic = ports.quic, api = ports.api, "controller serves");
 
     wait_for_end(&front, &back).await.map_err(io_error("listen for signals"))?;
+    if let Err(error) = leadership.stop().await {
+        warn!(%error, "others wait for the lease to end");
+    }
     stop(&front, &back, &database).await
 }
 
-/// Waits until this controller has the lease.
-async fn lead(database: &Database, config: &Config) -> Result<Term, ServeError> {
-    let holder = Holder { controller: config.id.clone(), api: format!("http://{}", config.api_listen) };
-    let mut is_told = false;
-    loop {
-        match database.take_lease(&holder, LEASE_SPAN).await? {
-            Taken::Yes(term) => return Ok(term),
-            Taken::No(lease) => {
-                if !is_told {
-                    info!(holder = %lease.holder.controller, term = %lease.term, "another controller leads; waiting");
-                    is_told = true;
-                }
-                tokio::time::sleep(lease.left.clamp(LEASE_LOOK_MIN, LEASE_SPAN)).await;
-            }
-        }
-    }
+/// Where the API listens, as it would be asked there.
+fn own_api(config: &Config, ports: Ports) -> SocketAddr {
+    SocketAddr::new(config.api_listen.ip(), ports.api)
 }
 
 fn io_error(act: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -173,11 +150,12 @@ fn local(
         Some(address) => address.to_string(),
         None => format!("127.0.0.1:{}", ports.quic),
     };
+    let others = local.other_controllers.iter().map(ToString::to_string);
     let spec = LocalSpec {
         directory: local.directory.clone(),
         machine_program: std::env::current_exe().map_err(io_error("find this program's file"))?,
         agent_program: local.agent_program.clone(),
-        controller_addresses: vec![address],
+        controller_addresses: [address].into_iter().chain(others).collect(),
         ca_pem: ca_pem.to_owned(),
         agent_timing: local.agent_timing.clone(),
         hardware: local.hardware.clone(),
@@ -204,7 +182,7 @@ async fn wait_for_end(front: &Supervisor, back: &Supervisor) -> io::Result<()> {
     Ok(())
 }
 
-/// First all that makes work, then the store that writes down the rest of it.
+/// The lease is released by now. First all that makes work, then the store that writes down the rest of it.
 async fn stop(front: &Supervisor, back: &Supervisor, database: &Database) -> Result<(), ServeError> {
     let stopped = front.stop(STOP_WITHIN).await;
     let stored = back.stop(STORE_WITHIN).await;

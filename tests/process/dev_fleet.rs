@@ -338,7 +338,7 @@ fn text_of(record: &Value, key: &str) -> anyhow::Result<String> {
 }
 
 /// Living processes whose command line holds every word, and which name `dir` there or in their environment.
-fn find_pids(words: &[&str], dir: &Path) -> Vec<i32> {
+pub(super) fn find_pids(words: &[&str], dir: &Path) -> Vec<i32> {
     let dir = dir.to_string_lossy().into_owned();
     let Ok(entries) = std::fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok());

@@ -2,7 +2,9 @@
 
 mod asks;
 mod choir;
+mod cut_line;
 mod dev_fleet;
+mod duo;
 mod gpus;
 mod heard;
 mod http;
@@ -18,7 +20,9 @@ mod view;
 
 pub use asks::asks;
 pub use choir::{Board, Choir};
+pub use cut_line::CutLine;
 pub use dev_fleet::{DevFleet, Fault, NOTICE_WITHIN, ONE_THREAD, Options, binary, repository, shipped};
+pub use duo::Duo;
 pub use gpus::StandInGpus;
 pub use heard::{Ask, Heard};
 pub use http::{Answer, request, request_as};

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cic_agent::core::Event as AgentEvent;
 use cic_common::assignment::Predecessor;
+use cic_common::id::Term;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_controller::core::{Event, Message};
@@ -193,9 +194,9 @@ impl World {
         }
     }
 
-    fn agent_succeeds(&mut self, node: usize, run: u32, predecessors: Vec<Predecessor>) {
+    fn agent_succeeds(&mut self, node: usize, run: u32, term: Term, predecessors: Vec<Predecessor>) {
         for Predecessor { node: predecessor, is_gone } in predecessors {
-            self.agent_hears(node, run, AgentEvent::TakesPlaceOf { predecessor, is_gone });
+            self.agent_hears(node, run, AgentEvent::TakesPlaceOf { term, predecessor, is_gone });
         }
     }
 
@@ -212,11 +213,11 @@ impl World {
                 if let Some(assignment) = assignment {
                     self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
                 }
-                self.agent_succeeds(node, run, predecessors);
+                self.agent_succeeds(node, run, term, predecessors);
             }
             Packet::Message(Message::Assign { term, assignment, predecessors }) => {
                 self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
-                self.agent_succeeds(node, run, predecessors);
+                self.agent_succeeds(node, run, term, predecessors);
             }
             Packet::Message(Message::Command { operation, term, command }) => {
                 self.agent_hears(node, run, AgentEvent::Commanded { operation, term, command });

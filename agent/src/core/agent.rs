@@ -187,7 +187,12 @@ impl Agent {
             }
             Event::ModelKnown { attempt, result } => self.model_known(attempt, result, out),
             Event::Checkpointed { occasion, result } => self.checkpointed(occasion, result, out),
-            Event::TakesPlaceOf { predecessor, is_gone } => self.takes_place_of(predecessor, is_gone, out),
+            Event::TakesPlaceOf { term, predecessor, is_gone } => {
+                // A leader that was followed by another may have chosen another heir.
+                if term >= self.term {
+                    self.takes_place_of(predecessor, is_gone, out);
+                }
+            }
             Event::Restored { from, result } => self.restored(from, result, out),
             Event::StopAsked { with_engine, reason } => self.stop_asked(now, with_engine, reason, out),
         }

@@ -245,6 +245,7 @@ pub enum Event {
     },
     /// The controller launched this node in the place of another.
     TakesPlaceOf {
+        term: Term,
         predecessor: NodeId,
         /// Its VM is no more: it will write nothing.
         is_gone: bool,

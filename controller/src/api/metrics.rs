@@ -29,7 +29,10 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let mut page = Page::default();
     fleet(&mut page, &api.published().view);
     condition(&mut page, &api.published().view);
-    store(&mut page, &api.queue.counts());
+    store(&mut page, &api.leadership.queue_counts());
+    let leads = api.leadership.may_act(api.clock.now()).is_some();
+    page.head("cic_controller_leads", "gauge", "1 on the leader while its lease holds");
+    page.row("cic_controller_leads", &[], u8::from(leads));
     steps(&mut page, &api.driver.counts);
     if let Some(links) = &api.links {
         nodes(&mut page, links);

@@ -5,13 +5,16 @@
 //! GET  /v1/events, operations                  <- the store
 //! PUT  /v1/deployments/NAME, POST drain, replace -> the core, answered once it is stored
 //! POST /v1/tokens                              -> the store
-//! GET  /healthz, /metrics
+//! POST /v1/failover                            -> the lease's keeper
+//! GET  /v1/leader, /healthz, /healthz/leader, /healthz/ready, /metrics
 //! ```
+//! A standby answers the reads, and sends whoever wants a change to the leader.
 
 mod access;
 mod changes;
 mod deployment;
 mod error;
+mod leader;
 mod metrics;
 mod orphans;
 mod port;

@@ -9,6 +9,7 @@ use cic_common::time::Mono;
 use serde::{Deserialize, Serialize};
 
 use super::error::ApiError;
+use super::leader;
 use super::server::Api;
 use crate::core::{DeploymentView, NodeView, Operation, View};
 use crate::driver::Published;
@@ -174,6 +175,7 @@ pub(super) struct Health {
     term: u64,
     is_settled: bool,
     store_answers: bool,
+    leader: leader::Word,
 }
 
 /// `GET /healthz`: 200 from the first step of the core on. A store that is away does not make it fail: the
@@ -187,7 +189,8 @@ pub(super) async fn healthz(State(api): State<Api>) -> (StatusCode, Json<Health>
         status,
         term: published.view.term.0,
         is_settled: published.view.is_settled,
-        store_answers: api.queue.counts().failures_in_row == 0,
+        store_answers: api.leadership.queue_counts().failures_in_row == 0,
+        leader: leader::word(&api),
     };
     (code, Json(health))
 }

@@ -15,11 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::access::{self, AdminToken};
 use super::error::ApiError;
-use super::{changes, orphans, reads};
+use super::{changes, leader, orphans, reads};
 use super::{metrics, port};
 use crate::driver::{Outlets, Published};
+use crate::ha::Leadership;
 use crate::links::Links;
-use crate::store::{Database, StoreQueue};
+use crate::store::Database;
 
 /// Largest body taken: a deployment with a page of engine arguments is 4 KiB.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -29,7 +30,7 @@ const BODY_BYTES_MAX: usize = 64 * 1024;
 pub struct Api {
     pub(super) driver: Outlets,
     pub(super) database: Database,
-    pub(super) queue: StoreQueue,
+    pub(super) leadership: Leadership,
     pub(super) clock: Clock,
     pub(super) admin_token: Option<AdminToken>,
     /// One change of deployments at a time: cluster numbers are handed out from what the view shows.
@@ -49,7 +50,7 @@ impl Api {
     pub fn new(
         driver: Outlets,
         database: Database,
-        queue: StoreQueue,
+        leadership: Leadership,
         clock: Clock,
         admin_token: Option<&str>,
         links: Option<Links>,
@@ -57,7 +58,7 @@ impl Api {
         Self {
             driver,
             database,
-            queue,
+            leadership,
             clock,
             admin_token: admin_token.map(AdminToken::new),
             edits: Arc::new(Semaphore::new(1)),
@@ -91,7 +92,9 @@ fn routes(api: Api) -> Router {
         .route("/v1/orphans/{id}/adopt", post(orphans::adopt))
         .route("/v1/orphans/{id}/terminate", post(orphans::terminate))
         .route("/v1/tokens", post(changes::token))
-        .route_layer(middleware::from_fn_with_state(api.clone(), access::check));
+        .route("/v1/failover", post(leader::failover))
+        .route_layer(middleware::from_fn_with_state(api.clone(), access::check))
+        .route_layer(middleware::from_fn_with_state(api.clone(), leader::redirect));
     Router::new()
         .route("/v1/view", get(reads::view))
         .route("/v1/nodes", get(reads::nodes))
@@ -101,7 +104,10 @@ fn routes(api: Api) -> Router {
         .route("/v1/orphans", get(orphans::orphans))
         .route("/v1/events", get(reads::events))
         .route("/v1/operations", get(reads::operations))
+        .route("/v1/leader", get(leader::leader))
         .route("/healthz", get(reads::healthz))
+        .route("/healthz/leader", get(leader::healthz_leader))
+        .route("/healthz/ready", get(leader::healthz_ready))
         .route("/metrics", get(metrics::metrics))
         .merge(changes)
         .fallback(no_route)

@@ -20,12 +20,12 @@ use tokio::sync::mpsc;
 use super::{Api, serve};
 use crate::core::{Action, BrakeRules, EventRecord, Fleet, Severity, Timing};
 use crate::driver::{Driver, Inlets, Network, Shells};
+use crate::ha::{Keeper, KeeperSpec, Leadership, LeaseTiming};
 use crate::identity;
 use crate::provision::Provision;
 use crate::reach::{Reach, ReachSpec};
 use crate::record::{Recorder, replay};
-use crate::store::tests::taken;
-use crate::store::{Database, Ended, StoreQueue, run_writer};
+use crate::store::{Database, Holder};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -41,28 +41,32 @@ struct World {
     directory: tempfile::TempDir,
     tasks: Supervisor,
     database: Database,
-    queue: StoreQueue,
+    leadership: Leadership,
     address: SocketAddr,
 }
 
 impl World {
     async fn new(token: Option<&str>) -> Self {
+        Self::beside(token, None).await
+    }
+
+    /// `leader`: another controller, that has the lease.
+    async fn beside(token: Option<&str>, leader: Option<&Holder>) -> Self {
         let directory = tempfile::tempdir().expect("directory");
         let database = Database::open_file(&directory.path().join("cic.db")).await.expect("opens");
         database.migrate().await.expect("migrates");
-        let term = taken(&database).await;
-        let restored = database.restore(term).await.expect("restores");
-        let (tasks, clock, queue) = (Supervisor::new(), Clock::start(), StoreQueue::default());
+        if let Some(leader) = leader {
+            database.take_lease(leader, SOON * 10).await.expect("taken");
+        }
+        let (tasks, clock) = (Supervisor::new(), Clock::start());
         let (told, events) = mpsc::channel(16);
-        let (confirm, recorded) = mpsc::channel(16);
-        let (writer_database, writer_queue) = (database.clone(), queue.clone());
-        tasks.spawn("store", Kind::Vital, move |token| {
-            let ended = run_writer(writer_database, term, writer_queue, confirm, token);
-            async move {
-                assert_eq!(ended.await, Ended::Stopped);
-                Ok(())
-            }
-        });
+        let own =
+            Holder { controller: ControllerId::new("c1").expect("a label"), api: "http://c1:1".to_owned() };
+        let (keeping, writers) = (database.clone(), tasks.clone());
+        let timing = LeaseTiming::default();
+        let spec = KeeperSpec { database: keeping, own, clock, timing, tasks: writers };
+        let (keeper, leadership, turns) = Keeper::begin(spec).await.expect("begins");
+        tasks.spawn("lease", Kind::Vital, move |token| keeper.run(token));
         let provision = Provision::new(None, tasks.clone(), told);
         let reach = ReachSpec { ssh_port: 22, ssh: None };
         let id = ControllerId::new("c1").expect("label");
@@ -70,21 +74,20 @@ impl World {
         let trust = authority.trust().expect("trust");
         let (tell, _) = mpsc::channel(1);
         let reach = Reach::new(reach, &identity, &trust, tasks.clone(), tell).expect("TLS");
-        let shells = Shells { store: queue.clone(), provision, network: Box::new(Deaf), reach };
+        let shells = Shells { leadership: leadership.clone(), provision, network: Box::new(Deaf), reach };
         let (timing, brake) = (Timing::default(), BrakeRules::default());
         let recorder =
             Recorder::create(&directory.path().join("record"), timing, brake, &Default::default(), &tasks)
                 .expect("creates");
         let fleet = Fleet::new(timing, brake);
-        let (driver, outlets) =
-            Driver::new(fleet, clock, Inlets { events, recorded }, shells, Some(recorder));
-        tasks.spawn("driver", Kind::Vital, move |token| driver.run(restored, token));
+        let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, turns }, shells, Some(recorder));
+        tasks.spawn("driver", Kind::Vital, move |token| driver.run(token));
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("bound");
-        let api = Api::new(outlets, database.clone(), queue.clone(), clock, token, None);
+        let api = Api::new(outlets, database.clone(), leadership.clone(), clock, token, None);
         let inner = tasks.clone();
         tasks.spawn("api", Kind::Vital, move |token| serve(listener, api, inner, token));
-        Self { directory, tasks, database, queue, address }
+        Self { directory, tasks, database, leadership, address }
     }
 
     async fn call(&self, method: Method, path: &str, body: Option<&Value>) -> (StatusCode, Value) {
@@ -230,7 +233,12 @@ async fn events_health_and_metrics_are_there_to_read() {
     let world = World::new(None).await;
     for text in ["one", "two"] {
         let (severity, kind) = (Severity::Warning, "test".to_owned());
-        world.queue.push_event(EventRecord { node: None, severity, kind, text: text.to_owned() });
+        world.leadership.queue().expect("leads").push_event(EventRecord {
+            node: None,
+            severity,
+            kind,
+            text: text.to_owned(),
+        });
     }
     let read = || async { world.call(Method::GET, "/v1/events?limit=1000", None).await.1 };
     let found = tokio::time::timeout(SOON, async {
@@ -283,4 +291,73 @@ async fn half_a_request_does_not_keep_the_program_from_ending() {
     let (status, _) = world.call(Method::GET, "/v1/nodes", None).await;
     assert_eq!(status, StatusCode::OK);
     world.tasks.stop(SOON).await.expect("stops");
+}
+
+fn other() -> Holder {
+    Holder { controller: ControllerId::new("c2").expect("a label"), api: "http://c2:7480".to_owned() }
+}
+
+#[tokio::test]
+async fn a_standby_answers_reads_and_sends_changes_to_the_leader() {
+    let world = World::beside(Some("secret"), Some(&other())).await;
+    for path in ["/v1/deployments/chat", "/v1/failover?x=1", "/v1/tokens"] {
+        let method = if path.contains("deployments") { Method::PUT } else { Method::POST };
+        let request = Request::builder().method(method).uri(format!("http://{}{path}", world.address));
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let answer =
+            client.request(request.body(Full::<Bytes>::default()).expect("valid")).await.expect("answers");
+        assert_eq!(answer.status(), StatusCode::TEMPORARY_REDIRECT, "{path}");
+        assert_eq!(answer.headers()["location"], format!("http://c2:7480{path}"));
+    }
+    let (status, word) = world.call(Method::GET, "/v1/leader", None).await;
+    assert_eq!((status, &word["role"]), (StatusCode::OK, &json!("standby")));
+    assert_eq!((&word["controller"], &word["term"]), (&json!("c1"), &json!(1)));
+    assert_eq!(word["leader"], json!({ "controller": "c2", "api": "http://c2:7480" }));
+    assert_eq!(world.call(Method::GET, "/v1/nodes", None).await.0, StatusCode::OK);
+    assert_eq!(world.call(Method::GET, "/healthz/ready", None).await.0, StatusCode::OK);
+    assert_eq!(world.call(Method::GET, "/healthz/leader", None).await.0, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_leader_that_hands_over_stores_what_it_took_and_takes_nothing_more() {
+    let world = World::new(None).await;
+    assert_eq!(world.call(Method::GET, "/healthz/leader", None).await.0, StatusCode::OK);
+    let wish = world.wish();
+    assert_eq!(world.call(Method::PUT, "/v1/deployments/chat", Some(&wish)).await.0, StatusCode::OK);
+    let (status, answer) = world.call(Method::POST, "/v1/failover", None).await;
+    assert_eq!((status, &answer["term"]), (StatusCode::ACCEPTED, &json!(1)), "{answer}");
+    let lease = world.database.lease().await.expect("answers").expect("was taken");
+    assert!(lease.left.is_zero(), "{lease:?}");
+    let restored = world.database.restore(lease.term).await.expect("restores");
+    assert_eq!(restored.deployments.len(), 1);
+    let (status, _) = world.call(Method::PUT, "/v1/deployments/more", Some(&wish)).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "nobody leads");
+    assert_eq!(world.call(Method::GET, "/healthz/leader", None).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    let (_, deployments) = world.call(Method::GET, "/v1/deployments", None).await;
+    assert_eq!(deployments["deployments"][0]["deployment"]["name"], "chat", "it answers reads");
+}
+
+#[tokio::test]
+async fn a_leader_whose_term_another_took_follows_it() {
+    let world = World::new(None).await;
+    assert_eq!(world.call(Method::GET, "/healthz/leader", None).await.0, StatusCode::OK);
+    // As if this one had been stopped past its lease.
+    world.database.release_lease(cic_common::id::Term(1)).await.expect("released");
+    let taken = world.database.take_lease(&other(), SOON * 10).await.expect("answers");
+    assert_eq!(taken, crate::store::Taken::Yes(cic_common::id::Term(2)));
+    let (status, _) = world.call(Method::PUT, "/v1/deployments/chat", Some(&world.wish())).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "the store takes nothing of term 1");
+    assert!(world.database.restore(cic_common::id::Term(2)).await.expect("reads").deployments.is_empty());
+    let followed = async {
+        while world.call(Method::GET, "/v1/leader", None).await.1["leader"]["controller"] != "c2" {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, followed).await.expect("follows");
+    let forgotten = async {
+        while world.call(Method::GET, "/v1/deployments", None).await.1["deployments"] != json!([]) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(SOON, forgotten).await.expect("what was not stored is gone");
 }

@@ -96,6 +96,14 @@ pub(super) enum Command {
         #[arg(long)]
         reason: Option<String>,
     },
+    /// Show which controller leads, and what the one that was asked is
+    Leader {
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// Let another controller lead: the present leader stores what it has decided, gives the lease up and stands back
+    Failover,
     /// Make a single-use join token for a node
     Token {
         /// The node's full name

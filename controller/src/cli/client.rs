@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::CONTENT_TYPE;
+use hyper::header::{CONTENT_TYPE, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -95,7 +95,8 @@ impl Client {
         serde_json::from_slice(&answer).map_err(|error| self.strange(path, status, error))
     }
 
-    /// Sends one request and takes the whole answer, whatever its status, within `deadline`.
+    /// Sends one request and takes the whole answer, whatever its status, within `deadline`. A standby that sends it on to
+    /// the leader is obeyed once. A request holds no secret, so none is sent to where it was not meant for.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -104,14 +105,23 @@ impl Client {
         deadline: Duration,
     ) -> Result<(StatusCode, Bytes), ClientError> {
         let content = body.map(serde_json::to_vec).transpose().map_err(|error| self.unreachable(&error))?;
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("{}{path}", self.endpoint))
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(content.unwrap_or_default())))
-            .map_err(|error| self.unreachable(&error))?;
+        let content = Bytes::from(content.unwrap_or_default());
+        let request = |base: &Endpoint| {
+            Request::builder()
+                .method(method.clone())
+                .uri(format!("{base}{path}"))
+                .header(CONTENT_TYPE, "application/json")
+                .body(Full::new(content.clone()))
+                .map_err(|error| self.unreachable(&error))
+        };
         let exchange = async {
-            let response = self.pool.request(request).await.map_err(|error| self.unreachable(&error))?;
+            let first = request(&self.endpoint)?;
+            let mut response = self.pool.request(first).await.map_err(|error| self.unreachable(&error))?;
+            if let Some(leader) = leader(&response, path) {
+                let second = request(&leader)?;
+                let failed = |error| Self { endpoint: leader.clone(), ..self.clone() }.unreachable(&error);
+                response = self.pool.request(second).await.map_err(failed)?;
+            }
             let status = response.status();
             let answer = response.into_body().collect().await.map_err(|error| self.unreachable(&error))?;
             Ok((status, answer.to_bytes()))
@@ -154,9 +164,34 @@ impl Client {
     }
 }
 
+/// Where a standby says that the leader is: another host and port, and the same path.
+fn leader<B>(response: &hyper::Response<B>, path: &str) -> Option<Endpoint> {
+    if response.status() != StatusCode::TEMPORARY_REDIRECT {
+        return None;
+    }
+    let target = response.headers().get(LOCATION)?.to_str().ok()?;
+    Endpoint::parse(target.strip_prefix("http://")?.strip_suffix(path)?).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_redirect_changes_nothing_but_host_and_port() {
+        let answer = |status, target: &str| {
+            let answer = hyper::Response::builder().status(status).header(LOCATION, target).body(());
+            leader(&answer.expect("valid"), "/v1/tokens").map(|leader| leader.authority)
+        };
+        let sent_on = StatusCode::TEMPORARY_REDIRECT;
+        assert_eq!(answer(sent_on, "http://c2:7480/v1/tokens").as_deref(), Some("c2:7480"));
+        for wrong in
+            ["http://c2:7480/v1/other", "https://c2:7480/v1/tokens", "/v1/tokens", "http://c2/v1/tokens"]
+        {
+            assert_eq!(answer(sent_on, wrong), None, "{wrong}");
+        }
+        assert_eq!(answer(StatusCode::MOVED_PERMANENTLY, "http://c2:7480/v1/tokens"), None);
+    }
 
     #[tokio::test]
     async fn a_controller_that_is_not_there_is_named_with_the_way_out() {

@@ -47,7 +47,7 @@ impl Endpoint {
         Self { authority: authority.to_string(), origin: Origin::Given }
     }
 
-    fn parse(text: &str) -> Result<Self, Failure> {
+    pub(super) fn parse(text: &str) -> Result<Self, Failure> {
         let authority = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
         let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
         if has_port && !authority.contains('/') {

@@ -21,6 +21,7 @@ mod endpoint;
 mod events;
 mod failure;
 mod fault;
+mod leader;
 mod nodes;
 mod operations;
 mod orphans;

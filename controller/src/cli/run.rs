@@ -8,7 +8,7 @@ use super::client::Client;
 use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
-use super::{apply, ask, deployments, dev, events, fault, nodes, operations, orphans, why};
+use super::{apply, ask, deployments, dev, events, fault, leader, nodes, operations, orphans, why};
 use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
@@ -40,6 +40,8 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Command::Apply { file } => apply::apply(&client()?, file).await,
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
         Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,
+        Command::Leader { json } => leader::leader(&client()?, *json).await,
+        Command::Failover => leader::failover(&client()?).await,
         Command::Token { node } => ask::token(&client()?, node).await,
         Command::Replay { file } => replay(file),
         Command::Fault(args) => fault::fault(args).await,

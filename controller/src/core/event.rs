@@ -43,10 +43,10 @@ pub struct NodeRecord {
     pub asked: Option<Leaving>,
 }
 
-/// Everything the store holds when a controller starts.
+/// Everything that the store holds and a controller needs.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Restored {
-    /// Already raised above every earlier term.
+    /// Of the reader, if it leads: above every earlier term. Else the newest.
     pub term: Term,
     /// Highest operation id ever recorded.
     pub operation_last: OperationId,
@@ -86,8 +86,12 @@ pub struct Polled {
 pub enum Event {
     /// Nothing but time.
     Tick,
-    /// First event of every run.
+    /// This controller leads from now on, under the term that is in it.
     Restored(Restored),
+    /// It does not, and this is what the store holds now, with the newest term. Comes again and again.
+    Followed(Restored),
+    /// It leads no more; what the store holds follows.
+    SteppedDown,
     /// A node opened its control stream under a certificate that names it.
     Connected(Hello),
     /// That stream ended, however.

@@ -61,6 +61,8 @@ pub struct Fleet {
     pub(super) timing: Timing,
     pub(super) brake: Brake,
     pub(super) term: Term,
+    /// Whether this controller decides, or follows another.
+    pub(super) is_leading: bool,
     pub(super) nodes: BTreeMap<NodeId, Node>,
     pub(super) deployments: BTreeMap<DeploymentName, Wanted>,
     pub(super) operations: BTreeMap<OperationId, Open>,
@@ -72,6 +74,8 @@ pub struct Fleet {
     pub(super) unowned: BTreeMap<NodeId, Orphan>,
     /// What replicas without a row said when they connected, while they are.
     pub(super) guests: BTreeMap<NodeId, Hello>,
+    /// Nodes that connected to a standby before it saw their rows.
+    pub(super) unrowed: BTreeMap<NodeId, Hello>,
     /// Predecessors for whom there is no heir yet.
     pub(super) orphans: BTreeMap<DeploymentName, Vec<Predecessor>>,
     pub(super) routes: RoutingTable,
@@ -99,6 +103,7 @@ impl Fleet {
             timing,
             brake: Brake::new(rules),
             term: Term(0),
+            is_leading: false,
             nodes: BTreeMap::new(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
@@ -107,6 +112,7 @@ impl Fleet {
             name: FleetName::default(),
             unowned: BTreeMap::new(),
             guests: BTreeMap::new(),
+            unrowed: BTreeMap::new(),
             orphans: BTreeMap::new(),
             routes: RoutingTable::default(),
             xids: XidCounts::default(),
@@ -130,13 +136,18 @@ impl Fleet {
 
     /// Takes in one event and appends what is to be done about it.
     pub fn step(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
+        let first = out.len();
         self.forgive_own_stall(now, out);
         self.hear(now, event, out);
         self.wake(now);
         self.settle(now, out);
         self.conclude_touched(now, out);
         self.retry_operations(now, out);
-        if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
+        if !self.is_leading && std::mem::take(&mut self.is_dirty) {
+            // What it would publish is what it goes on from when it leads.
+            self.take_census(now, out);
+            self.publish_routes(now, out);
+        } else if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
             self.is_dirty = false;
             self.plan_at = None;
             self.take_census(now, out);
@@ -148,6 +159,13 @@ impl Fleet {
             self.publish_routes(now, out);
         }
         self.list_providers(now, out);
+        if !self.is_leading {
+            let mut index = 0;
+            out.retain(|action| {
+                index += 1;
+                index <= first || action.is_of_a_standby()
+            });
+        }
     }
 
     /// When a tick is wanted if nothing else happens.
@@ -191,6 +209,11 @@ impl Fleet {
     /// Starts the settle time, or ends it at once when there is nobody to wait for.
     pub(super) fn begin_settling(&mut self, now: Mono) {
         self.settle_at = Some(now + self.timing.settle);
+        self.is_settled = false;
+    }
+
+    pub(super) fn end_settling(&mut self) {
+        self.settle_at = None;
         self.is_settled = false;
     }
 
@@ -467,12 +490,7 @@ impl Fleet {
         self.set_leaving(id, None);
         self.disinherit(id, out);
         self.tell(now, id, Severity::Info, "reprieve", why, out);
-        let Some(record) = self.nodes.get(id).map(|node| &node.record) else { return };
-        if let Some(wanted) = record.deployment.as_ref().and_then(|name| self.deployments.get(name)) {
-            let (assignment, predecessors) = (wanted.deployment.assignment(), record.predecessors.clone());
-            let message = Message::Assign { term: self.term, assignment, predecessors };
-            out.push(Action::Send { node: id.clone(), message });
-        }
+        self.assign(id, out);
     }
 
     /// Whether something was done that its agent or its cloud does not take back.

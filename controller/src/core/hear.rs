@@ -10,7 +10,7 @@ use cic_common::wire::message::Hello;
 
 use super::agreement::{Discord, Path};
 use super::belief::{Belief, Cloud};
-use super::event::{NodeRecord, PollFault, Polled, Restored};
+use super::event::{NodeRecord, PollFault, Polled};
 use super::fleet::{Fleet, Listing, Wanted};
 use super::instance::{CloudFault, Instance, InstanceState};
 use super::node::Node;
@@ -22,9 +22,14 @@ use super::{Action, Deployment, Event, Message};
 
 impl Fleet {
     pub(super) fn hear(&mut self, now: Mono, event: Event, out: &mut Vec<Action>) {
+        if !self.is_leading && event.is_for_a_leader() {
+            return;
+        }
         match event {
             Event::Tick => {}
-            Event::Restored(restored) => self.restored(now, restored),
+            Event::Restored(restored) => self.lead(now, restored, out),
+            Event::Followed(restored) => self.follow(now, restored, out),
+            Event::SteppedDown => self.step_down(),
             Event::Connected(hello) => self.connected(now, hello, out),
             Event::Disconnected { node, incarnation } => self.disconnected(now, &node, incarnation, out),
             Event::Heartbeats(batch) => {
@@ -56,30 +61,7 @@ impl Fleet {
         }
     }
 
-    fn restored(&mut self, now: Mono, restored: Restored) {
-        self.term = restored.term;
-        self.operation_last = restored.operation_last;
-        for deployment in restored.deployments {
-            self.want(now, deployment);
-        }
-        for record in restored.nodes {
-            let id = record.node.clone();
-            let mut node = Node::new(now, record);
-            node.leaving = node.record.asked.clone();
-            node.poll.schedule(now + spread(&id, Duration::from_secs(1)));
-            self.nodes.insert(id.clone(), node);
-            self.touch(&id);
-        }
-        for operation in restored.operations {
-            if let Some(node) = self.nodes.get_mut(&operation.node) {
-                node.operation = Some(operation.id);
-            }
-            self.operations.insert(operation.id, Open::restored(now, operation));
-        }
-        self.begin_settling(now);
-    }
-
-    fn want(&mut self, now: Mono, deployment: Deployment) {
+    pub(super) fn want(&mut self, now: Mono, deployment: Deployment) {
         self.listings
             .entry(deployment.provider.clone())
             .or_insert_with(|| Listing { next_at: now, ..Listing::default() });
@@ -101,6 +83,9 @@ impl Fleet {
     }
 
     pub(super) fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {
+        if !self.is_leading && !self.nodes.contains_key(&hello.node) {
+            return self.await_row(hello, out);
+        }
         if hello.role == Role::Replica && !self.nodes.contains_key(&hello.node) {
             return self.receive_guest(hello, out);
         }
@@ -147,13 +132,16 @@ impl Fleet {
         node.poll.schedule(now);
         self.adopt_launched(now, &id, out);
         self.reprieve_launched(now, &id, out);
-        self.settle_heir(&id, out);
+        if self.is_leading {
+            self.settle_heir(&id, out);
+        }
+        let is_leading = self.is_leading;
         let Some(node) = self.nodes.get(&id) else { return };
-        let deployment = node.record.deployment.clone().filter(|_| node.leaving.is_none());
+        let deployment = node.record.deployment.clone().filter(|_| is_leading && node.leaving.is_none());
         let assignment =
             deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
         let routes = if is_settled { self.routes.clone() } else { Default::default() };
-        let predecessors = node.record.predecessors.clone();
+        let predecessors = if is_leading { node.record.predecessors.clone() } else { Vec::new() };
         let message = Message::Welcome { term: self.term, assignment, predecessors, routes };
         out.push(Action::Send { node: id.clone(), message });
         self.is_dirty = true;
@@ -180,6 +168,9 @@ impl Fleet {
 
     fn disconnected(&mut self, now: Mono, id: &NodeId, incarnation: Incarnation, out: &mut Vec<Action>) {
         self.guests.retain(|guest, hello| guest != id || hello.incarnation != incarnation);
+        if self.unrowed.get(id).is_some_and(|hello| hello.incarnation == incarnation) {
+            self.unrowed.remove(id);
+        }
         let Some(node) = self.nodes.get(id) else { return };
         if incarnation != node.record.incarnation {
             return;
@@ -335,7 +326,9 @@ impl Fleet {
                 self.adopt_launched(now, &id, out);
             }
         }
-        self.watch_orphans(now, provider, &instances, out);
+        if self.is_leading {
+            self.watch_orphans(now, provider, &instances, out);
+        }
         let is_in_doubt = |id: &NodeId| {
             self.nodes.get(id).is_some_and(|node| node.doubted_until.is_some_and(|until| now < until))
         };
@@ -455,7 +448,7 @@ fn is_same_verdict(old: &GpuReport, new: &GpuReport) -> bool {
 }
 
 /// A share of `span` that is the same for a node every time, so that polls of many nodes do not coincide.
-fn spread(id: &NodeId, span: Duration) -> Duration {
+pub(super) fn spread(id: &NodeId, span: Duration) -> Duration {
     let hash = id
         .as_str()
         .bytes()

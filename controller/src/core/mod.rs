@@ -6,7 +6,7 @@
 //!       <- Action  <- operation (recorded, then performed)  <- plan --'
 //! ```
 //! [`Fleet::step`] takes one [`Event`] and the time and appends [`Action`]s; [`Fleet::deadline`] says when it
-//! wants a tick. Shells only translate. The same events always give the same actions.
+//! wants a tick. Only a leader acts; a standby is the same core, following the rows of the store (`rows`). Shells only translate. The same events always give the same actions.
 #![deny(clippy::disallowed_methods, clippy::disallowed_types)]
 
 mod action;
@@ -32,6 +32,7 @@ mod recovery;
 mod rhythm;
 
 mod routing;
+mod rows;
 mod ssh;
 mod succession;
 mod suspicion;

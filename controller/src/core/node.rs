@@ -219,6 +219,21 @@ impl Node {
         self.reported_at = now;
     }
 
+    /// Puts its row in the place of what was known of it. What it said itself is newer than the row; what was decided about
+    /// it by this controller in an earlier term is void.
+    pub(super) fn take_row(&mut self, row: NodeRecord) {
+        let heard = std::mem::replace(&mut self.record, row);
+        if heard.incarnation >= self.record.incarnation {
+            self.record.incarnation = heard.incarnation;
+            self.record.keeps_checkpoints = heard.keeps_checkpoints;
+            self.record.address = heard.address.or(self.record.address.take());
+        } else {
+            self.report_seq = 0;
+        }
+        self.leaving = self.record.asked.clone();
+        (self.operation, self.draining_since, self.held) = (None, None, None);
+    }
+
     /// Whether `incarnation` is one that a newer has replaced.
     pub(super) fn is_overtaken(&self, incarnation: Incarnation) -> bool {
         !cfg!(feature = "planted-incarnation-bug") && incarnation < self.record.incarnation

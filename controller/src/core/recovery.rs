@@ -102,6 +102,9 @@ impl Illness {
 impl Fleet {
     /// Goes on with the plan for what ails the node now.
     pub(super) fn recover(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
+        if !self.is_leading {
+            return;
+        }
         let Some(node) = self.nodes.get_mut(id) else { return };
         let illness = Illness::of(node);
         if illness != node.recovery.illness {

@@ -3,6 +3,7 @@
 
 mod agree;
 mod bench;
+mod following;
 mod gpu;
 mod heal;
 mod need;

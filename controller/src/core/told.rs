@@ -36,6 +36,9 @@ impl Fleet {
             }
             NodeEvent::NoticeLifted { source, id } => node.lift_notice(&source, &id),
             NodeEvent::Xid { seen, action } => self.xids.add(seen.code, action),
+            // A standby reads in the rows what became of it.
+            NodeEvent::CommandDone { .. } | NodeEvent::Restored { .. } | NodeEvent::RestoreFailed { .. }
+                if !self.is_leading => {}
             NodeEvent::CommandDone { operation, outcome } => {
                 self.command_done(now, id, operation, &outcome, out);
             }

@@ -18,7 +18,7 @@ use sqlx::any::AnyRow;
 use super::database::{Database, StoreError, execute, fetch, signed, unsigned};
 
 /// A controller, as a holder of the lease.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Holder {
     /// No two controllers of a fleet may have the same: whoever has the holder's takes the lease from it at once, as a
     /// restarted controller may. Two processes on one state directory are kept apart by its lock file.
@@ -28,7 +28,7 @@ pub struct Holder {
 }
 
 /// The lease as the database has it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Lease {
     pub term: Term,
     pub holder: Holder,
@@ -37,7 +37,7 @@ pub struct Lease {
 }
 
 /// What became of a wish to lead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Taken {
     /// Under this term, which is higher than each before it.
     Yes(Term),
@@ -46,7 +46,7 @@ pub enum Taken {
 }
 
 /// What became of a renewal.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Renewed {
     Yes,
     /// Another term has begun; whoever asked leads no more.

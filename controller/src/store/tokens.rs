@@ -69,6 +69,24 @@ impl Database {
         })
     }
 
+    /// Notes a certificate in the audit list. Noting it again changes nothing.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn note_certificate(
+        &self,
+        serial: &str,
+        node: &NodeId,
+        expires_at_ms: u64,
+    ) -> Result<(), StoreError> {
+        let query = sqlx::query(
+            "INSERT INTO certificates (serial, node, issued_at_ms, expires_at_ms)
+             SELECT $1, $2, now_ms, $3 FROM database_clock WHERE true ON CONFLICT (serial) DO NOTHING",
+        );
+        let query = query.bind(serial).bind(node.as_str()).bind(signed(expires_at_ms));
+        self.execute(query).await.map(drop)
+    }
+
     /// Number of certificates issued to `node`, without those that retention has forgotten.
     ///
     /// # Errors

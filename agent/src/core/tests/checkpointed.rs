@@ -225,7 +225,7 @@ fn predecessor() -> NodeId {
 }
 
 fn takes(is_gone: bool) -> Event {
-    Event::TakesPlaceOf { predecessor: predecessor(), is_gone }
+    Event::TakesPlaceOf { term: Term(1), predecessor: predecessor(), is_gone }
 }
 
 const NONE: [bool; 0] = [];
@@ -275,7 +275,8 @@ fn a_predecessors_checkpoint_is_read_once_and_once_more_is_said_that_it_is_gone(
     assert_eq!(restores(bench.give(takes(false))), NONE, "each controller says so, at each connection");
     assert_eq!(restores(bench.give(takes(true))), [true]);
     assert_eq!(restores(bench.give(takes(true))), NONE);
-    let other = Event::TakesPlaceOf { predecessor: NodeId::new("n9").expect("label"), is_gone: true };
+    let other =
+        Event::TakesPlaceOf { term: Term(1), predecessor: NodeId::new("n9").expect("label"), is_gone: true };
     assert_eq!(restores(bench.give(other)), [true], "one node can stand for two");
     let mut gateway = Bench::storing(Role::Gateway);
     gateway.give(Event::Booted(Booted::default()));
@@ -293,7 +294,8 @@ fn a_predecessor_that_is_named_again_after_its_end_is_read_again_and_none_is_pas
     assert_eq!(restores(bench.give(takes(true))), [true], "it served again, and was lost then");
     for number in 0..100 {
         let node = NodeId::new(format!("m{number}")).expect("label");
-        let actions = bench.give(Event::TakesPlaceOf { predecessor: node, is_gone: true }).to_vec();
+        let actions =
+            bench.give(Event::TakesPlaceOf { term: Term(1), predecessor: node, is_gone: true }).to_vec();
         assert_eq!(restores(&actions).len() + told(&actions).len(), 1, "{number}: {actions:?}");
     }
 }
@@ -323,4 +325,12 @@ fn no_secret_leaves_the_node() {
     let shown = ["--api-key", "…", "…", "--hf-token=…", "--seed", "7", "--tokenizer-mode", "auto"];
     assert_eq!(written.args, shown);
     assert_eq!(written.env["HF_TOKEN"], "");
+}
+
+#[test]
+fn a_predecessor_that_a_leader_of_the_past_names_is_somebody_elses() {
+    let mut bench = serving();
+    let names = |term| Event::TakesPlaceOf { term: Term(term), predecessor: predecessor(), is_gone: true };
+    assert_eq!(restores(bench.give(names(0))), NONE, "term 1 assigned what runs");
+    assert_eq!(restores(bench.give(names(2))), [true]);
 }

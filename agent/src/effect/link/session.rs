@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cic_common::assignment::Predecessor;
+use cic_common::id::Term;
 use cic_common::report::Heartbeat;
 use cic_common::time::Mono;
 use cic_common::tls::identity::IdentityError;
@@ -141,7 +142,7 @@ async fn hear(
     if let Some(assignment) = assignment {
         pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
     }
-    succeed(link, predecessors).await?;
+    succeed(link, term, predecessors).await?;
     loop {
         match reader.next().await.map_err(SessionError::Frame)? {
             ControllerMessage::Ack { seq } => link.outbox.acknowledge(seq),
@@ -150,7 +151,7 @@ async fn hear(
             }
             ControllerMessage::Assign { term, assignment, predecessors } => {
                 pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
-                succeed(link, predecessors).await?;
+                succeed(link, term, predecessors).await?;
             }
             ControllerMessage::Command { operation, term, command } => {
                 pass(link, LinkEvent::Core(Event::Commanded { operation, term, command })).await?;
@@ -169,9 +170,9 @@ async fn hear(
     }
 }
 
-async fn succeed(link: &Link, predecessors: Vec<Predecessor>) -> Result<(), SessionError> {
+async fn succeed(link: &Link, term: Term, predecessors: Vec<Predecessor>) -> Result<(), SessionError> {
     for Predecessor { node: predecessor, is_gone } in predecessors {
-        pass(link, LinkEvent::Core(Event::TakesPlaceOf { predecessor, is_gone })).await?;
+        pass(link, LinkEvent::Core(Event::TakesPlaceOf { term, predecessor, is_gone })).await?;
     }
     Ok(())
 }

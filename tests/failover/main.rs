@@ -1,0 +1,4 @@
+//! Two real controllers on a real PostgreSQL: the leader is killed, stopped, cut off and told to go, and the other leads.
+
+mod checks;
+mod strikes;
