@@ -328,7 +328,15 @@ impl Driver {
                 return Some(Event::Performed { operation, result: Err(fault) });
             }
             // Sent again by the core while it is not answered.
-            Action::Send { message: Message::Command { .. }, .. } if !self.may_act() => return None,
+            Action::Send { message: Message::Command { .. }, .. } | Action::CommandByPoll { .. }
+                if !self.may_act() =>
+            {
+                return None;
+            }
+            Action::RestartBySsh { node, operation, .. } if !self.may_act() => {
+                let result = Err("this controller's lease may be over".to_owned());
+                return Some(Event::RestartedBySsh { node, operation, result });
+            }
             Action::Launch { operation, provider, node, deployment, zone, price_limit } => {
                 let order = LaunchOrder { operation, node, deployment, zone, price_limit };
                 return self.shells.provision.launch(&provider, order);

@@ -21,7 +21,7 @@ use super::world::World;
 /// One group commit of the store.
 const COMMIT_MS: (u64, u64) = (1, 20);
 
-/// Actions that one step may give: a fixed part, and some for each node it may conclude about.
+/// Actions that one step may give: a fixed part, and some for each node it may conclude about, or launch.
 const ACTIONS_BASE_MAX: usize = 64;
 const ACTIONS_PER_NODE_MAX: usize = 16;
 
@@ -190,7 +190,8 @@ impl World {
     pub(super) fn fleet_step(&mut self, event: Event) {
         let mut out = std::mem::take(&mut self.fleet_out);
         self.fleet_hears(event, &mut out);
-        let max = ACTIONS_BASE_MAX + ACTIONS_PER_NODE_MAX * self.machines.len();
+        let wanted: usize = self.wanted().values().map(|wanted| usize::from(wanted.replicas)).sum();
+        let max = ACTIONS_BASE_MAX + ACTIONS_PER_NODE_MAX * self.machines.len().max(wanted);
         if out.len() > max {
             self.facts.push(Fact::Overfull { what: "actions of one controller step", count: out.len(), max });
         }

@@ -1,23 +1,9 @@
 //! What tests of other parts need of a store, and what only this folder can see. The store's rules are tried on both
 //! databases by `tests/store`.
 
-use std::time::Duration;
-
-use cic_common::id::{ControllerId, Term};
 use sqlx::Row as _;
 
 use super::*;
-
-const SOON: Duration = Duration::from_secs(20);
-
-/// A term of the lease, under which a writer stores.
-pub(crate) async fn taken(database: &Database) -> Term {
-    let holder = Holder { controller: ControllerId::new("a").expect("valid"), api: String::new() };
-    match database.take_lease(&holder, SOON).await.expect("answers") {
-        Taken::Yes(term) => term,
-        Taken::No(lease) => panic!("taken: {lease:?}"),
-    }
-}
 
 #[tokio::test]
 async fn every_connection_to_a_file_survives_power_cuts_and_waits_for_locks() {
