@@ -27,7 +27,6 @@ use crate::record::Recorder;
 use crate::store::{Database, Holder, StoreError};
 
 /// Recorded operations on their way back to the core.
-const RECORDED_WAITING_MAX: usize = 1024;
 
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
