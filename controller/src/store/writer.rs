@@ -6,7 +6,7 @@ use cic_common::backoff::Backoff;
 use cic_common::id::{OperationId, Term};
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -50,7 +50,8 @@ pub async fn run(
     token: CancellationToken,
 ) -> Ended {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
-    let mut forgetting = tokio::time::interval_at(Instant::now() + FORGET_FIRST, FORGET_EVERY);
+    let mut forgetting = tokio::time::interval(FORGET_EVERY);
+    forgetting.reset_after(FORGET_FIRST);
     forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         if forgetting.tick().now_or_never().is_some()
