@@ -26,8 +26,6 @@ use crate::provision::local::{Local, LocalSpec};
 use crate::record::Recorder;
 use crate::store::{Database, Holder, StoreError};
 
-/// Recorded operations on their way back to the core.
-
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const STORE_WITHIN: Duration = Duration::from_secs(2);
