@@ -13,6 +13,7 @@ use super::brake::{Brake, BrakeRules, Census};
 use super::deployment::Deployment;
 use super::evidence::span;
 use super::node::Node;
+use super::nodes::Nodes;
 use super::operation::OperationKind;
 use super::perform::Open;
 use super::timing::Timing;
@@ -53,7 +54,7 @@ pub struct Fleet {
     pub(super) timing: Timing,
     pub(super) brake: Brake,
     pub(super) term: Term,
-    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) nodes: Nodes,
     pub(super) deployments: BTreeMap<DeploymentName, Wanted>,
     pub(super) operations: BTreeMap<OperationId, Open>,
     pub(super) operation_last: OperationId,
@@ -85,7 +86,7 @@ impl Fleet {
             timing,
             brake: Brake::new(rules),
             term: Term(0),
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
             operation_last: OperationId(0),
@@ -236,8 +237,8 @@ impl Fleet {
 
     fn settle(&mut self, now: Mono, out: &mut Vec<Action>) {
         let Some(settle_at) = self.settle_at.filter(|_| !self.is_settled) else { return };
-        let mut expected = self.nodes.values().filter(|node| node.record.incarnation.0 > 0);
-        let all_heard = expected.all(|node| node.push.has_spoken());
+        let is_heard = |node: &Node| node.record.incarnation.0 == 0 || node.push.has_spoken();
+        let all_heard = self.nodes.values().all(is_heard);
         if !all_heard && now < settle_at {
             return;
         }
@@ -428,9 +429,14 @@ impl Fleet {
         let mut zones: BTreeMap<String, Census> = BTreeMap::new();
         for node in self.nodes.values().filter(|node| node.is_ours() && node.record.incarnation.0 > 0) {
             if node.belief != Belief::Gone {
-                let zone = zones.entry(node.record.zone.clone()).or_default();
-                zone.total += 1;
-                zone.silent += u32::from(node.belief == Belief::Silent);
+                let zone = &node.record.zone;
+                if !zones.contains_key(zone) {
+                    zones.insert(zone.clone(), Census::default());
+                }
+                if let Some(census) = zones.get_mut(zone) {
+                    census.total += 1;
+                    census.silent += u32::from(node.belief == Belief::Silent);
+                }
             }
         }
         for (began, text) in self.brake.count(now, &zones) {
@@ -442,8 +448,7 @@ impl Fleet {
 
     fn deployment_view(&self, wanted: &Wanted) -> DeploymentView {
         let name = &wanted.deployment.name;
-        let members =
-            || self.nodes.values().filter(move |node| node.record.deployment.as_ref() == Some(name));
+        let members = || self.nodes.of(name).map(|(_, node)| node);
         let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
         let staying = || members().filter(|node| node.leaving.is_none());
         DeploymentView {

@@ -21,6 +21,7 @@ mod hear;
 mod instance;
 mod need;
 mod node;
+mod nodes;
 mod operation;
 mod perform;
 mod plan;
