@@ -12,6 +12,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod histogram;
 pub mod identity;
 pub mod ingest;
 pub mod links;

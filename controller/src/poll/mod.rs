@@ -11,4 +11,4 @@ mod ask;
 mod connection;
 mod poller;
 
-pub use poller::{PollCounts, Poller};
+pub use poller::{PollCounts, Poller, URGENT_WAITING_MAX};

@@ -20,7 +20,7 @@ mod tests;
 
 pub use database::{Database, StoreError};
 pub use events::StoredEvent;
-pub use queue::{QueueCounts, StoreQueue};
+pub use queue::{EVENTS_WAITING_MAX, QueueCounts, StoreQueue, WRITES_WAITING_MAX};
 pub use tokens::TokenError;
 pub use write::Write;
 pub use writer::run as run_writer;
