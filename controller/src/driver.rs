@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use cic_common::id::{OperationId, Term};
@@ -15,6 +15,7 @@ use tracing::{debug, error, info, warn};
 
 use crate::core::{Action, CloudFault, Event, EventRecord, Fleet, Message, Operation, Severity, View};
 use crate::ha::{Leadership, Reign, Turn, Turns};
+use crate::histogram::Histogram;
 use crate::provision::{LaunchOrder, Provision};
 use crate::reach::Reach;
 use crate::record::Recorder;
@@ -31,6 +32,10 @@ const BATCH_MAX: usize = 256;
 
 /// Views are for people and scrapes: 20 a second is plenty, and a busy fleet pays for no more.
 const VIEW_INTERVAL: Duration = Duration::from_millis(50);
+
+/// A view of a large fleet takes milliseconds: the pause after it is so many times as long, so that views take a
+/// twentieth of the driver's time at most. A thousand nodes are still shown as soon as a small fleet is.
+const VIEW_PAUSE_FACTOR: u32 = 19;
 
 /// A core that asks to be called in the past is called at most this often.
 const TICK_INTERVAL_MIN: Duration = Duration::from_millis(1);
@@ -62,9 +67,11 @@ pub struct Published {
 pub struct StepCounts {
     pub steps: AtomicU64,
     pub actions: AtomicU64,
-    /// Sum over all steps, without what becomes of their actions.
-    pub nanos: AtomicU64,
+    /// Each without what becomes of its actions.
+    pub spans: Histogram,
     pub nanos_max: AtomicU64,
+    /// Most events that ever waited for the core.
+    pub events_waiting_max: AtomicUsize,
 }
 
 #[derive(Debug)]
@@ -104,6 +111,9 @@ pub struct Shells {
 pub trait Network: Send {
     /// Performs `Send`, `PublishRoutes`, `Poll` and its part of `ForgetNode` without waiting.
     fn perform(&mut self, action: Action);
+
+    /// The core has taken the oldest batch of heartbeats that was not taken yet.
+    fn beats_taken(&mut self) {}
 }
 
 impl std::fmt::Debug for Shells {
@@ -141,6 +151,8 @@ pub struct Driver {
     recorder: Option<Recorder>,
     published: watch::Sender<Arc<Published>>,
     published_at: Mono,
+    /// From one view to the next.
+    view_interval: Duration,
     is_changed: bool,
     ticked_at: Mono,
     counts: Arc<StepCounts>,
@@ -187,6 +199,7 @@ impl Driver {
             recorder,
             published,
             published_at: Mono::ZERO,
+            view_interval: VIEW_INTERVAL,
             is_changed: false,
             ticked_at: Mono::ZERO,
             counts,
@@ -230,7 +243,7 @@ impl Driver {
             self.drain();
             self.record();
             let view_age = self.clock.now().since(self.published_at);
-            if view_age >= if self.is_changed { VIEW_INTERVAL } else { VIEW_AGE_MAX } {
+            if view_age >= if self.is_changed { self.view_interval } else { VIEW_AGE_MAX } {
                 self.publish();
             }
         }
@@ -260,11 +273,12 @@ impl Driver {
     /// When to wake up if nothing happens, and when the core wants its tick.
     fn wake(&self) -> (Option<Mono>, Option<Mono>) {
         let tick = self.fleet.deadline().map(|at| at.max(self.ticked_at + TICK_INTERVAL_MIN));
-        let view = self.published_at + if self.is_changed { VIEW_INTERVAL } else { VIEW_AGE_MAX };
+        let view = self.published_at + if self.is_changed { self.view_interval } else { VIEW_AGE_MAX };
         (tick.into_iter().chain([view]).min(), tick)
     }
 
     fn drain(&mut self) {
+        self.counts.events_waiting_max.fetch_max(self.inlets.events.len(), Ordering::Relaxed);
         for _ in 0..BATCH_MAX {
             let recorded = self.leading.as_mut().and_then(|leading| leading.recorded.try_recv().ok());
             if let Some(operation) = recorded {
@@ -298,9 +312,13 @@ impl Driver {
             if let Some(recorder) = &mut self.recorder {
                 recorder.write(now, &event);
             }
+            let is_beats = matches!(event, Event::Heartbeats(_));
             let mut actions = std::mem::take(&mut self.actions);
             self.fleet.step(now, event, &mut actions);
             self.count(now, actions.len());
+            if is_beats {
+                self.shells.network.beats_taken();
+            }
             events.extend(actions.drain(..).filter_map(|action| self.perform(action)));
             self.actions = actions;
         }
@@ -405,15 +423,17 @@ impl Driver {
         let rows_at = if leads.is_some() { now } else { self.rows_at };
         let now_unix_ms = self.clock.unix_ms();
         self.published.send_replace(Arc::new(Published { view, now_unix_ms, leads, rows_at }));
-        self.published_at = now;
+        self.published_at = self.clock.now();
+        self.view_interval = VIEW_INTERVAL.max(self.published_at.since(now) * VIEW_PAUSE_FACTOR);
         self.is_changed = false;
     }
 
     fn count(&self, began_at: Mono, action_count: usize) {
-        let nanos = u64::try_from(self.clock.now().since(began_at).as_nanos()).unwrap_or(u64::MAX);
+        let span = self.clock.now().since(began_at);
+        let nanos = u64::try_from(span.as_nanos()).unwrap_or(u64::MAX);
         self.counts.steps.fetch_add(1, Ordering::Relaxed);
         self.counts.actions.fetch_add(action_count as u64, Ordering::Relaxed);
-        self.counts.nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.counts.spans.add(span);
         self.counts.nanos_max.fetch_max(nanos, Ordering::Relaxed);
     }
 }

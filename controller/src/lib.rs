@@ -13,6 +13,7 @@ pub mod config;
 pub mod core;
 pub mod driver;
 pub mod ha;
+pub mod histogram;
 pub mod identity;
 pub mod ingest;
 pub mod links;

@@ -53,6 +53,10 @@ impl Network for Links {
             | Action::Note(_) => {}
         }
     }
+
+    fn beats_taken(&mut self) {
+        self.ingest.beats_taken();
+    }
 }
 
 /// What the links are made of.

@@ -3,6 +3,7 @@
 mod agent;
 mod chaos;
 mod compare;
+mod controller;
 mod detect;
 mod edge;
 mod grid;
@@ -36,6 +37,9 @@ struct Args {
     /// Length of `soak` and `chaos`
     #[arg(long, default_value_t = 10)]
     minutes: u32,
+    /// Sizes of the fleets of `controller`
+    #[arg(long, value_delimiter = ',', default_values_t = controller::SIZES)]
+    nodes: Vec<usize>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -52,11 +56,15 @@ enum Bench {
     Soak,
     /// Ten minutes of replicas killed and connections reset: whether anybody who listens at an edge notices
     Chaos,
+    /// What a node costs the controller, in fleets of a thousand to ten thousand
+    Controller,
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    if std::env::args().nth(1).is_some_and(|first| first == edge::UPSTREAM_COMMAND) {
-        return edge::run_upstream();
+    match std::env::args().nth(1).as_deref() {
+        Some(edge::UPSTREAM_COMMAND) => return edge::run_upstream(),
+        Some(controller::AGENTS_COMMAND) => return controller::run_agents(),
+        Some(_) | None => {}
     }
     let args = Args::parse();
     let (name, table) = match args.name {
@@ -67,6 +75,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Bench::Edge => ("edge", edge::run(args.rounds)?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),
         Bench::Chaos => ("chaos", chaos::run(args.minutes)?),
+        Bench::Controller => ("controller", controller::run(&args.nodes)?),
     };
     print!("{}", table.text());
     if args.json {

@@ -21,8 +21,9 @@ const VERSION_BYTES: usize = 2;
 /// Largest length a frame may promise.
 pub const FRAME_BYTES_MAX: usize = VERSION_BYTES + BODY_BYTES_MAX;
 
-/// Memory is taken for what has arrived, this much at a time, never for what was promised.
-const READ_BYTES: usize = 8 << 10;
+/// Memory is taken for what has arrived, this much at a time, never for what was promised. A controller holds it for each
+/// node; a long frame doubles what is taken as it comes.
+const READ_BYTES: usize = 1 << 10;
 
 /// Why a stream or a datagram holds no message.
 #[derive(Debug, thiserror::Error)]

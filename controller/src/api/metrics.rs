@@ -11,9 +11,11 @@ use cic_common::report::{EngineState, GpuReport};
 
 use super::server::Api;
 use crate::core::{Belief, View, XidCount};
-use crate::driver::StepCounts;
+use crate::driver::{self, StepCounts};
+use crate::histogram::Histogram;
 use crate::links::Links;
-use crate::store::QueueCounts;
+use crate::poll;
+use crate::store::{self, QueueCounts};
 
 /// Version 0.0.4 of the exposition format, which every scraper reads.
 const TEXT_FORMAT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -29,7 +31,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let mut page = Page::default();
     fleet(&mut page, &api.published().view);
     condition(&mut page, &api.published().view);
-    store(&mut page, &api.leadership.queue_counts());
+    stored(&mut page, &api.leadership.queue_counts());
     let leads = api.leadership.may_act(api.clock.now()).is_some();
     page.head("cic_controller_leads", "gauge", "1 on the leader while its lease holds");
     page.row("cic_controller_leads", &[], u8::from(leads));
@@ -37,6 +39,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     if let Some(links) = &api.links {
         nodes(&mut page, links);
     }
+    queues(&mut page, &api);
     ([(CONTENT_TYPE, TEXT_FORMAT)], page.text)
 }
 
@@ -125,7 +128,7 @@ fn condition(page: &mut Page, view: &View) {
     }
 }
 
-fn store(page: &mut Page, counts: &QueueCounts) {
+fn stored(page: &mut Page, counts: &QueueCounts) {
     page.one("cic_store_writes_waiting", "writes not stored yet", counts.writes_waiting);
     page.one("cic_store_events_waiting", "event log entries not stored yet", counts.events_waiting);
     page.one("cic_store_events_dropped_total", "event log entries given up", counts.events_dropped);
@@ -148,15 +151,37 @@ fn nodes(page: &mut Page, links: &Links) {
         "warm connections closed by the node",
         read(&polls.channels_lost),
     );
+    let help = "from the arrival of a heartbeat to the step that took it";
+    page.spans("cic_ingest_seconds", help, links.ingest.beat_spans());
+}
+
+/// How long each queue ever was, and how long it may be.
+fn queues(page: &mut Page, api: &Api) {
+    let (counts, stored) = (&api.driver.counts, api.leadership.queue_counts());
+    let mut queues = vec![
+        ("events", counts.events_waiting_max.load(Ordering::Relaxed), driver::EVENTS_WAITING_MAX),
+        ("writes", stored.writes_waiting_max, store::WRITES_WAITING_MAX),
+        ("log", stored.events_waiting_max, store::EVENTS_WAITING_MAX),
+    ];
+    if let Some(links) = &api.links {
+        let most = links.poller.counts().urgent_waiting_max.load(Ordering::Relaxed);
+        queues.push(("urgent_polls", most, poll::URGENT_WAITING_MAX));
+    }
+    page.head("cic_queue_waiting_max", "gauge", "most that ever waited since the start");
+    for (queue, most, _) in &queues {
+        page.row("cic_queue_waiting_max", &[("queue", queue)], most);
+    }
+    page.head("cic_queue_bound", "gauge", "most that may wait");
+    for (queue, _, bound) in &queues {
+        page.row("cic_queue_bound", &[("queue", queue)], bound);
+    }
 }
 
 fn steps(page: &mut Page, counts: &StepCounts) {
     let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     #[allow(clippy::cast_precision_loss)]
     let seconds = |nanos: u64| nanos as f64 / 1e9;
-    page.head("cic_step_seconds", "summary", "time of one step of the core");
-    page.row("cic_step_seconds_sum", &[], seconds(read(&counts.nanos)));
-    page.row("cic_step_seconds_count", &[], read(&counts.steps));
+    page.spans("cic_step_seconds", "time of one step of the core", &counts.spans);
     page.one("cic_step_max_seconds", "longest step since the start", seconds(read(&counts.nanos_max)));
     page.one("cic_actions_total", "actions decided by the core", read(&counts.actions));
 }
@@ -175,6 +200,17 @@ impl Page {
 
     fn head(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn spans(&mut self, name: &str, help: &str, spans: &Histogram) {
+        self.head(name, "histogram", help);
+        let (bucket, cumulative) = (format!("{name}_bucket"), spans.cumulative());
+        for (bound_ns, count) in &cumulative {
+            let bound = bound_ns.map_or_else(|| "+Inf".to_owned(), |ns| (ns as f64 / 1e9).to_string());
+            self.row(&bucket, &[("le", &bound)], count);
+        }
+        self.row(&format!("{name}_sum"), &[], spans.sum_ns() as f64 / 1e9);
+        self.row(&format!("{name}_count"), &[], cumulative.last().map_or(0, |(_, count)| *count));
     }
 
     /// Label values are ids and constants, so none needs escaping.

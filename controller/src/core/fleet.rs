@@ -14,6 +14,7 @@ use super::brake::{Brake, BrakeRules, Census};
 use super::deployment::Deployment;
 use super::evidence::span;
 use super::node::Node;
+use super::nodes::Nodes;
 use super::operation::OperationKind;
 use super::orphan::Orphan;
 use super::perform::Open;
@@ -63,7 +64,7 @@ pub struct Fleet {
     pub(super) term: Term,
     /// Whether this controller decides, or follows another.
     pub(super) is_leading: bool,
-    pub(super) nodes: BTreeMap<NodeId, Node>,
+    pub(super) nodes: Nodes,
     pub(super) deployments: BTreeMap<DeploymentName, Wanted>,
     pub(super) operations: BTreeMap<OperationId, Open>,
     pub(super) operation_last: OperationId,
@@ -104,7 +105,7 @@ impl Fleet {
             brake: Brake::new(rules),
             term: Term(0),
             is_leading: false,
-            nodes: BTreeMap::new(),
+            nodes: Nodes::default(),
             deployments: BTreeMap::new(),
             operations: BTreeMap::new(),
             operation_last: OperationId(0),
@@ -293,8 +294,8 @@ impl Fleet {
 
     fn settle(&mut self, now: Mono, out: &mut Vec<Action>) {
         let Some(settle_at) = self.settle_at.filter(|_| !self.is_settled) else { return };
-        let mut expected = self.nodes.values().filter(|node| node.record.incarnation.0 > 0);
-        let all_heard = expected.all(|node| node.push.has_spoken());
+        let is_heard = |node: &Node| node.record.incarnation.0 == 0 || node.push.has_spoken();
+        let all_heard = self.nodes.values().all(is_heard);
         if !all_heard && now < settle_at {
             return;
         }
@@ -513,9 +514,14 @@ impl Fleet {
         let mut zones: BTreeMap<String, Census> = BTreeMap::new();
         for node in self.nodes.values().filter(|node| node.is_ours() && node.record.incarnation.0 > 0) {
             if node.belief != Belief::Gone {
-                let zone = zones.entry(node.record.zone.clone()).or_default();
-                zone.total += 1;
-                zone.silent += u32::from(node.belief == Belief::Silent);
+                let zone = &node.record.zone;
+                if !zones.contains_key(zone) {
+                    zones.insert(zone.clone(), Census::default());
+                }
+                if let Some(census) = zones.get_mut(zone) {
+                    census.total += 1;
+                    census.silent += u32::from(node.belief == Belief::Silent);
+                }
             }
         }
         for (began, text) in self.brake.count(now, &zones) {
@@ -527,8 +533,7 @@ impl Fleet {
 
     fn deployment_view(&self, wanted: &Wanted) -> DeploymentView {
         let name = &wanted.deployment.name;
-        let members =
-            || self.nodes.values().filter(move |node| node.record.deployment.as_ref() == Some(name));
+        let members = || self.nodes.of(name).map(|(_, node)| node);
         let count = |n: usize| u16::try_from(n).unwrap_or(u16::MAX);
         let staying = || members().filter(|node| node.leaving.is_none());
         DeploymentView {

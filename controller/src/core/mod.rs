@@ -22,6 +22,7 @@ mod hear;
 mod instance;
 mod need;
 mod node;
+mod nodes;
 mod operation;
 mod orphan;
 mod perform;

@@ -41,6 +41,14 @@ pub(super) struct Standing {
     others: usize,
 }
 
+impl Standing {
+    /// The same beside a node of the deployment, where it stands for the whole of it.
+    fn without(&self, fleet: &Fleet, id: &NodeId) -> Self {
+        let counts = fleet.nodes.get(id).is_some_and(|node| node.is_working() && !fleet.is_going(node));
+        Self { others: self.others - usize::from(counts), ..*self }
+    }
+}
+
 impl Fleet {
     pub(super) fn plan(&mut self, now: Mono, out: &mut Vec<Action>) {
         let names: Vec<DeploymentName> = self.deployments.keys().cloned().collect();
@@ -53,32 +61,13 @@ impl Fleet {
     }
 
     pub(super) fn members(&self, name: &DeploymentName) -> impl Iterator<Item = (&NodeId, &Node)> {
-        self.nodes.iter().filter(move |(_, node)| node.record.deployment.as_ref() == Some(name))
+        self.nodes.of(name)
     }
 
     /// How the deployment stands beside the node `about`.
     pub(super) fn standing(&self, name: &DeploymentName, about: Option<&NodeId>) -> Standing {
         let wanted = self.deployments.get(name);
         let serving = |(_, node): &(&NodeId, &Node)| node.is_working();
-        let is_going = |node: &Node| {
-            let open = node.operation.and_then(|id| self.operations.get(&id));
-            let is_removed = open.is_some_and(|open| {
-                matches!(open.operation.kind, OperationKind::Terminate | OperationKind::Drain { .. })
-            });
-            // One that waits for its own replacement counts; one that is taken or breaks anyway does not.
-            let is_lost = node.leaving.as_ref().is_some_and(|leaving| match leaving.cause {
-                Cause::ReplaceAsked | Cause::DrainAsked | Cause::Surplus => false,
-                Cause::Lost
-                | Cause::Gone
-                | Cause::Notice
-                | Cause::Failed
-                | Cause::Stopped
-                | Cause::TooSlow
-                | Cause::NotLaunched
-                | Cause::Unowned => true,
-            });
-            is_removed || is_lost || node.draining_since.is_some()
-        };
         Standing {
             wanted: wanted.map_or(0, |wanted| wanted.deployment.replicas.into()),
             min: wanted.map_or(0, |wanted| wanted.deployment.replicas_min.into()),
@@ -86,9 +75,30 @@ impl Fleet {
             others: self
                 .members(name)
                 .filter(serving)
-                .filter(|(id, node)| Some(*id) != about && !is_going(node))
+                .filter(|(id, node)| Some(*id) != about && !self.is_going(node))
                 .count(),
         }
+    }
+
+    /// Whether something takes the node away, so that no other's removal may rest on it.
+    fn is_going(&self, node: &Node) -> bool {
+        let open = node.operation.and_then(|id| self.operations.get(&id));
+        let is_removed = open.is_some_and(|open| {
+            matches!(open.operation.kind, OperationKind::Terminate | OperationKind::Drain { .. })
+        });
+        // One that waits for its own replacement counts; one that is taken or breaks anyway does not.
+        let is_lost = node.leaving.as_ref().is_some_and(|leaving| match leaving.cause {
+            Cause::ReplaceAsked | Cause::DrainAsked | Cause::Surplus => false,
+            Cause::Lost
+            | Cause::Gone
+            | Cause::Notice
+            | Cause::Failed
+            | Cause::Stopped
+            | Cause::TooSlow
+            | Cause::NotLaunched
+            | Cause::Unowned => true,
+        });
+        is_removed || is_lost || node.draining_since.is_some()
     }
 
     fn forgive_launch_failures(&mut self, name: &DeploymentName) {
@@ -104,8 +114,10 @@ impl Fleet {
             .filter(|(_, node)| node.leaving.is_some() && node.operation.is_none())
             .map(|(id, _)| id.clone())
             .collect();
+        // Each sees the deployment without itself, and what was decided about those before it.
+        let mut whole = None;
         for id in leaving {
-            let standing = self.standing(name, Some(&id));
+            let standing = whole.get_or_insert_with(|| self.standing(name, None)).without(self, &id);
             let Some(node) = self.nodes.get(&id) else { continue };
             let Some(reason) = node.leaving.as_ref().map(|leaving| leaving.reason.clone()) else { continue };
             match self.next_step(now, node, standing) {
@@ -114,10 +126,12 @@ impl Fleet {
                 Step::Drain => {
                     let within_ms = u64::try_from(self.timing.drain.as_millis()).unwrap_or(u64::MAX);
                     self.open(now, &id, OperationKind::Drain { within_ms }, reason, out);
+                    whole = None;
                 }
                 Step::Terminate => match self.may_terminate(now, &id) {
                     Ok(()) => {
                         self.open(now, &id, OperationKind::Terminate, reason, out);
+                        whole = None;
                     }
                     Err(Hold(why)) => self.hold_removal(now, &id, why, out),
                 },

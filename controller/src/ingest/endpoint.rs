@@ -13,9 +13,10 @@ use cic_common::tls::quic::{ResetKeyError, controller_endpoint};
 use cic_common::tls::{CertificateAuthority, Identity, Trust};
 use cic_common::wire::close::CloseCode;
 use cic_common::wire::version::ALPN_ENROL;
+use nix::sys::socket::{setsockopt, sockopt};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -25,7 +26,9 @@ use super::outgoing::Greeting;
 use super::refusal::{Refusal, Refusals};
 use super::roster::Roster;
 use super::session::{self, Desk};
+use super::tables::Tables;
 use crate::core::{Event, Message};
+use crate::histogram::Histogram;
 
 /// Handshakes at once: each is a signature and two verifications, about a millisecond of one core.
 const HANDSHAKES_MAX: usize = 128;
@@ -34,8 +37,15 @@ const HANDSHAKES_MAX: usize = 128;
 /// costs one packet each.
 const HANDSHAKES_UNPROVEN_MAX: usize = 32;
 
-/// Connections at once, at 41 KiB each (measured): 160 MiB. A fleet of a thousand nodes, four times.
-const CONNECTIONS_MAX: usize = 4096;
+/// Connections at once: the largest fleet that is measured (10,000 nodes, `cargo xtask bench controller`), and room for
+/// those that redial before their old connections are over.
+const CONNECTIONS_MAX: usize = 16_384;
+
+/// Room for what comes while this process does not run: the kernel counts about 1 KiB a packet, and ten thousand nodes
+/// send some thirty thousand packets a second (heartbeats, acknowledgements, keep-alives), so 4 MiB are a tenth of a
+/// second. Linux's own 208 KiB are 7 ms: while handshakes take both cores, packets of those who are in were lost until
+/// they were out, and dialled again. The kernel gives no more than `net.core.rmem_max`.
+const RECEIVE_BYTES: usize = 4 << 20;
 
 /// Three lost packets at growing distances.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(5);
@@ -93,6 +103,8 @@ impl Ingest {
         spec: IngestSpec,
         core: mpsc::Sender<Event>,
     ) -> Result<Self, IngestError> {
+        // Less is no reason not to serve: a small fleet needs no more.
+        let _smaller = setsockopt(&socket, sockopt::RcvBuf, &RECEIVE_BYTES);
         let server = quic_server(&spec.identity, &spec.trust)?;
         let config = controller_endpoint(&spec.reset_key_path)?;
         let endpoint = Endpoint::new(config, Some(server), socket, Arc::new(quinn::TokioRuntime))
@@ -104,7 +116,7 @@ impl Ingest {
             refusals: Arc::new(Refusals::default()),
             registry: Registry::new(authority, certificate_span, desk, issue_log),
             core,
-            routes: watch::Sender::new(Arc::default()),
+            tables: Tables::default(),
         });
         info!(address = %local_address, "agents' port open");
         let (accepting, inner) = (Arc::clone(&desk), supervisor.clone());
@@ -123,17 +135,30 @@ impl Ingest {
 
     /// Says something to a node, in order. Lost when the node is not connected.
     pub fn send(&self, node: &NodeId, message: Message) {
-        self.desk.roster.send(node, self.greeting.message(message));
+        let mut message = self.greeting.message(message);
+        self.desk.tables.take_from(&mut message);
+        self.desk.roster.send(node, message);
     }
 
-    /// Makes a table known to every connected node. A newer one overtakes it.
+    /// Makes a table known to every connected node, one after the other. A newer one overtakes it.
     pub fn publish_routes(&self, table: RoutingTable) {
-        self.desk.routes.send_replace(Arc::new(table));
+        self.desk.tables.publish(table);
     }
 
     /// Cuts off and forgets a node that is gone for good.
     pub fn forget(&self, node: &NodeId) {
         self.desk.roster.forget(node);
+    }
+
+    /// The core has taken the oldest batch of heartbeats.
+    pub fn beats_taken(&self) {
+        self.desk.roster.beats_taken();
+    }
+
+    /// From the arrival of each heartbeat to the step of the core that took it.
+    #[must_use]
+    pub fn beat_spans(&self) -> &Histogram {
+        self.desk.roster.beat_spans()
     }
 
     #[must_use]

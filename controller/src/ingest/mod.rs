@@ -10,6 +10,7 @@
 //! about a connection enters it under the roster's lock, so that the order there is the order it happened in.
 //! What is not let in is counted by kind and logged once a peer in [`Refusals`].
 
+mod arrivals;
 mod endpoint;
 mod enrol;
 mod outgoing;
@@ -17,6 +18,7 @@ mod refusal;
 mod roster;
 mod sequence;
 mod session;
+mod tables;
 
 pub use endpoint::{Ingest, IngestError, IngestSpec};
 pub use enrol::{IssueLog, JoinDesk, JoinFuture, JoinRefusal};

@@ -9,11 +9,16 @@ use cic_common::wire::close::CloseCode;
 use cic_common::wire::message::{ControllerMessage, Hello, NodeEvent};
 use tokio::sync::mpsc;
 
+use super::arrivals::Arrivals;
 use super::sequence::Sequence;
 use crate::core::Event;
+use crate::histogram::Histogram;
 
 /// Messages that wait for one slow node. It is then cut off, and learns the state anew when it is back.
 pub(super) const OUTGOING_MAX: usize = 64;
+
+/// To one node's session. Boxed: a queue takes memory for 32 messages at once, 7 KiB a node as they are.
+pub(super) type Outgoing = mpsc::Sender<Box<ControllerMessage>>;
 
 /// Nodes whose numbers are remembered. Only certificates of this fleet's authority get this far.
 const NODES_MAX: usize = 16_384;
@@ -26,6 +31,8 @@ pub(super) struct Visit(u64);
 #[derive(Debug, Default)]
 pub(super) struct Roster {
     state: Mutex<State>,
+    /// From the arrival of each heartbeat to the step that took it.
+    beat_spans: Histogram,
 }
 
 #[derive(Debug, Default)]
@@ -33,6 +40,7 @@ struct State {
     live: BTreeMap<NodeId, Live>,
     /// Newest since the last batch.
     beats: BTreeMap<NodeId, Heartbeat>,
+    arrivals: Arrivals,
     /// Outlives the connection, so that an older incarnation or a repeated event is known after a redial.
     known: BTreeMap<NodeId, Known>,
     visit_last: u64,
@@ -42,7 +50,7 @@ struct State {
 struct Live {
     visit: Visit,
     incarnation: Incarnation,
-    outgoing: mpsc::Sender<ControllerMessage>,
+    outgoing: Outgoing,
     connection: quinn::Connection,
 }
 
@@ -66,7 +74,7 @@ impl Roster {
         &self,
         hello: Hello,
         connection: &quinn::Connection,
-        outgoing: mpsc::Sender<ControllerMessage>,
+        outgoing: Outgoing,
         core: mpsc::Permit<'_, Event>,
     ) -> Result<Visit, NewerKnown> {
         let mut state = self.lock();
@@ -99,7 +107,7 @@ impl Roster {
     /// Keeps `heartbeat` for the next batch if it is the newest of a visit that is still live.
     pub(super) fn beat(&self, visit: Visit, heartbeat: Heartbeat) {
         let mut state = self.lock();
-        let State { live, beats, known, .. } = &mut *state;
+        let State { live, beats, arrivals, known, .. } = &mut *state;
         let is_live = live
             .get(&heartbeat.node)
             .is_some_and(|live| live.visit == visit && live.incarnation == heartbeat.incarnation);
@@ -108,6 +116,7 @@ impl Roster {
         };
         if heartbeat.seq > known.beat_last {
             known.beat_last = heartbeat.seq;
+            arrivals.came();
             beats.insert(heartbeat.node.clone(), heartbeat);
         }
     }
@@ -122,8 +131,18 @@ impl Roster {
         let mut state = self.lock();
         let beats = std::mem::take(&mut state.beats);
         if !beats.is_empty() {
+            state.arrivals.hand_on();
             core.send(Event::Heartbeats(beats.into_values().collect()));
         }
+    }
+
+    /// The core has taken the oldest batch.
+    pub(super) fn beats_taken(&self) {
+        self.lock().arrivals.taken(&self.beat_spans);
+    }
+
+    pub(super) fn beat_spans(&self) -> &Histogram {
+        &self.beat_spans
     }
 
     /// Gives the core an event of a live visit, once.
@@ -157,7 +176,7 @@ impl Roster {
     pub(super) fn send(&self, node: &NodeId, message: ControllerMessage) {
         let state = self.lock();
         if let Some(live) = state.live.get(node)
-            && let Err(mpsc::error::TrySendError::Full(_)) = live.outgoing.try_send(message)
+            && let Err(mpsc::error::TrySendError::Full(_)) = live.outgoing.try_send(Box::new(message))
         {
             CloseCode::Busy.close(&live.connection);
         }

@@ -1,11 +1,10 @@
 //! One agent's connection, from the handshake to its end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cic_common::id::NodeId;
 use cic_common::report::Heartbeat;
-use cic_common::route::RoutingTable;
 use cic_common::tls::{Peer, peer};
 use cic_common::wire::close::CloseCode;
 use cic_common::wire::frame::{FrameError, FrameReader, FrameWriter, decode_datagram};
@@ -16,7 +15,8 @@ use tokio::time::timeout;
 
 use super::enrol::{Refused, Registry};
 use super::refusal::{Refusal, Refusals};
-use super::roster::{OUTGOING_MAX, Roster, Visit};
+use super::roster::{OUTGOING_MAX, Outgoing, Roster, Visit};
+use super::tables::{Table, Tables};
 use crate::core::Event;
 
 /// From the handshake to the `Hello`.
@@ -35,7 +35,7 @@ pub(super) struct Desk {
     pub(super) refusals: Arc<Refusals>,
     pub(super) registry: Registry,
     pub(super) core: mpsc::Sender<Event>,
-    pub(super) routes: watch::Sender<Arc<RoutingTable>>,
+    pub(super) tables: Tables,
 }
 
 /// How a session ends.
@@ -72,7 +72,7 @@ async fn talk(desk: &Desk, connection: &Connection) -> Result<(), End> {
         .map_err(|_| Refused::new(Refusal::Late, &format_args!("{node}: no hello in time")))??;
     let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
     // Subscribed before the core hears of the node: its welcome holds whatever was published before.
-    let routes = desk.routes.subscribe();
+    let routes = desk.tables.subscribe();
     let permit = desk.core.reserve().await.map_err(|_| End::Over)?;
     let visit = desk
         .roster
@@ -81,7 +81,7 @@ async fn talk(desk: &Desk, connection: &Connection) -> Result<(), End> {
     // Whichever ends first ends the session, so nothing that a cancelled arm had begun is missed.
     let result = tokio::select! {
         result = hear(desk, &node, visit, reader, &outgoing) => result,
-        result = tell(writer, queue, routes) => result,
+        result = tell(desk, writer, queue, routes) => result,
         result = datagrams(desk, &node, visit, connection) => result,
         result = long_beats(desk, &node, visit, connection) => result,
         _ = connection.closed() => Err(End::Over),
@@ -118,7 +118,7 @@ async fn hear(
     node: &NodeId,
     visit: Visit,
     mut reader: FrameReader<RecvStream>,
-    outgoing: &mpsc::Sender<ControllerMessage>,
+    outgoing: &Outgoing,
 ) -> Result<(), End> {
     loop {
         let answer = match reader.next().await.map_err(|error| broken(node, &error))? {
@@ -137,32 +137,58 @@ async fn hear(
                 return Err(Refused::new(Refusal::Garbage, &format_args!("{node}: second hello")).into());
             }
         };
-        outgoing.send(answer).await.map_err(|_| End::Over)?;
+        outgoing.send(Box::new(answer)).await.map_err(|_| End::Over)?;
     }
 }
 
-/// Writes what the node is told: the welcome first, then messages in order and the newest routes.
+/// Writes what the node is told: the welcome first, then messages in order and, in its turn, the newest routes.
 async fn tell(
+    desk: &Desk,
     mut writer: FrameWriter<SendStream>,
-    mut queue: mpsc::Receiver<ControllerMessage>,
-    mut routes: watch::Receiver<Arc<RoutingTable>>,
+    mut queue: mpsc::Receiver<Box<ControllerMessage>>,
+    mut routes: watch::Receiver<Arc<Table>>,
 ) -> Result<(), End> {
     let mut is_welcomed = false;
+    let mut turn: Option<Instant> = None;
     loop {
-        // Cancel-safe: a queue and a watch lose nothing when the other arm is taken.
-        let message = tokio::select! {
-            message = queue.recv() => message.ok_or(End::Over)?,
-            changed = routes.changed(), if is_welcomed => {
-                changed.map_err(|_| End::Over)?;
-                let table = RoutingTable::clone(&routes.borrow_and_update());
-                ControllerMessage::Routes { table }
+        // Cancel-safe: a queue and a watch lose nothing when another arm is taken, and a turn is kept.
+        tokio::select! {
+            message = queue.recv() => {
+                let message = message.ok_or(End::Over)?;
+                written(writer.write(&*message)).await?;
+                if let ControllerMessage::Welcome(welcome) = *message {
+                    is_welcomed = true;
+                    if desk.tables.follows(&welcome) {
+                        routes.mark_changed();
+                    }
+                }
             }
-        };
-        is_welcomed |= matches!(message, ControllerMessage::Welcome(_));
-        let written = timeout(WRITE_DEADLINE, writer.write(&message)).await;
-        if !matches!(written, Ok(Ok(()))) {
-            return Err(End::Over);
+            changed = routes.changed(), if is_welcomed && turn.is_none() => {
+                changed.map_err(|_| End::Over)?;
+                turn = routes.borrow().frame().map(|frame| desk.tables.turn(frame.len()));
+            }
+            () = sleep_until(turn), if turn.is_some() => {
+                turn = None;
+                let frame = routes.borrow_and_update().frame();
+                if let Some(frame) = frame {
+                    written(writer.get_mut().write_chunk(frame)).await?;
+                }
+            }
         }
+    }
+}
+
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn written<E>(writing: impl Future<Output = Result<(), E>>) -> Result<(), End> {
+    match timeout(WRITE_DEADLINE, writing).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) | Err(_) => Err(End::Over),
     }
 }
 

@@ -26,6 +26,9 @@ use crate::core::PollFault;
 /// A heartbeat as JSON is about 1 KiB; with eight GPUs a few.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
+/// What a warm connection keeps to read into: an answer is read in one or a few pieces.
+const READ_BYTES: usize = 2 << 10;
+
 type Body = Full<Bytes>;
 
 type Driver = http1::Connection<TokioIo<TlsStream<TcpStream>>, Body>;
@@ -49,7 +52,11 @@ impl Connection {
         let name = Peer::Node(node.clone()).server_name();
         let stream =
             TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|error| fault(&error))?;
-        let (sender, driver) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| fault(&error))?;
+        let (sender, driver) = http1::Builder::new()
+            .read_buf_exact_size(Some(READ_BYTES))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| fault(&error))?;
         Ok(Self { node: node.clone(), sender, driver: Box::pin(driver) })
     }
 

@@ -1,7 +1,7 @@
 //! Performs the core's polls, bounded, and watches the warm connections.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ const ROUTINE_MAX: usize = 64;
 const URGENT_MAX: usize = 256;
 
 /// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
-const URGENT_WAITING_MAX: usize = 4096;
+pub const URGENT_WAITING_MAX: usize = 4096;
 
 /// Routine polls are delayed by up to this much, so that nodes that came up together do not stay in step.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -40,6 +40,8 @@ pub struct PollCounts {
     pub urgent: AtomicU64,
     pub failed: AtomicU64,
     pub channels_lost: AtomicU64,
+    /// Most urgent polls that ever ran or waited at once.
+    pub urgent_waiting_max: AtomicUsize,
 }
 
 /// Asks agents for heartbeats. Clones share everything.
@@ -140,6 +142,8 @@ impl Poller {
     fn poll_urgently(&self, node: NodeId, address: String, within: Duration) {
         let shared = Arc::clone(&self.shared);
         let waiting = Arc::clone(&shared.urgent_waiting).try_acquire_owned();
+        let count = URGENT_WAITING_MAX - shared.urgent_waiting.available_permits();
+        shared.counts.urgent_waiting_max.fetch_max(count, Ordering::Relaxed);
         self.supervisor.spawn("urgent poll", Kind::Passing, |token| async move {
             let asked = async {
                 if waiting.is_err() {

@@ -27,7 +27,7 @@ pub use address::{Address, AddressError};
 pub use database::{Database, StoreError};
 pub use events::{PendingEvent, StoredEvent};
 pub use lease::{Holder, Lease, Renewed, Taken};
-pub use queue::{QueueCounts, StoreQueue};
+pub use queue::{EVENTS_WAITING_MAX, QueueCounts, StoreQueue, WRITES_WAITING_MAX};
 pub use tokens::TokenError;
 pub use write::Write;
 pub use writer::{Ended, run as run_writer};

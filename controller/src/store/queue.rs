@@ -12,13 +12,13 @@ use super::write::Write;
 use crate::core::{EventRecord, Severity};
 
 /// Entries of the event log that wait while the database is away: hours of a quiet fleet, minutes of a bad day.
-const EVENTS_WAITING_MAX: usize = 10_000;
+pub const EVENTS_WAITING_MAX: usize = 10_000;
 
 /// Rows and operations that wait. The core decides nothing new about a node while an operation of it is not
 /// recorded, and later rows of a node replace earlier ones here, so this is some four per node of the largest
 /// fleet foreseen (1,000 nodes). Beyond it a write is refused and counted: an operation that is never recorded
 /// is never performed, and one that is not closed is performed again under its id, which is harmless.
-const WRITES_WAITING_MAX: usize = 8192;
+pub const WRITES_WAITING_MAX: usize = 8192;
 
 /// Writes and events in one transaction: bounds how long a commit holds the write lock.
 const BATCH_MAX: usize = 256;
@@ -28,6 +28,9 @@ const BATCH_MAX: usize = 256;
 pub struct QueueCounts {
     pub writes_waiting: usize,
     pub events_waiting: usize,
+    /// Most that ever waited.
+    pub writes_waiting_max: usize,
+    pub events_waiting_max: usize,
     pub events_dropped: u64,
     pub writes_refused: u64,
     /// Failed attempts since the last that succeeded; 0 while the database answers.
@@ -70,6 +73,7 @@ impl StoreQueue {
             return false;
         }
         waiting.writes.push_back(write);
+        waiting.counts.writes_waiting_max = waiting.counts.writes_waiting_max.max(waiting.writes.len());
         self.inner.arrived.notify_one();
         true
     }
@@ -86,6 +90,7 @@ impl StoreQueue {
         }
         waiting.seq += 1;
         waiting.events.push_back(PendingEvent { seq: waiting.seq, at_ms: unix_ms(), record });
+        waiting.counts.events_waiting_max = waiting.counts.events_waiting_max.max(waiting.events.len());
         self.inner.arrived.notify_one();
     }
 
