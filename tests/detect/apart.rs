@@ -87,7 +87,9 @@ fn run_there() -> anyhow::Result<()> {
     script(place.path(), "cic-agent", AGENT_GROUP)?;
     let thread = std::thread::current();
     let test = thread.name().context("a test's thread has its name")?;
-    let status = Command::new("unshare")
+    // Whoever kills this test leaves none of it.
+    let status = Command::new("setpriv")
+        .args(["--pdeathsig", "KILL", "unshare"])
         .args(NAMESPACES)
         .args(["sh", "-c", ENTER, "sh"])
         .arg(std::env::current_exe()?)
@@ -97,7 +99,7 @@ fn run_there() -> anyhow::Result<()> {
         .env("TMPDIR", place.path())
         .stdin(Stdio::null())
         .status()
-        .context("start unshare")?;
+        .context("start setpriv")?;
     ensure!(status.success(), "{test}: {status}");
     ensure!(place.path().join(ENTERED).exists(), "no test {test} was run");
     Ok(())

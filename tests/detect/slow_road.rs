@@ -1,6 +1,7 @@
 //! A road to the controller on which datagrams take their time, one way.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
@@ -82,17 +83,21 @@ fn take_in(socket: &Arc<UdpSocket>, state: &Arc<State>, enter: &SyncSender<Sent>
         if port == 0 {
             continue;
         }
-        if !flows.contains_key(&sender) {
-            let Ok(upstream) = open(port) else { continue };
-            let upstream = Arc::new(upstream);
-            let (from, to, state) = (Arc::clone(&upstream), Arc::clone(socket), Arc::clone(state));
-            let back = std::thread::spawn(move || bring_back(&from, &to, sender, &state));
-            flows.insert(sender, (upstream, back));
-        }
+        let upstream = match flows.entry(sender) {
+            Entry::Occupied(known) => Arc::clone(&known.get().0),
+            Entry::Vacant(place) => {
+                let Ok(upstream) = open(port) else { continue };
+                let upstream = Arc::new(upstream);
+                let (from, to, state) = (Arc::clone(&upstream), Arc::clone(socket), Arc::clone(state));
+                let back = std::thread::spawn(move || bring_back(&from, &to, sender, &state));
+                place.insert((Arc::clone(&upstream), back));
+                upstream
+            }
+        };
         let delay_ms = state.delay_ms.load(Ordering::Relaxed);
         state.delayed.fetch_add(u64::from(delay_ms > 0), Ordering::Relaxed);
         let due = Instant::now() + Duration::from_millis(delay_ms);
-        let _ = enter.try_send((due, Arc::clone(&flows[&sender].0), buffer[..length].to_vec()));
+        let _ = enter.try_send((due, upstream, buffer[..length].to_vec()));
     }
     flows.into_values().for_each(|(_, back)| drop(back.join()));
 }

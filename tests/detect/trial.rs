@@ -35,6 +35,7 @@ pub(crate) struct Trial {
     streams: Streams,
     begun_at_unix_ms: u64,
     mended_at_unix_ms: u64,
+    loses_packets: bool,
     lost_packets: u64,
     beliefs: BTreeSet<String>,
 }
@@ -47,6 +48,7 @@ pub(crate) struct Seen {
     pub(crate) outs: Vec<Out>,
     /// From the end of the fault to the last return of a node that was out then.
     pub(crate) back_after: Option<Duration>,
+    /// Nodes that were.
     pub(crate) launches: usize,
     pub(crate) terminations: usize,
     pub(crate) requests: u64,
@@ -54,8 +56,8 @@ pub(crate) struct Seen {
     longest: Duration,
     /// Every one that any node of the beginning was given.
     pub(crate) beliefs: BTreeSet<String>,
-    pub(crate) lost_packets: u64,
-    /// Of the whole trial, oldest first.
+    lost_packets: u64,
+    /// Since the fault began, oldest first.
     pub(crate) events: Vec<Value>,
 }
 
@@ -101,6 +103,7 @@ impl Trial {
             streams,
             begun_at_unix_ms,
             mended_at_unix_ms: begun_at_unix_ms,
+            loses_packets: false,
             lost_packets: 0,
             beliefs: BTreeSet::new(),
         }
@@ -115,11 +118,16 @@ impl Trial {
     /// From now on these packets are lost.
     pub(crate) fn lose(&mut self, packets: &[String]) {
         self.begin(|_| wires::lose(packets).expect("rules of nft"));
+        self.loses_packets = true;
     }
 
     /// The fault ends, by `act`.
+    ///
+    /// # Panics
+    /// When packets were to be lost and none was.
     pub(crate) fn mend(&mut self, act: impl FnOnce(&Self)) {
         self.lost_packets = wires::lost().expect("counters of nft");
+        assert!(!self.loses_packets || self.lost_packets > 0, "the rules met no packet");
         act(self);
         wires::lose(&[]).expect("rules of nft");
         self.mended_at_unix_ms = unix_ms();
@@ -151,7 +159,12 @@ impl Trial {
 
     /// Waits until the node is no more; returns the view that no longer has it.
     pub(crate) fn wait_removed(&mut self, node: &str) -> View {
-        let look = |fleet: &mut DevFleet| fleet.view().ok().filter(|view| view.node(node).is_none());
+        let (nodes, beliefs) = (&self.nodes, &mut self.beliefs);
+        let look = |fleet: &mut DevFleet| {
+            let view = fleet.view().ok()?;
+            beliefs.extend(nodes.iter().filter_map(|node| belief(&view, node)));
+            view.node(node).is_none().then_some(view)
+        };
         self.fleet.wait_for("removal", SOON, look).expect("given back")
     }
 
@@ -163,7 +176,11 @@ impl Trial {
         let after =
             |event: &&Value| event["at_unix_ms"].as_u64().is_some_and(|at| at >= self.begun_at_unix_ms);
         let recent: Vec<&Value> = events.iter().filter(after).collect();
-        let count = |kind: &str| recent.iter().filter(|event| event["kind"] == kind).count();
+        // An operation has an event at its beginning and one at its end.
+        let count = |kind: &str| {
+            let of_kind = recent.iter().filter(|event| event["kind"] == kind);
+            of_kind.map(|event| event["node"].as_str()).collect::<BTreeSet<_>>().len()
+        };
         let is_first = |event: &&&Value| self.nodes.iter().any(|node| event["node"] == **node);
         let routed = recent.iter().filter(is_first).filter(|event| event["kind"] == "route-in");
         let back_at = routed.clone().map(|event| at(event)).max().unwrap_or(0);
@@ -192,7 +209,7 @@ impl Trial {
             longest: loads.iter().map(|load| load.longest).max().unwrap_or_default(),
             beliefs: self.beliefs,
             lost_packets: self.lost_packets,
-            events,
+            events: recent.into_iter().cloned().collect(),
         };
         println!("{seen}");
         self.fleet.stop().expect("nothing is left");
