@@ -159,12 +159,14 @@ fn a_detached_node_is_replaced_and_given_back_only_once_its_replacement_serves()
     assert_eq!(when_gone.serving().len(), 3, "{when_gone:#?}");
     assert!(seen.out_after().is_some_and(|after| after < OUT_WITHIN * SLACK), "{seen}");
     assert_eq!((seen.launches, seen.terminations), (1, 1), "{seen}");
-    let first = |kind: &str, is_it: &dyn Fn(&str) -> bool| {
-        let is_it = |event: &Value| event["kind"] == kind && event["node"].as_str().is_some_and(is_it);
-        seen.events.iter().position(is_it)
-    };
-    let served = first("route-in", &|name| nodes.iter().all(|node| node != name)).expect("its replacement's");
-    let terminated = first("terminate", &|_| true).expect("one");
+    // Both are of one step where the new one is routed and the old one given back at once.
+    let is_new =
+        |event: &Value| event["node"].as_str().is_some_and(|name| nodes.iter().all(|node| node != name));
+    let serves = |event: &Value| event["text"].as_str().is_some_and(|text| text.contains("-> serving"));
+    let first = |is_it: &dyn Fn(&Value) -> bool| seen.events.iter().position(is_it);
+    let served =
+        first(&|event| event["kind"] == "phase" && is_new(event) && serves(event)).expect("a new one serves");
+    let terminated = first(&|event| event["kind"] == "terminate").expect("one is given back");
     assert_eq!(seen.events[terminated]["node"], *node, "{:#?}", seen.events);
     assert!(served < terminated, "{:#?}", seen.events);
     seen.assert_no_request_failed();
