@@ -57,6 +57,7 @@ pub(crate) struct Seen {
     /// Every one that any node of the beginning was given.
     pub(crate) beliefs: BTreeSet<String>,
     lost_packets: u64,
+    begun_at_unix_ms: u64,
     /// Since the fault began, oldest first.
     pub(crate) events: Vec<Value>,
 }
@@ -209,6 +210,7 @@ impl Trial {
             longest: loads.iter().map(|load| load.longest).max().unwrap_or_default(),
             beliefs: self.beliefs,
             lost_packets: self.lost_packets,
+            begun_at_unix_ms: self.begun_at_unix_ms,
             events: recent.into_iter().cloned().collect(),
         };
         println!("{seen}");
@@ -221,6 +223,12 @@ impl Seen {
     /// When the first node was routed out, after the fault began.
     pub(crate) fn out_after(&self) -> Option<Duration> {
         self.outs.iter().map(|out| out.after).min()
+    }
+
+    /// When the first event of this kind was, after the fault began.
+    pub(crate) fn first(&self, kind: &str) -> Option<Duration> {
+        let event = self.events.iter().find(|event| event["kind"] == kind)?;
+        Some(Duration::from_millis(at(event) - self.begun_at_unix_ms))
     }
 
     /// # Panics
