@@ -15,8 +15,11 @@ use crate::provision::local::{Checkpoints, Hardware};
 use crate::reach::ReachSpec;
 use crate::store::Address;
 
+mod backup;
 mod ssh;
 
+pub use self::backup::BackupConfig;
+use self::backup::RawBackup;
 use self::ssh::RawSsh;
 
 const SCHEMA: Schema = Schema {
@@ -39,6 +42,9 @@ const SCHEMA: Schema = Schema {
         Key::optional("local", "checkpoint_url", Kind::Text),
         Key::optional("local", "checkpoint_second_url", Kind::Text),
         Key::optional("local", "checkpoint_every_s", Kind::Integer),
+        Key::optional("backup", "url", Kind::Text),
+        Key::optional("backup", "every_s", Kind::Integer),
+        Key::optional("backup", "keep", Kind::Integer),
         Key::optional("brake", "terminations_max", Kind::Integer),
         Key::optional("brake", "launches_max", Kind::Integer),
         Key::optional("brake", "window_ms", Kind::Integer),
@@ -96,6 +102,8 @@ pub struct Config {
     pub tls_dir: PathBuf,
     pub local: Option<LocalConfig>,
     pub reach: ReachSpec,
+    /// `None`: no snapshots.
+    pub backup: Option<BackupConfig>,
     pub brake: BrakeRules,
     pub timing: Timing,
     pub log_format: LogFormat,
@@ -143,6 +151,7 @@ struct Raw {
     tls: RawTls,
     local: RawLocal,
     ssh: RawSsh,
+    backup: RawBackup,
     brake: RawBrake,
     timing: RawTiming,
     log: RawLog,
@@ -263,6 +272,7 @@ impl Raw {
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
+        let backup = self.backup.build(mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
         let (log_format, log_filter) = self.log(mistakes);
         Some(Config {
@@ -277,6 +287,7 @@ impl Raw {
             tls_dir: tls_dir?,
             local,
             reach: reach?,
+            backup,
             brake,
             timing: Timing {
                 heartbeat: Duration::from_millis(heartbeat_ms.into()),

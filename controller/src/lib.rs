@@ -8,6 +8,7 @@
 //! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod core;
@@ -21,4 +22,5 @@ pub mod provision;
 pub mod reach;
 pub mod record;
 pub mod serve;
+pub mod standing;
 pub mod store;

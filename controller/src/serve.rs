@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tracing::{info, warn};
 
 use crate::api::{self, Api};
+use crate::backup::{self, Backup, BackupError, FleetMark};
 use crate::config::Config;
 use crate::core::Fleet;
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Shells};
@@ -24,6 +25,7 @@ use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
 use crate::reach::Reach;
 use crate::record::Recorder;
+use crate::standing::{Reign, Standing};
 use crate::store::{self, Database, Ended, Holder, StoreError, StoreQueue, Taken};
 
 /// Recorded operations on their way back to the core.
@@ -52,6 +54,8 @@ pub enum ServeError {
     Identity(#[from] OwnIdentityError),
     #[error("nodes cannot be reached")]
     Links(#[from] LinksError),
+    #[error("snapshots cannot be taken")]
+    Backup(#[from] BackupError),
     #[error("record {path:?} cannot be written")]
     Record { path: PathBuf, source: io::Error },
     #[error("cannot {act}")]
@@ -110,6 +114,13 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let reach = reach.map_err(LinksError::from)?;
     let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()), reach };
     let fleet = Fleet::new(config.timing, config.brake);
+    let reigning = queue.clone();
+    let standing = Standing::new(move || Some(Reign { term, queue: reigning.clone() }));
+    if let Some(spec) = &config.backup {
+        let fleet = FleetMark::of(authority.certificate_pem());
+        let (backup, every) = (Backup::open(&spec.url, spec.keep, fleet, database.clone())?, spec.every);
+        front.spawn("backup", Kind::Vital, move |token| backup::run(backup, every, standing, token));
+    }
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
     let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));
 

@@ -142,7 +142,9 @@ fn last_of_node<'a>(writes: &'a mut VecDeque<Write>, node: &NodeId) -> Option<&'
             | Write::ForgetNode(_)
             | Write::Operation { .. }
             | Write::SaveDeployment(_)
-            | Write::Certificate { .. } => {}
+            | Write::Certificate { .. }
+            | Write::SaveSnapshot(_)
+            | Write::ForgetSnapshot { .. } => {}
         }
     }
     None

@@ -166,7 +166,9 @@ async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token:
             | Write::SaveNode(_)
             | Write::ForgetNode(_)
             | Write::SaveDeployment(_)
-            | Write::Certificate { .. } => {}
+            | Write::Certificate { .. }
+            | Write::SaveSnapshot(_)
+            | Write::ForgetSnapshot { .. } => {}
         }
     }
 }

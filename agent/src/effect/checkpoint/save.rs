@@ -11,9 +11,8 @@ use cic_common::time::{Clock, unix_ms};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::object::seal;
+use cic_common::objects::{Store, Stores, seal};
 use super::record::Checkpoint;
-use super::store::{Store, Stores};
 use crate::core::{Occasion, Saved};
 use crate::serve::edge::Unfinished;
 
