@@ -16,10 +16,13 @@ use crate::reach::ReachSpec;
 use crate::store::Address;
 
 mod backup;
+mod health;
 mod ssh;
 
 pub use self::backup::BackupConfig;
 use self::backup::RawBackup;
+pub use self::health::HealthConfig;
+use self::health::RawHealth;
 use self::ssh::RawSsh;
 
 const SCHEMA: Schema = Schema {
@@ -45,6 +48,9 @@ const SCHEMA: Schema = Schema {
         Key::optional("backup", "url", Kind::Text),
         Key::optional("backup", "every_s", Kind::Integer),
         Key::optional("backup", "keep", Kind::Integer),
+        Key::optional("health", "prometheus_url", Kind::Text),
+        Key::optional("health", "log_url", Kind::Text),
+        Key::optional("health", "redis_url", Kind::Text),
         Key::optional("brake", "terminations_max", Kind::Integer),
         Key::optional("brake", "launches_max", Kind::Integer),
         Key::optional("brake", "window_ms", Kind::Integer),
@@ -104,6 +110,7 @@ pub struct Config {
     pub reach: ReachSpec,
     /// `None`: no snapshots.
     pub backup: Option<BackupConfig>,
+    pub health: HealthConfig,
     pub brake: BrakeRules,
     pub timing: Timing,
     pub log_format: LogFormat,
@@ -152,6 +159,7 @@ struct Raw {
     local: RawLocal,
     ssh: RawSsh,
     backup: RawBackup,
+    health: RawHealth,
     brake: RawBrake,
     timing: RawTiming,
     log: RawLog,
@@ -288,6 +296,7 @@ impl Raw {
             local,
             reach: reach?,
             backup,
+            health: self.health.build(mistakes),
             brake,
             timing: Timing {
                 heartbeat: Duration::from_millis(heartbeat_ms.into()),

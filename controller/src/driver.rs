@@ -272,6 +272,7 @@ impl Driver {
                 Write::ForgetNode(node)
             }
             Action::SaveDeployment(deployment) => Write::SaveDeployment(deployment),
+            Action::SaveSync(record) => Write::SaveSync(record),
             Action::Launch { operation, provider, node, deployment, zone } => {
                 return self.shells.provision.launch(operation, &provider, node, deployment, zone);
             }

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod driver;
+pub mod health;
 pub mod identity;
 pub mod ingest;
 pub mod links;

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +19,7 @@ use crate::backup::{self, Backup, BackupError, FleetMark};
 use crate::config::Config;
 use crate::core::Fleet;
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Shells};
+use crate::health::{self, Check, Monitor, Severity, Target};
 use crate::identity::{self, OwnIdentityError};
 use crate::links::{LinksError, LinksSpec};
 use crate::ports::{ListenError, Ports, Sockets};
@@ -54,6 +56,8 @@ pub enum ServeError {
     Identity(#[from] OwnIdentityError),
     #[error("nodes cannot be reached")]
     Links(#[from] LinksError),
+    #[error("own API has no URL")]
+    OwnApi(#[from] hyper::http::Error),
     #[error("snapshots cannot be taken")]
     Backup(#[from] BackupError),
     #[error("record {path:?} cannot be written")]
@@ -115,14 +119,23 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let shells = Shells { store: queue.clone(), provision, network: Box::new(links.clone()), reach };
     let fleet = Fleet::new(config.timing, config.brake);
     let reigning = queue.clone();
-    let standing = Standing::new(move || Some(Reign { term, queue: reigning.clone() }));
+    let standing = Standing::new(move || Some(Reign { term, queue: reigning.clone(), has_standby: false }));
+    let mut checks = Vec::new();
     if let Some(spec) = &config.backup {
         let fleet = FleetMark::of(authority.certificate_pem());
         let (backup, every) = (Backup::open(&spec.url, spec.keep, fleet, database.clone())?, spec.every);
-        front.spawn("backup", Kind::Vital, move |token| backup::run(backup, every, standing, token));
+        let target = Target::Snapshots { backup: Box::new(backup.clone()), age_max: every * 2 };
+        checks.push(Check { name: "snapshots", severity: Severity::Warning, target });
+        let leads = standing.clone();
+        front.spawn("backup", Kind::Vital, move |token| backup::run(backup, every, leads, token));
     }
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, recorded }, shells, recorder);
+    let listen = SocketAddr::new(config.api_listen.ip(), ports.api);
+    checks.extend(health::every(&database, &outlets, listen, &config.health)?);
+    let monitor = Monitor::new(checks, standing);
     let api = Api::new(outlets, database.clone(), queue, clock, config.admin_token.as_deref(), Some(links));
+    let api = api.with_checks(monitor.states());
+    front.spawn("health", Kind::Vital, move |token| monitor.run(token));
 
     front.spawn("identity", Kind::Vital, move |token| {
         identity::keep_renewed(authority, identity, clock, token)

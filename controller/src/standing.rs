@@ -12,6 +12,8 @@ use crate::store::StoreQueue;
 pub struct Reign {
     pub term: Term,
     pub queue: StoreQueue,
+    /// Another controller would take the lead.
+    pub has_standby: bool,
 }
 
 /// Asked before each act. Clones share the answer's source.

@@ -57,7 +57,10 @@ pub(crate) async fn same_rows(place: &Place) {
 
     place.lose().await;
     let said = site.does(&["restore"]);
-    assert!(said.contains("deployments 1, nodes 2, operations 2, events 2, join_tokens 2, certificates 1"), "{said}");
+    assert!(
+        said.contains("deployments 1, nodes 2, operations 2, events 2, join_tokens 2, certificates 1"),
+        "{said}"
+    );
     let database = place.open().await;
     assert_eq!(rows(&database).await, before);
     let next = lead(&database, "b").await;

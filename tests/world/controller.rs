@@ -286,6 +286,8 @@ impl World {
             Action::SaveNode(record) => self.write(Write::SaveNode(record)),
             Action::ForgetNode(node) => self.write(Write::ForgetNode(node)),
             Action::SaveDeployment(deployment) => self.write(Write::SaveDeployment(deployment)),
+            // For people alone: no controller reads it again.
+            Action::SaveSync(_) => {}
             Action::Launch { operation, node, deployment, zone, provider: _ } => {
                 let (fact_node, fact_deployment) = (node.clone(), deployment.clone());
                 self.facts.push(Fact::Launch { operation, node: fact_node, deployment: fact_deployment });

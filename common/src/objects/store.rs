@@ -134,12 +134,7 @@ impl Store {
     ///
     /// # Errors
     /// The cause in words: no answer, or more than `bytes_max`.
-    pub async fn get(
-        &self,
-        key: &str,
-        bytes_max: u64,
-        within: Duration,
-    ) -> Result<Option<Bytes>, String> {
+    pub async fn get(&self, key: &str, bytes_max: u64, within: Duration) -> Result<Option<Bytes>, String> {
         let path = self.path(key);
         let get = async {
             let found = match self.inner.get(&path).await {

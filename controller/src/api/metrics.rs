@@ -12,6 +12,7 @@ use cic_common::report::{EngineState, GpuReport};
 use super::server::Api;
 use crate::core::{Belief, View, XidCount};
 use crate::driver::StepCounts;
+use crate::health::CheckState;
 use crate::links::Links;
 use crate::store::QueueCounts;
 
@@ -31,6 +32,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     condition(&mut page, &api.published().view);
     store(&mut page, &api.queue.counts());
     steps(&mut page, &api.driver.counts);
+    checks(&mut page, &api.checks());
     if let Some(links) = &api.links {
         nodes(&mut page, links);
     }
@@ -154,6 +156,18 @@ fn steps(page: &mut Page, counts: &StepCounts) {
     page.row("cic_step_seconds_count", &[], read(&counts.steps));
     page.one("cic_step_max_seconds", "longest step since the start", seconds(read(&counts.nanos_max)));
     page.one("cic_actions_total", "actions decided by the core", read(&counts.actions));
+}
+
+fn checks(page: &mut Page, checks: &[CheckState]) {
+    page.head(
+        "cic_controller_check_up",
+        "gauge",
+        "0 once a check of the control plane failed three times in a row",
+    );
+    for check in checks {
+        let labels = [("check", check.name.as_str()), ("severity", check.severity.as_str())];
+        page.row("cic_controller_check_up", &labels, u8::from(check.is_up));
+    }
 }
 
 #[derive(Default)]

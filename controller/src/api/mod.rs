@@ -5,11 +5,14 @@
 //! GET  /v1/events, operations                  <- the store
 //! PUT  /v1/deployments/NAME, POST drain, replace -> the core, answered once it is stored
 //! POST /v1/tokens                              -> the store
+//! GET  /v1/sync                                <- the store
+//! GET  /v1/health                              <- the monitor
 //! GET  /healthz, /metrics
 //! ```
 
 mod access;
 mod changes;
+mod control;
 mod deployment;
 mod error;
 mod metrics;

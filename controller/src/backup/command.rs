@@ -17,7 +17,9 @@ use crate::store::{Database, LoadError, StoreError};
 pub enum CommandError {
     #[error("there is no [backup] url in the configuration")]
     NoUrl,
-    #[error("the fleet's authority is needed first: copy ca.pem and ca.key of the lost controller into tls.dir")]
+    #[error(
+        "the fleet's authority is needed first: copy ca.pem and ca.key of the lost controller into tls.dir"
+    )]
     Authority(#[source] AuthorityError),
     #[error(transparent)]
     Backup(#[from] BackupError),
@@ -27,7 +29,9 @@ pub enum CommandError {
     Name(#[from] NameError),
     #[error(transparent)]
     Nothing(#[from] Nothing),
-    #[error("{0}\nWith --force these rows go and the snapshot's take their place; the event log stays as it is.")]
+    #[error(
+        "{0}\nWith --force these rows go and the snapshot's take their place; the event log stays as it is."
+    )]
     NotEmpty(LoadError),
     #[error("nothing was restored")]
     Load(#[source] LoadError),

@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn names_sort_as_their_snapshots_and_read_back() {
-        let names = [name(1, 9), name(2, 3), name(2, 1_795_478_400_500), name(10, 0), name(u64::MAX, u64::MAX)];
+        let names =
+            [name(1, 9), name(2, 3), name(2, 1_795_478_400_500), name(10, 0), name(u64::MAX, u64::MAX)];
         let texts: Vec<String> = names.iter().map(ToString::to_string).collect();
         assert!(texts.is_sorted(), "{texts:?}");
         for (name, text) in names.iter().zip(&texts) {
@@ -74,7 +75,13 @@ mod tests {
 
     #[test]
     fn what_was_put_there_by_others_is_no_snapshot() {
-        for text in ["", "1-2", "index.html", "00000000000000000001-0000000000000000002x", "+0000000000000000001-00000000000000000002"] {
+        for text in [
+            "",
+            "1-2",
+            "index.html",
+            "00000000000000000001-0000000000000000002x",
+            "+0000000000000000001-00000000000000000002",
+        ] {
             assert_eq!(text.parse::<SnapshotName>(), Err(NameError(text.to_owned())));
         }
     }

@@ -19,7 +19,12 @@ const LOOK_MAX: Duration = Duration::from_secs(30);
 ///
 /// # Errors
 /// Never; a snapshot that fails is an event, and is tried again.
-pub async fn run(backup: Backup, every: Duration, standing: Standing, token: CancellationToken) -> TaskResult {
+pub async fn run(
+    backup: Backup,
+    every: Duration,
+    standing: Standing,
+    token: CancellationToken,
+) -> TaskResult {
     let mut was_failing = false;
     loop {
         // Cancel safe: both only wait.
@@ -41,7 +46,11 @@ pub async fn run(backup: Backup, every: Duration, standing: Standing, token: Can
                 standing.note(Severity::Warning, "backup-failed", format!("no snapshot: {error}{cause}"));
             }
             None if was_failing => {
-                standing.note(Severity::Info, "backup-works", format!("snapshots go to {} again", backup.place()));
+                standing.note(
+                    Severity::Info,
+                    "backup-works",
+                    format!("snapshots go to {} again", backup.place()),
+                );
             }
             Some(_) | None => {}
         }

@@ -61,7 +61,8 @@ impl Backup {
     pub fn open(url: &str, keep: usize, fleet: FleetMark, database: Database) -> Result<Self, BackupError> {
         let wrong = |source| BackupError::Url { url: url.to_owned(), source };
         let mut stores = Stores::open([url]).map_err(|(_, source)| wrong(source))?;
-        let store = stores.all.pop().ok_or_else(|| wrong(UrlError::Unusable { cause: "is empty".to_owned() }))?;
+        let store =
+            stores.all.pop().ok_or_else(|| wrong(UrlError::Unusable { cause: "is empty".to_owned() }))?;
         Ok(Self { store, database, fleet, keep })
     }
 
@@ -92,6 +93,23 @@ impl Backup {
         let mut names: Vec<SnapshotName> = listed.iter().filter_map(|name| name.parse().ok()).collect();
         names.sort_unstable();
         Ok(names)
+    }
+
+    /// Whether the object store answers and the newest snapshot is not older than `age_max`, where there is anything to keep.
+    ///
+    /// # Errors
+    /// What is wrong, in words.
+    pub async fn look(&self, age_max: Duration) -> Result<(), String> {
+        self.names().await.map_err(|error| error.to_string())?;
+        let age = self.database.snapshot_age().await.map_err(|error| error.to_string())?;
+        match age {
+            Some(age) if age <= age_max => Ok(()),
+            Some(age) => Err(format!("the newest snapshot is {} s old", age.as_secs())),
+            None => {
+                let state = self.database.copy().await.map_err(|error| error.to_string())?;
+                if state.is_empty() { Ok(()) } else { Err("there is no snapshot yet".to_owned()) }
+            }
+        }
     }
 
     /// The object's full name, for people.

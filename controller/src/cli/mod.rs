@@ -21,6 +21,7 @@ mod endpoint;
 mod events;
 mod failure;
 mod fault;
+mod health;
 mod nodes;
 mod operations;
 mod processes;
@@ -29,6 +30,7 @@ mod screen;
 mod shown;
 mod span;
 mod style;
+mod sync;
 mod table;
 mod why;
 

@@ -8,7 +8,7 @@ use super::client::Client;
 use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
-use super::{apply, ask, deployments, dev, events, fault, nodes, operations, why};
+use super::{apply, ask, deployments, dev, events, fault, health, nodes, operations, sync, why};
 use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
@@ -36,6 +36,8 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         }
         Command::Why { node, json } => why::why(&client()?, node, *json).await,
         Command::Operations { limit, json } => operations::operations(&client()?, *limit, *json).await,
+        Command::Sync { json } => sync::sync(&client()?, *json).await,
+        Command::Health { json } => health::health(&client()?, *json).await,
         Command::Apply { file } => apply::apply(&client()?, file).await,
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
         Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,

@@ -15,6 +15,7 @@ use super::evidence::span;
 use super::node::Node;
 use super::operation::OperationKind;
 use super::perform::Open;
+use super::sync::SyncRecord;
 use super::timing::Timing;
 use super::told::notice_text;
 use super::trail::{EventRecord, Severity};
@@ -45,6 +46,8 @@ pub(super) struct Listing {
     /// Something happened since it was asked: the answer may be too old, so ask once more.
     pub(super) again: bool,
     pub(super) is_failing: bool,
+    /// As last stored, and when.
+    pub(super) synced: Option<(Mono, SyncRecord)>,
 }
 
 /// What is believed and wanted of every node.
@@ -148,6 +151,7 @@ impl Fleet {
             term: self.term,
             is_settled: self.is_settled,
             holds: self.holds(),
+            blind_providers: self.blind_providers(),
             nodes: self.nodes.values().map(|node| node.view(now, &self.timing)).collect(),
             deployments: self.deployments.values().map(|wanted| self.deployment_view(wanted)).collect(),
             operations: self.operations.values().map(|open| open.operation.clone()).collect(),
@@ -488,6 +492,11 @@ impl Fleet {
             coming: count(staying().filter(|node| !node.is_serving()).count()),
             leaving: count(members().filter(|node| node.leaving.is_some()).count()),
         }
+    }
+
+    fn blind_providers(&self) -> Vec<String> {
+        let blind = self.listings.iter().filter(|(_, listing)| listing.is_failing);
+        blind.map(|(provider, _)| provider.clone()).collect()
     }
 
     fn holds(&self) -> Vec<String> {

@@ -294,6 +294,7 @@ impl Fleet {
         let instances = match result {
             Ok(instances) => instances,
             Err(fault) => {
+                self.sync(now, provider, Err(&fault), out);
                 if !was_failing {
                     self.note(None, Severity::Alert, "cloud-blind", format!("{provider}: {fault}"), out);
                 }
@@ -330,6 +331,7 @@ impl Fleet {
             node.cloud.said(now, word);
             self.touch(&id);
         }
+        self.sync(now, provider, Ok(&instances), out);
         self.watch_strangers(now, provider, &instances, out);
     }
 
@@ -397,7 +399,7 @@ impl Fleet {
         self.touch(id);
     }
 
-    fn nodes_of(&self, provider: &str) -> Vec<NodeId> {
+    pub(super) fn nodes_of(&self, provider: &str) -> Vec<NodeId> {
         let is_of = |node: &Node| {
             let name = node.record.deployment.as_ref();
             name.and_then(|name| self.deployments.get(name))

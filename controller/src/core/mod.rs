@@ -31,6 +31,7 @@ mod routing;
 mod ssh;
 mod succession;
 mod suspicion;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod timing;
@@ -51,6 +52,7 @@ pub use instance::{CloudFault, Instance, InstanceState};
 pub use operation::{Operation, OperationKind, OperationState};
 pub use rhythm::Rhythm;
 pub use ssh::SshWord;
+pub use sync::{ClusterRecord, ClusterStatus, Drift, SyncRecord, SyncState};
 pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
 pub use verdict::{Cause, Leaving};

@@ -47,8 +47,18 @@ struct Table {
 }
 
 const TABLES: [Table; 9] = [
-    Table { name: "deployments", columns: &[("name", Text), ("body", Text), ("updated_at_ms", Integer)], rows: "", is_state: true },
-    Table { name: "nodes", columns: &[("node", Text), ("body", Text), ("updated_at_ms", Integer)], rows: "", is_state: true },
+    Table {
+        name: "deployments",
+        columns: &[("name", Text), ("body", Text), ("updated_at_ms", Integer)],
+        rows: "",
+        is_state: true,
+    },
+    Table {
+        name: "nodes",
+        columns: &[("node", Text), ("body", Text), ("updated_at_ms", Integer)],
+        rows: "",
+        is_state: true,
+    },
     Table {
         name: "operations",
         columns: &[
@@ -230,7 +240,8 @@ impl Database {
         within(async {
             let mut loan = Loan::take(&self.pool).await?;
             let mut moment = loan.connection().begin_with(self.backend.begin_reading()).await?;
-            let term = "SELECT coalesce(max(term), 0), (SELECT now_ms FROM database_clock) FROM controller_lease";
+            let term =
+                "SELECT coalesce(max(term), 0), (SELECT now_ms FROM database_clock) FROM controller_lease";
             let row = sqlx::query(term).fetch_one(&mut *moment).await?;
             let (term, taken_at_ms) = (Term(unsigned(row.get(0))), unsigned(row.get(1)));
             let mut tables = BTreeMap::new();

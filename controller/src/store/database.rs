@@ -178,6 +178,14 @@ impl Database {
         bodies("operations", &self.fetch(query.bind(i64::from(limit.min(LIST_MAX)))).await?)
     }
 
+    /// Whether it answers at all.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.fetch(sqlx::query("SELECT 1")).await.map(drop)
+    }
+
     /// Closes every connection. SQLite then folds its WAL into the file.
     pub async fn close(&self) {
         let closed = async { tokio::join!(self.lease_pool.close(), self.pool.close()) };

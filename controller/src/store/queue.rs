@@ -143,6 +143,7 @@ fn last_of_node<'a>(writes: &'a mut VecDeque<Write>, node: &NodeId) -> Option<&'
             | Write::Operation { .. }
             | Write::SaveDeployment(_)
             | Write::Certificate { .. }
+            | Write::SaveSync(_)
             | Write::SaveSnapshot(_)
             | Write::ForgetSnapshot { .. } => {}
         }

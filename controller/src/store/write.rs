@@ -10,7 +10,8 @@ use super::events::{self, PendingEvent};
 use super::lease::{Fence, fence};
 use super::loan::{Loan, within};
 use super::snapshots::{self, StoredSnapshot};
-use crate::core::{Deployment, NodeRecord, Operation};
+use super::sync;
+use crate::core::{Deployment, NodeRecord, Operation, SyncRecord};
 
 /// One change to be stored.
 #[derive(Debug)]
@@ -29,6 +30,7 @@ pub enum Write {
         node: NodeId,
         expires_at_ms: u64,
     },
+    SaveSync(SyncRecord),
     SaveSnapshot(StoredSnapshot),
     /// Of an object that is not there any more.
     ForgetSnapshot {
@@ -120,6 +122,7 @@ async fn apply(connection: &mut AnyConnection, write: &Write, now_ms: i64) -> Re
         .bind(node.as_str())
         .bind(now_ms)
         .bind(signed(*expires_at_ms)),
+        Write::SaveSync(record) => return sync::save(connection, record, now_ms).await,
         Write::SaveSnapshot(snapshot) => return snapshots::save(connection, snapshot).await,
         Write::ForgetSnapshot { url } => return snapshots::forget(connection, url).await,
         Write::Barrier(_) => return Ok(()),

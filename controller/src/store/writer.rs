@@ -167,6 +167,7 @@ async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token:
             | Write::ForgetNode(_)
             | Write::SaveDeployment(_)
             | Write::Certificate { .. }
+            | Write::SaveSync(_)
             | Write::SaveSnapshot(_)
             | Write::ForgetSnapshot { .. } => {}
         }

@@ -15,10 +15,10 @@ mod save;
 mod succeed;
 
 pub use answers::{Answers, KeptAnswer, Question};
+pub use cic_common::objects::{StoreError, Stores};
 pub use record::Checkpoint;
 pub use restore::{Found, Held, all_of, newest};
 pub use save::{Checkpoints, Snapshot};
-pub use cic_common::objects::{StoreError, Stores};
 pub use succeed::{NoCore, Successor};
 
 #[cfg(test)]

@@ -6,13 +6,13 @@ use cic_common::supervise::Supervisor;
 use cic_common::time::{Clock, unix_ms};
 use tokio::sync::{mpsc, watch};
 
-use cic_common::objects::StoreError;
 use super::save::name_of;
 use super::succeed::is_last_word;
 use super::*;
 use crate::core::{Event, Occasion};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec};
 use crate::state::StateDir;
+use cic_common::objects::StoreError;
 
 #[test]
 fn a_question_is_one_clients_one_name_and_one_request() {

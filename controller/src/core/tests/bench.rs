@@ -201,7 +201,11 @@ impl Bench {
                 self.rows.insert(record.node.clone(), record);
             }
             Action::Explain { .. } | Action::CommandByPoll { .. } | Action::RestartBySsh { .. } => {}
-            Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
+            Action::Send { .. }
+            | Action::Close(_)
+            | Action::ForgetNode(_)
+            | Action::SaveDeployment(_)
+            | Action::SaveSync(_) => {}
         }
     }
 
