@@ -7,6 +7,7 @@ mod place;
 mod retention;
 mod rows;
 mod site;
+mod sync;
 
 /// Makes two tests of each rule.
 macro_rules! on_both {
@@ -51,6 +52,7 @@ on_both! {
     crate::backup::kept => of_eleven_snapshots_ten_are_kept,
     crate::backup::not_empty => a_database_with_rows_or_a_leader_is_not_written_over,
     crate::backup::regular => the_leader_takes_a_snapshot_whenever_one_is_due,
+    crate::sync::saved => a_comparison_is_stored_and_clusters_that_are_gone_are_forgotten,
     crate::retention::ages => only_what_is_too_old_is_forgotten,
     crate::retention::batches => what_is_too_old_goes_in_small_batches,
 }
