@@ -4,7 +4,7 @@ use anyhow::{Context as _, anyhow};
 use cic_common::id::NodeId;
 
 use crate::config::Config;
-use crate::effect::checkpoint::{Checkpoint, Held};
+use crate::effect::checkpoint::{Checkpoint, Held, all_of};
 
 /// Prints every checkpoint of `node`, newest first. Returns the exit code: 1 when there is none that can be used.
 ///
@@ -14,7 +14,7 @@ pub async fn show(config: &Config, node: Option<NodeId>) -> anyhow::Result<u8> {
     let node = node.unwrap_or_else(|| config.node.id.clone());
     let stores = config.checkpoint.stores().map_err(|(key, what)| anyhow!("[checkpoint] {key}: {what}"))?;
     let stores = stores.context("no store is configured ([checkpoint] url)")?;
-    let (held, missed) = stores.all_of(&node).await;
+    let (held, missed) = all_of(&stores, &node).await;
     let mut taken = None;
     for Held { store, name, content } in &held {
         match content {

@@ -11,6 +11,7 @@
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+//! - [`objects`]: object stores, and objects in them that show when they are damaged.
 //! - [`descriptor`]: a descriptor that the runtime watches.
 //! - [`process`]: who runs on this machine, and who belongs to whom.
 
@@ -22,6 +23,7 @@ pub mod gpu;
 pub mod id;
 pub mod name;
 pub mod notice;
+pub mod objects;
 pub mod process;
 pub mod report;
 pub mod route;

@@ -113,3 +113,12 @@ CREATE TABLE skypilot_sync_status (
     in_sync_since_ms BIGINT,
     error TEXT
 );
+
+-- Each time that a snapshot was written into this database. Operations get ids above `operation_floor`: those below may
+-- have been given out after the snapshot was taken.
+CREATE TABLE restores (
+    term BIGINT PRIMARY KEY,
+    snapshot TEXT NOT NULL,
+    operation_floor BIGINT NOT NULL,
+    restored_at_ms BIGINT NOT NULL
+);

@@ -15,8 +15,14 @@ use crate::provision::local::{Checkpoints, Hardware};
 use crate::reach::ReachSpec;
 use crate::store::Address;
 
+mod backup;
+mod health;
 mod ssh;
 
+pub use self::backup::BackupConfig;
+use self::backup::RawBackup;
+pub use self::health::HealthConfig;
+use self::health::RawHealth;
 use self::ssh::RawSsh;
 
 const SCHEMA: Schema = Schema {
@@ -42,6 +48,12 @@ const SCHEMA: Schema = Schema {
         Key::optional("local", "checkpoint_url", Kind::Text),
         Key::optional("local", "checkpoint_second_url", Kind::Text),
         Key::optional("local", "checkpoint_every_s", Kind::Integer),
+        Key::optional("backup", "url", Kind::Text),
+        Key::optional("backup", "every_s", Kind::Integer),
+        Key::optional("backup", "keep", Kind::Integer),
+        Key::optional("health", "prometheus_url", Kind::Text),
+        Key::optional("health", "log_url", Kind::Text),
+        Key::optional("health", "redis_url", Kind::Text),
         Key::optional("brake", "terminations_max", Kind::Integer),
         Key::optional("brake", "launches_max", Kind::Integer),
         Key::optional("brake", "window_ms", Kind::Integer),
@@ -105,6 +117,9 @@ pub struct Config {
     pub tls_dir: PathBuf,
     pub local: Option<LocalConfig>,
     pub reach: ReachSpec,
+    /// `None`: no snapshots.
+    pub backup: Option<BackupConfig>,
+    pub health: HealthConfig,
     pub brake: BrakeRules,
     pub timing: Timing,
     pub log_format: LogFormat,
@@ -154,6 +169,8 @@ struct Raw {
     tls: RawTls,
     local: RawLocal,
     ssh: RawSsh,
+    backup: RawBackup,
+    health: RawHealth,
     brake: RawBrake,
     timing: RawTiming,
     log: RawLog,
@@ -282,6 +299,7 @@ impl Raw {
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
+        let backup = self.backup.build(mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
         let timing = self.timing.over(Timing::default(), mistakes);
         let timing = Timing { heartbeat: Duration::from_millis(heartbeat_ms.into()), ..timing };
@@ -300,6 +318,8 @@ impl Raw {
             tls_dir: tls_dir?,
             local,
             reach: reach?,
+            backup,
+            health: self.health.build(mistakes),
             brake,
             timing,
             log_format,

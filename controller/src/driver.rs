@@ -341,6 +341,7 @@ impl Driver {
                 Write::ForgetNode(node)
             }
             Action::SaveDeployment(deployment) => Write::SaveDeployment(deployment),
+            Action::SaveSync(record) => Write::SaveSync(record),
             Action::Launch { operation, .. } | Action::Terminate { operation, .. } if !self.may_act() => {
                 let fault = CloudFault::NoAnswer("this controller's lease may be over".to_owned());
                 return Some(Event::Performed { operation, result: Err(fault) });

@@ -8,11 +8,13 @@
 //! Shells translate between the world and [`core`]; only [`core`] decides. `driver` joins them.
 
 pub mod api;
+pub mod backup;
 pub mod cli;
 pub mod config;
 pub mod core;
 pub mod driver;
 pub mod ha;
+pub mod health;
 pub mod histogram;
 pub mod identity;
 pub mod ingest;
@@ -23,4 +25,5 @@ pub mod provision;
 pub mod reach;
 pub mod record;
 pub mod serve;
+pub mod standing;
 pub mod store;

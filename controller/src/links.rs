@@ -44,6 +44,7 @@ impl Network for Links {
             | Action::Close(_)
             | Action::SaveNode(_)
             | Action::SaveDeployment(_)
+            | Action::SaveSync(_)
             | Action::Launch { .. }
             | Action::Terminate { .. }
             | Action::ListInstances { .. }

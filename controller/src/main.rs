@@ -10,7 +10,7 @@ use cic_common::telemetry::{self, LogFormat};
 use cic_common::time::Clock;
 use cic_controller::config::Config;
 use cic_controller::store::Database;
-use cic_controller::{identity, provision, record, serve};
+use cic_controller::{backup, identity, provision, record, serve};
 use clap::{Parser, Subcommand};
 
 /// Weighs evidence about nodes and replaces what is lost.
@@ -40,6 +40,22 @@ enum Command {
     Migrate {
         #[arg(long, default_value = "/etc/cic/controller.toml")]
         config: PathBuf,
+    },
+    /// Write a snapshot of the store into the object store now.
+    Backup {
+        #[arg(long, default_value = "/etc/cic/controller.toml")]
+        config: PathBuf,
+    },
+    /// Write the newest snapshot that verifies into an empty database. Every controller must be stopped.
+    Restore {
+        #[arg(long, default_value = "/etc/cic/controller.toml")]
+        config: PathBuf,
+        /// This one and no other, as `cic-controller backup` named it.
+        #[arg(long)]
+        from: Option<String>,
+        /// Write over what the database holds; its event log stays.
+        #[arg(long)]
+        force: bool,
     },
     /// Print each decision of a recorded run again.
     Replay { file: PathBuf },
@@ -79,6 +95,14 @@ fn run(command: Command) -> anyhow::Result<()> {
             identity::open(&config.tls_dir, &config.id)?;
         }
         Command::Migrate { config } => runtime()?.block_on(migrate(read(&config)?))?,
+        Command::Backup { config } => {
+            let config = read(&config)?;
+            println!("{}", runtime()?.block_on(backup::take(&config))?);
+        }
+        Command::Restore { config, from, force } => {
+            let config = read(&config)?;
+            println!("{}", runtime()?.block_on(restore(&config, from.as_deref(), force))?);
+        }
         Command::Replay { file } => record::replay(&file, &mut io::stdout().lock())?,
         Command::Machine { dir } => {
             telemetry::begin(LogFormat::Text, "info")?;
@@ -97,6 +121,11 @@ fn read(path: &Path) -> anyhow::Result<Config> {
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+async fn restore(config: &Config, from: Option<&str>, over: bool) -> anyhow::Result<String> {
+    std::fs::create_dir_all(&config.state_dir).context("cannot create the state directory")?;
+    Ok(backup::restore(config, from, over).await?)
 }
 
 async fn migrate(config: Config) -> anyhow::Result<()> {

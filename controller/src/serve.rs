@@ -7,17 +7,20 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cic_common::supervise::{Kind, Supervisor};
-use cic_common::time::Clock;
+use cic_common::supervise::{Kind, Supervisor, TaskResult};
+use cic_common::time::{Clock, Mono};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::api::{self, Api};
+use crate::backup::{self, Backup, BackupError, FleetMark};
 use crate::config::Config;
 use crate::core::Fleet;
 use crate::driver::{Driver, EVENTS_WAITING_MAX, Inlets, Shells};
-use crate::ha::{Keeper, KeeperSpec, LeaseTiming};
+use crate::ha::{Keeper, KeeperSpec, Leadership, LeaseTiming};
+use crate::health::{self, Check, Monitor, Severity, Target};
 use crate::identity::{self, OwnIdentityError};
 use crate::links::{LinksError, LinksSpec};
 use crate::ports::{ListenError, Ports, Sockets};
@@ -25,11 +28,15 @@ use crate::provision::Provision;
 use crate::provision::local::{Local, LocalSpec};
 use crate::reach::Reach;
 use crate::record::Recorder;
+use crate::standing::{Reign, Standing};
 use crate::store::{Database, Holder, StoreError};
 
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 const STORE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What fails here may fail everywhere: the lead then goes round no faster than this.
+const HAND_OVER_EVERY: Duration = Duration::from_secs(300);
 
 /// Why a controller does not run, or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +53,10 @@ pub enum ServeError {
     Identity(#[from] OwnIdentityError),
     #[error("nodes cannot be reached")]
     Links(#[from] LinksError),
+    #[error("own API has no URL")]
+    OwnApi(#[from] hyper::http::Error),
+    #[error("snapshots cannot be taken")]
+    Backup(#[from] BackupError),
     #[error("record {path:?} cannot be written")]
     Record { path: PathBuf, source: io::Error },
     #[error("cannot {act}")]
@@ -90,14 +101,30 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     };
     let links = spec.open(&front, &database, &leadership, &told)?;
     let trust = authority.trust().map_err(LinksError::from)?;
-    let reach = Reach::new(config.reach, &identity, &trust, front.clone(), told);
+    let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told);
     let reach = reach.map_err(LinksError::from)?;
+    let standing = standing(&leadership, clock, &config.store_url);
+    let mut checks = Vec::new();
+    if let Some(spec) = &config.backup {
+        let fleet = FleetMark::of(authority.certificate_pem());
+        let (backup, every) = (Backup::open(&spec.url, spec.keep, fleet, database.clone())?, spec.every);
+        let target = Target::Snapshots { backup: Box::new(backup.clone()), age_max: every * 2 };
+        checks.push(Check { name: "snapshots", severity: Severity::Warning, target });
+        let leads = standing.clone();
+        front.spawn("backup", Kind::Vital, move |token| backup::run(backup, every, leads, token));
+    }
     let shells =
         Shells { leadership: leadership.clone(), provision, network: Box::new(links.clone()), reach };
     let fleet = Fleet::new(config.timing, config.brake).of_fleet(config.fleet.clone());
     let (driver, outlets) = Driver::new(fleet, clock, Inlets { events, turns }, shells, recorder);
+    checks.extend(health::every(&database, &outlets, own_api(&config, ports), &config.health)?);
+    let monitor = Monitor::new(checks, standing);
     let token = config.admin_token.as_deref();
     let api = Api::new(outlets, database.clone(), leadership.clone(), clock, token, Some(links));
+    let api = api.with_checks(monitor.states());
+    let (wanted, leads) = (monitor.hand_over_wanted(), leadership.clone());
+    front.spawn("hand-over", Kind::Vital, move |token| hand_over_when_wanted(wanted, leads, clock, token));
+    front.spawn("health", Kind::Vital, move |token| monitor.run(token));
 
     front.spawn("identity", Kind::Vital, move |token| {
         identity::keep_renewed(authority, identity, clock, token)
@@ -114,6 +141,40 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
         warn!(%error, "others wait for the lease to end");
     }
     stop(&front, &back, &database).await
+}
+
+/// Whether this controller leads. A database that several may share is taken to have another that would.
+fn standing(leadership: &Leadership, clock: Clock, store_url: &str) -> Standing {
+    let (leadership, has_standby) = (leadership.clone(), !store_url.starts_with("sqlite:"));
+    Standing::new(move || {
+        let term = leadership.may_act(clock.now())?;
+        Some(Reign { term, queue: leadership.queue()?, has_standby })
+    })
+}
+
+/// Leaves the lead to another each time that a critical check wants it, at most once in [`HAND_OVER_EVERY`].
+async fn hand_over_when_wanted(
+    mut wanted: watch::Receiver<Option<String>>,
+    leadership: Leadership,
+    clock: Clock,
+    token: CancellationToken,
+) -> TaskResult {
+    let mut last: Option<Mono> = None;
+    loop {
+        // Cancel safe: both only wait.
+        tokio::select! {
+            () = token.cancelled() => return Ok(()),
+            changed = wanted.changed() => if changed.is_err() { return Ok(()) },
+        }
+        let why = wanted.borrow_and_update().clone();
+        let is_early = last.is_some_and(|at| clock.now().since(at) < HAND_OVER_EVERY);
+        let Some(why) = why.filter(|_| !is_early) else { continue };
+        last = Some(clock.now());
+        match leadership.hand_over().await {
+            Ok(term) => warn!(why, ?term, "left the lead to another"),
+            Err(error) => warn!(why, %error, "the lead could not be left in time"),
+        }
+    }
 }
 
 /// Where the API listens, as it would be asked there.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cic_agent::core::{Occasion, Saved};
-use cic_agent::effect::checkpoint::{Checkpoints, Stores};
+use cic_agent::effect::checkpoint::{Checkpoints, Stores, newest};
 use cic_agent::serve::edge::Unfinished;
 use cic_common::id::{Incarnation, NodeId};
 use cic_common::route::Class;
@@ -97,7 +97,7 @@ async fn of_checkpoints_the_newest_that_verifies_is_restored_and_each_other_is_n
     let s3 = S3Server::start().expect("a server");
     let stores = stores(&s3);
     let node = NodeId::new("node001").expect("a name");
-    assert_eq!(stores.newest(&node).await.expect_err("none"), "there is no checkpoint of node001");
+    assert_eq!(newest(&stores, &node).await.expect_err("none"), "there is no checkpoint of node001");
     for (number, (what, how, said)) in DAMAGES.into_iter().enumerate() {
         let checkpoints = checkpoints(&stores, &node);
         save(&checkpoints, Occasion::Periodic, number + 1).await;
@@ -105,7 +105,7 @@ async fn of_checkpoints_the_newest_that_verifies_is_restored_and_each_other_is_n
         let object = s3.objects(FOLDER).pop().expect("an object");
         damage(&object, how);
         let since = Instant::now();
-        let found = stores.newest(&node).await.expect("restored");
+        let found = newest(&stores, &node).await.expect("restored");
         println!("{what}: the one before restored in {:.1} ms", since.elapsed().as_secs_f64() * 1000.0);
         assert_eq!(found.checkpoint.requests.len(), number + 1, "{what}");
         assert!(found.skipped[0].contains(said), "{what}: {:?}", found.skipped);
@@ -119,7 +119,7 @@ async fn a_thousand_requests_are_written_and_restored() {
     let node = NodeId::new("node001").expect("a name");
     let saved = save(&checkpoints(&stores, &node), Occasion::Leaving, 1000).await;
     let since = Instant::now();
-    let found = stores.newest(&node).await.expect("restored");
+    let found = newest(&stores, &node).await.expect("restored");
     println!(
         "{} requests, {} bytes: written in {} ms, restored in {:.1} ms",
         saved.request_count,

@@ -1,10 +1,13 @@
 //! The controller's store on both databases: each rule is tried on SQLite and on a real PostgreSQL server.
 
 mod away;
+mod backup;
 mod lease;
 mod place;
 mod retention;
 mod rows;
+mod site;
+mod sync;
 
 /// Makes two tests of each rule.
 macro_rules! on_both {
@@ -44,6 +47,12 @@ on_both! {
     crate::lease::skew => no_clock_but_the_databases_plays_a_part,
     crate::lease::fence => a_term_that_is_over_stores_nothing,
     crate::lease::writer => a_writer_whose_term_is_over_says_so_and_tells_nobody,
+    crate::backup::same_rows => a_lost_database_comes_back_from_a_snapshot_row_for_row,
+    crate::backup::damaged => a_damaged_snapshot_is_skipped_with_its_name_and_cause,
+    crate::backup::kept => of_eleven_snapshots_ten_are_kept,
+    crate::backup::not_empty => a_database_with_rows_or_a_leader_is_not_written_over,
+    crate::backup::regular => the_leader_takes_a_snapshot_whenever_one_is_due,
+    crate::sync::saved => a_comparison_is_stored_and_clusters_that_are_gone_are_forgotten,
     crate::retention::ages => only_what_is_too_old_is_forgotten,
     crate::retention::batches => what_is_too_old_goes_in_small_batches,
 }

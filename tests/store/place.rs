@@ -79,6 +79,20 @@ impl Place {
         statements.execute(&mut self.connect().await).await.map(drop)
     }
 
+    /// As after the loss of its disk: an empty one is in its place.
+    pub(crate) async fn lose(&self) {
+        match self {
+            Self::Sqlite(directory) => {
+                for name in ["fleet.db", "fleet.db-wal", "fleet.db-shm"] {
+                    let _ = std::fs::remove_file(directory.path().join(name));
+                }
+            }
+            Self::Postgres(_) => {
+                self.sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public").await.expect("lost");
+            }
+        }
+    }
+
     /// From now on the database's clock only moves by [`Self::pass`].
     pub(crate) async fn hold_clock(&self) {
         self.sql(HELD_CLOCK).await.expect("a clock");

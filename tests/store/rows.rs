@@ -49,7 +49,7 @@ pub(crate) fn operation(id: u64, state: OperationState) -> Operation {
     }
 }
 
-fn deployment() -> Deployment {
+pub(crate) fn deployment() -> Deployment {
     Deployment {
         name: DeploymentName::new("chat").expect("valid"),
         model: ModelSpec { name: "tiny".to_owned(), path: "/models/tiny".to_owned() },

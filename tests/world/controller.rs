@@ -74,6 +74,7 @@ fn steps_of(action: &Action) -> Option<(&'static str, &'static str)> {
         Action::RestartBySsh { .. } => Some(("before a restart over ssh", "after a restart over ssh")),
         Action::ListInstances { .. }
         | Action::Explain { .. }
+        | Action::SaveSync(_)
         | Action::Poll { .. }
         | Action::Send { .. }
         | Action::PublishRoutes(_)
@@ -354,6 +355,8 @@ impl World {
             Action::SaveNode(record) => self.write(Write::SaveNode(record)),
             Action::ForgetNode(node) => self.write(Write::ForgetNode(node)),
             Action::SaveDeployment(deployment) => self.write(Write::SaveDeployment(deployment)),
+            // For people alone: no controller reads it again.
+            Action::SaveSync(_) => {}
             Action::Launch { operation, node, deployment, zone, provider: _, price_limit: _ } => {
                 let (fact_node, fact_deployment) = (node.clone(), deployment.clone());
                 self.facts.push(Fact::Launch { operation, node: fact_node, deployment: fact_deployment });

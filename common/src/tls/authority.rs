@@ -96,7 +96,11 @@ impl CertificateAuthority {
         }
     }
 
-    fn load(directory: &Path) -> Result<Self, AuthorityError> {
+    /// Opens the authority that is kept in `directory`, and makes none.
+    ///
+    /// # Errors
+    /// When a file is missing or of no use.
+    pub fn load(directory: &Path) -> Result<Self, AuthorityError> {
         let read = |name| {
             let path = directory.join(name);
             std::fs::read_to_string(&path).map_err(|source| AuthorityError::Read { path, source })

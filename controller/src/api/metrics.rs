@@ -12,6 +12,7 @@ use cic_common::report::{EngineState, GpuReport};
 use super::server::Api;
 use crate::core::{Belief, View, XidCount};
 use crate::driver::{self, StepCounts};
+use crate::health::CheckState;
 use crate::histogram::Histogram;
 use crate::links::Links;
 use crate::poll;
@@ -36,6 +37,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     page.head("cic_controller_leads", "gauge", "1 on the leader while its lease holds");
     page.row("cic_controller_leads", &[], u8::from(leads));
     steps(&mut page, &api.driver.counts);
+    checks(&mut page, &api.checks());
     if let Some(links) = &api.links {
         nodes(&mut page, links);
     }
@@ -184,6 +186,18 @@ fn steps(page: &mut Page, counts: &StepCounts) {
     page.spans("cic_step_seconds", "time of one step of the core", &counts.spans);
     page.one("cic_step_max_seconds", "longest step since the start", seconds(read(&counts.nanos_max)));
     page.one("cic_actions_total", "actions decided by the core", read(&counts.actions));
+}
+
+fn checks(page: &mut Page, checks: &[CheckState]) {
+    page.head(
+        "cic_controller_check_up",
+        "gauge",
+        "0 once a check of the control plane failed three times in a row",
+    );
+    for check in checks {
+        let labels = [("check", check.name.as_str()), ("severity", check.severity.as_str())];
+        page.row("cic_controller_check_up", &labels, u8::from(check.is_up));
+    }
 }
 
 #[derive(Default)]

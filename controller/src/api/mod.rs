@@ -5,6 +5,8 @@
 //! GET  /v1/events, operations                  <- the store
 //! PUT  /v1/deployments/NAME, POST drain, replace -> the core, answered once it is stored
 //! POST /v1/tokens                              -> the store
+//! GET  /v1/sync                                <- the store
+//! GET  /v1/health                              <- the monitor
 //! POST /v1/failover                            -> the lease's keeper
 //! GET  /v1/leader, /healthz, /healthz/leader, /healthz/ready, /metrics
 //! ```
@@ -12,6 +14,7 @@
 
 mod access;
 mod changes;
+mod control;
 mod deployment;
 mod error;
 mod leader;

@@ -10,15 +10,16 @@ use axum::routing::{get, post, put};
 use cic_common::supervise::{Supervisor, TaskResult};
 use cic_common::time::Clock;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::access::{self, AdminToken};
 use super::error::ApiError;
-use super::{changes, leader, orphans, reads};
+use super::{changes, control, leader, orphans, reads};
 use super::{metrics, port};
 use crate::driver::{Outlets, Published};
 use crate::ha::Leadership;
+use crate::health::Checks;
 use crate::links::Links;
 use crate::store::Database;
 
@@ -36,6 +37,7 @@ pub struct Api {
     /// One change of deployments at a time: cluster numbers are handed out from what the view shows.
     pub(super) edits: Arc<Semaphore>,
     pub(super) links: Option<Links>,
+    checks: Option<watch::Receiver<Checks>>,
 }
 
 impl std::fmt::Debug for Api {
@@ -63,7 +65,19 @@ impl Api {
             admin_token: admin_token.map(AdminToken::new),
             edits: Arc::new(Semaphore::new(1)),
             links,
+            checks: None,
         }
+    }
+
+    /// Shows what the monitor sees, too.
+    #[must_use]
+    pub fn with_checks(mut self, checks: watch::Receiver<Checks>) -> Self {
+        self.checks = Some(checks);
+        self
+    }
+
+    pub(super) fn checks(&self) -> Checks {
+        self.checks.as_ref().map(|checks| Arc::clone(&checks.borrow())).unwrap_or_default()
     }
 
     pub(super) fn published(&self) -> Arc<Published> {
@@ -105,6 +119,8 @@ fn routes(api: Api) -> Router {
         .route("/v1/events", get(reads::events))
         .route("/v1/operations", get(reads::operations))
         .route("/v1/leader", get(leader::leader))
+        .route("/v1/sync", get(control::sync))
+        .route("/v1/health", get(control::health))
         .route("/healthz", get(reads::healthz))
         .route("/healthz/leader", get(leader::healthz_leader))
         .route("/healthz/ready", get(leader::healthz_ready))

@@ -77,6 +77,18 @@ pub(super) enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Compare what the providers list with what the store has
+    Sync {
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show the control plane's own checks
+    Health {
+        /// Print the API's answer
+        #[arg(long)]
+        json: bool,
+    },
     /// Set the deployments that a TOML file describes; others are left alone
     Apply {
         /// `[deployments.NAME]` tables with model, engine and replicas

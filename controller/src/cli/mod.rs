@@ -21,6 +21,7 @@ mod endpoint;
 mod events;
 mod failure;
 mod fault;
+mod health;
 mod leader;
 mod nodes;
 mod operations;
@@ -31,6 +32,7 @@ mod screen;
 mod shown;
 mod span;
 mod style;
+mod sync;
 mod table;
 mod why;
 

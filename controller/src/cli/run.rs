@@ -8,7 +8,9 @@ use super::client::Client;
 use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
-use super::{apply, ask, deployments, dev, events, fault, leader, nodes, operations, orphans, why};
+use super::{
+    apply, ask, deployments, dev, events, fault, health, leader, nodes, operations, orphans, sync, why,
+};
 use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
@@ -37,6 +39,8 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Command::Why { node, json } => why::why(&client()?, node, *json).await,
         Command::Orphans { wish, json } => orphans::orphans(&client()?, wish.as_ref(), *json).await,
         Command::Operations { limit, json } => operations::operations(&client()?, *limit, *json).await,
+        Command::Sync { json } => sync::sync(&client()?, *json).await,
+        Command::Health { json } => health::health(&client()?, *json).await,
         Command::Apply { file } => apply::apply(&client()?, file).await,
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
         Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,

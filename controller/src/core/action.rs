@@ -12,6 +12,7 @@ use super::deployment::Deployment;
 use super::event::NodeRecord;
 use super::operation::Operation;
 use super::price::UsdPerHour;
+use super::sync::SyncRecord;
 use super::trail::EventRecord;
 
 /// What the leader says to one node.
@@ -54,6 +55,8 @@ pub enum Action {
     /// The node's VM is gone for good: delete its row.
     ForgetNode(NodeId),
     SaveDeployment(Deployment),
+    /// How the newest listing of a provider stands to the rows; no answer.
+    SaveSync(SyncRecord),
     /// Launch the VM of `node`, or find the one an earlier try of the same `operation` made; answer `Performed`.
     Launch {
         operation: OperationId,

@@ -18,6 +18,7 @@ use super::nodes::Nodes;
 use super::operation::OperationKind;
 use super::orphan::Orphan;
 use super::perform::Open;
+use super::sync::SyncRecord;
 use super::timing::Timing;
 use super::told::notice_text;
 use super::trail::{EventRecord, Severity};
@@ -54,6 +55,8 @@ pub(super) struct Listing {
     pub(super) foreign_count: usize,
     /// So many VMs have no row that nothing is done about any; the words for it.
     pub(super) orphans_held: Option<String>,
+    /// As last stored, and when.
+    pub(super) synced: Option<(Mono, SyncRecord)>,
 }
 
 /// What is believed and wanted of every node.
@@ -187,6 +190,7 @@ impl Fleet {
             term: self.term,
             is_settled: self.is_settled,
             holds: self.holds(),
+            blind_providers: self.blind_providers(),
             nodes: self.nodes.values().map(|node| node.view(now, &self.timing)).collect(),
             deployments: self.deployments.values().map(|wanted| self.deployment_view(wanted)).collect(),
             operations: self.operations.values().map(|open| open.operation.clone()).collect(),
@@ -543,6 +547,11 @@ impl Fleet {
             coming: count(staying().filter(|node| !node.is_serving()).count()),
             leaving: count(members().filter(|node| node.leaving.is_some()).count()),
         }
+    }
+
+    fn blind_providers(&self) -> Vec<String> {
+        let blind = self.listings.iter().filter(|(_, listing)| listing.is_failing);
+        blind.map(|(provider, _)| provider.clone()).collect()
     }
 
     fn holds(&self) -> Vec<String> {

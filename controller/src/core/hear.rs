@@ -286,6 +286,7 @@ impl Fleet {
         let instances = match result {
             Ok(instances) => instances,
             Err(fault) => {
+                self.sync(now, provider, Err(&fault), out);
                 if !was_failing {
                     self.note(None, Severity::Alert, "cloud-blind", format!("{provider}: {fault}"), out);
                 }
@@ -326,6 +327,7 @@ impl Fleet {
                 self.adopt_launched(now, &id, out);
             }
         }
+        self.sync(now, provider, Ok(&instances), out);
         if self.is_leading {
             self.watch_orphans(now, provider, &instances, out);
         }

@@ -37,6 +37,7 @@ mod rows;
 mod ssh;
 mod succession;
 mod suspicion;
+mod sync;
 #[cfg(test)]
 mod tests;
 pub mod timing;
@@ -59,6 +60,7 @@ pub use orphan::{OrphanView, OrphanWish};
 pub use price::{PriceError, UsdPerHour};
 pub use rhythm::Rhythm;
 pub use ssh::SshWord;
+pub use sync::{ClusterRecord, ClusterStatus, Drift, SyncRecord, SyncState};
 pub use timing::Timing;
 pub use trail::{EventRecord, Severity, TRAIL_ENTRIES_MAX};
 pub use verdict::{Cause, Leaving};

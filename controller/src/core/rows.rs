@@ -187,6 +187,7 @@ impl Action {
             | Self::Close(_)
             | Self::SaveNode(_)
             | Self::SaveDeployment(_)
+            | Self::SaveSync(_)
             | Self::Launch { .. }
             | Self::Terminate { .. }
             | Self::Explain { .. }

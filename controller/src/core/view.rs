@@ -58,6 +58,9 @@ pub struct View {
     pub is_settled: bool,
     /// Why irreversible acts are held, when they are.
     pub holds: Vec<String>,
+    /// Providers whose newest listing failed.
+    #[serde(default)]
+    pub blind_providers: Vec<String>,
     pub nodes: Vec<NodeView>,
     pub deployments: Vec<DeploymentView>,
     /// Those still open.

@@ -61,7 +61,7 @@ pub enum StoreError {
 pub struct Database {
     pub(super) pool: AnyPool,
     pub(super) lease_pool: AnyPool,
-    backend: Backend,
+    pub(super) backend: Backend,
 }
 
 impl Database {
@@ -142,8 +142,9 @@ impl Database {
         let (last, open, deployments, nodes) = within(async {
             let mut loan = Loan::take(&self.pool).await?;
             let mut moment = loan.connection().begin_with(self.backend.begin_reading()).await?;
-            let last =
-                sqlx::query("SELECT coalesce(max(id), 0) FROM operations").fetch_one(&mut *moment).await?;
+            let last = "SELECT coalesce(max(id), 0) FROM
+                 (SELECT id FROM operations UNION ALL SELECT operation_floor FROM restores) AS ids";
+            let last = sqlx::query(last).fetch_one(&mut *moment).await?;
             let open = sqlx::query("SELECT body FROM operations WHERE is_open = 1 ORDER BY id");
             let open = open.fetch_all(&mut *moment).await?;
             let deployments = sqlx::query("SELECT body FROM deployments ORDER BY name");
@@ -175,6 +176,14 @@ impl Database {
     pub async fn operations(&self, limit: u32) -> Result<Vec<Operation>, StoreError> {
         let query = sqlx::query("SELECT body FROM operations ORDER BY id DESC LIMIT $1");
         bodies("operations", &self.fetch(query.bind(i64::from(limit.min(LIST_MAX)))).await?)
+    }
+
+    /// Whether it answers at all.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), StoreError> {
+        self.fetch(sqlx::query("SELECT 1")).await.map(drop)
     }
 
     /// Closes every connection. SQLite then folds its WAL into the file.

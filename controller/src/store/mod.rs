@@ -10,12 +10,15 @@
 //! whose term is over stores nothing and ends.
 
 mod address;
+mod copy;
 mod database;
 mod events;
 mod lease;
 mod loan;
 mod queue;
 mod retention;
+mod snapshots;
+mod sync;
 mod tokens;
 mod write;
 mod writer;
@@ -24,10 +27,13 @@ mod writer;
 pub(crate) mod tests;
 
 pub use address::{Address, AddressError};
+pub use copy::{LoadError, Loaded, StateCopy};
 pub use database::{Database, StoreError};
 pub use events::{PendingEvent, StoredEvent};
 pub use lease::{Holder, Lease, Renewed, Taken};
 pub use queue::{EVENTS_WAITING_MAX, QueueCounts, StoreQueue, WRITES_WAITING_MAX};
+pub use snapshots::StoredSnapshot;
+pub use sync::{StoredCluster, StoredSync};
 pub use tokens::TokenError;
 pub use write::Write;
 pub use writer::{Ended, run as run_writer};

@@ -147,7 +147,10 @@ fn last_of_node<'a>(writes: &'a mut VecDeque<Write>, node: &NodeId) -> Option<&'
             | Write::ForgetNode(_)
             | Write::Operation { .. }
             | Write::SaveDeployment(_)
-            | Write::Certificate { .. } => {}
+            | Write::Certificate { .. }
+            | Write::SaveSync(_)
+            | Write::SaveSnapshot(_)
+            | Write::ForgetSnapshot { .. } => {}
         }
     }
     None

@@ -9,7 +9,9 @@ use super::database::{Database, StoreError, signed};
 use super::events::{self, PendingEvent};
 use super::lease::{Fence, fence};
 use super::loan::{Loan, within};
-use crate::core::{Deployment, NodeRecord, Operation};
+use super::snapshots::{self, StoredSnapshot};
+use super::sync;
+use crate::core::{Deployment, NodeRecord, Operation, SyncRecord};
 
 /// One change to be stored.
 #[derive(Debug)]
@@ -27,6 +29,12 @@ pub enum Write {
         serial: String,
         node: NodeId,
         expires_at_ms: u64,
+    },
+    SaveSync(SyncRecord),
+    SaveSnapshot(StoredSnapshot),
+    /// Of an object that is not there any more.
+    ForgetSnapshot {
+        url: String,
     },
     /// Answered once everything queued before it is stored.
     Barrier(oneshot::Sender<()>),
@@ -114,6 +122,9 @@ async fn apply(connection: &mut AnyConnection, write: &Write, now_ms: i64) -> Re
         .bind(node.as_str())
         .bind(now_ms)
         .bind(signed(*expires_at_ms)),
+        Write::SaveSync(record) => return sync::save(connection, record, now_ms).await,
+        Write::SaveSnapshot(snapshot) => return snapshots::save(connection, snapshot).await,
+        Write::ForgetSnapshot { url } => return snapshots::forget(connection, url).await,
         Write::Barrier(_) => return Ok(()),
     };
     query.execute(connection).await.map(|_| ())

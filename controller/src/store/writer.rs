@@ -167,7 +167,10 @@ async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token:
             | Write::SaveNode(_)
             | Write::ForgetNode(_)
             | Write::SaveDeployment(_)
-            | Write::Certificate { .. } => {}
+            | Write::Certificate { .. }
+            | Write::SaveSync(_)
+            | Write::SaveSnapshot(_)
+            | Write::ForgetSnapshot { .. } => {}
         }
     }
 }

@@ -20,9 +20,10 @@ const SPAWNS_ALLOWED: [(&str, &str, &str); 2] = [
 
 /// Crates that one place keeps to itself, so that another can be put there or none else is burdened with it: name,
 /// the manifest, and the file or folder that may name it.
-const CRATES: [(&str, &str, &str); 3] = [
+const CRATES: [(&str, &str, &str); 4] = [
     ("bincode", "common/Cargo.toml", "common/src/wire/codec.rs"),
     ("backoff", "common/Cargo.toml", "common/src/backoff.rs"),
+    ("object_store", "common/Cargo.toml", "common/src/objects/store.rs"),
     // A static agent that loads NVML dies of it (docs/decisions/0001).
     ("nvml-wrapper", "agent/Cargo.toml", "agent/src/bin/cic-gpu-probe/"),
 ];

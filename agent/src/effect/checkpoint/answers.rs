@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tracing::debug;
 
-use super::object::{seal, sha256_hex, unseal};
-use super::store::{Store, Stores};
+use cic_common::objects::{Store, Stores, seal, sha256_hex, unseal};
 
 const KIND: &str = "cic-answer";
 

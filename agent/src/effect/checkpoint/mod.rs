@@ -9,18 +9,16 @@
 //! both, and is read from whichever has it.
 
 mod answers;
-mod object;
 mod record;
 mod restore;
 mod save;
-mod store;
 mod succeed;
 
 pub use answers::{Answers, KeptAnswer, Question};
+pub use cic_common::objects::{StoreError, Stores};
 pub use record::Checkpoint;
-pub use restore::{Found, Held};
+pub use restore::{Found, Held, all_of, newest};
 pub use save::{Checkpoints, Snapshot};
-pub use store::{StoreError, Stores};
 pub use succeed::{NoCore, Successor};
 
 #[cfg(test)]

@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cic_common::id::NodeId;
+use cic_common::objects::{Store, Stores, unseal};
 use cic_common::time::unix_ms;
 
-use super::object::unseal;
 use super::record::Checkpoint;
 use super::save::{KEPT, KIND, folder_of};
-use super::store::{Store, Stores};
 
 /// A few hundred bytes.
 const LIST_WITHIN: Duration = Duration::from_secs(10);
@@ -46,58 +45,56 @@ pub struct Held {
     pub content: Result<Checkpoint, String>,
 }
 
-impl Stores {
-    /// Names of the checkpoints of `node` in any store, oldest first, and the stores that did not say.
-    pub(super) async fn names_of(&self, node: &NodeId) -> (Vec<String>, Vec<String>) {
-        let (names, missed) = self.names(node).await;
-        (names.into_keys().collect(), missed)
-    }
+/// Names of the checkpoints of `node` in any store, oldest first, and the stores that did not say.
+pub(super) async fn names_of(stores: &Stores, node: &NodeId) -> (Vec<String>, Vec<String>) {
+    let (found, missed) = names(stores, node).await;
+    (found.into_keys().collect(), missed)
+}
 
-    /// The newest checkpoint of `node` that verifies, in whichever store it is.
-    ///
-    /// # Errors
-    /// When there is none: what was found instead.
-    pub async fn newest(&self, node: &NodeId) -> Result<Found, String> {
-        let (names, mut skipped) = self.names(node).await;
-        for (name, stores) in names.iter().rev().take(KEPT * 2) {
-            for store in stores {
-                match read(store, node, name).await {
-                    Ok(checkpoint) => return Ok(Found { name: name.clone(), checkpoint, skipped }),
-                    Err(cause) => skipped.push(format!("{name} in {}: {cause}", store.name)),
-                }
+/// The newest checkpoint of `node` that verifies, in whichever store it is.
+///
+/// # Errors
+/// When there is none: what was found instead.
+pub async fn newest(stores: &Stores, node: &NodeId) -> Result<Found, String> {
+    let (found, mut skipped) = names(stores, node).await;
+    for (name, holders) in found.iter().rev().take(KEPT * 2) {
+        for store in holders {
+            match read(store, node, name).await {
+                Ok(checkpoint) => return Ok(Found { name: name.clone(), checkpoint, skipped }),
+                Err(cause) => skipped.push(format!("{name} in {}: {cause}", store.name)),
             }
         }
-        Err(match skipped.as_slice() {
-            [] => format!("there is no checkpoint of {node}"),
-            skipped => skipped.join("; "),
-        })
     }
+    Err(match skipped.as_slice() {
+        [] => format!("there is no checkpoint of {node}"),
+        skipped => skipped.join("; "),
+    })
+}
 
-    /// Everything there is of `node`, newest first, and the stores that did not say.
-    pub async fn all_of(&self, node: &NodeId) -> (Vec<Held>, Vec<String>) {
-        let (names, missed) = self.names(node).await;
-        let mut held = Vec::new();
-        for (name, stores) in names.iter().rev() {
-            for store in stores {
-                let content = read(store, node, name).await;
-                held.push(Held { store: store.name.to_string(), name: name.clone(), content });
-            }
+/// Everything there is of `node`, newest first, and the stores that did not say.
+pub async fn all_of(stores: &Stores, node: &NodeId) -> (Vec<Held>, Vec<String>) {
+    let (found, missed) = names(stores, node).await;
+    let mut held = Vec::new();
+    for (name, holders) in found.iter().rev() {
+        for store in holders {
+            let content = read(store, node, name).await;
+            held.push(Held { store: store.name.to_string(), name: name.clone(), content });
         }
-        (held, missed)
     }
+    (held, missed)
+}
 
-    async fn names(&self, node: &NodeId) -> (BTreeMap<String, Vec<&Store>>, Vec<String>) {
-        let folder = folder_of(node);
-        let (mut names, mut missed) = (BTreeMap::<_, Vec<&Store>>::new(), Vec::new());
-        let lists = self.all.iter().map(|store| store.list(&folder, LIST_WITHIN));
-        for (store, list) in self.all.iter().zip(futures_util::future::join_all(lists).await) {
-            match list {
-                Ok(list) => list.into_iter().for_each(|name| names.entry(name).or_default().push(store)),
-                Err(cause) => missed.push(format!("{} cannot be listed: {cause}", store.name)),
-            }
+async fn names<'a>(stores: &'a Stores, node: &NodeId) -> (BTreeMap<String, Vec<&'a Store>>, Vec<String>) {
+    let folder = folder_of(node);
+    let (mut names, mut missed) = (BTreeMap::<_, Vec<&Store>>::new(), Vec::new());
+    let lists = stores.all.iter().map(|store| store.list(&folder, LIST_WITHIN));
+    for (store, list) in stores.all.iter().zip(futures_util::future::join_all(lists).await) {
+        match list {
+            Ok(list) => list.into_iter().for_each(|name| names.entry(name).or_default().push(store)),
+            Err(cause) => missed.push(format!("{} cannot be listed: {cause}", store.name)),
         }
-        (names, missed)
     }
+    (names, missed)
 }
 
 async fn read(store: &Store, node: &NodeId, name: &str) -> Result<Checkpoint, String> {

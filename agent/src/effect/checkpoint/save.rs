@@ -11,11 +11,10 @@ use cic_common::time::{Clock, unix_ms};
 use tokio::sync::watch;
 use tracing::warn;
 
-use super::object::seal;
 use super::record::Checkpoint;
-use super::store::{Store, Stores};
 use crate::core::{Occasion, Saved};
 use crate::serve::edge::Unfinished;
+use cic_common::objects::{Store, Stores, seal};
 
 /// Checkpoints of one node that are kept. Design table: 10.
 pub(super) const KEPT: usize = 10;

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 
 use super::answers::Answers;
 use super::record::Checkpoint;
-use super::restore::Found;
+use super::restore::{Found, names_of, newest};
 use super::save::Checkpoints;
 use crate::core::{Event, Occasion, Restored};
 use crate::serve::edge::{Edge, Unfinished};
@@ -102,7 +102,7 @@ impl Successor {
     /// The newest checkpoint, as soon as any store can be read.
     async fn first(&mut self, from: &NodeId, until: Mono) -> Result<Read, String> {
         for look in 1.. {
-            let (names, missed) = self.checkpoints.stores().names_of(from).await;
+            let (names, missed) = names_of(self.checkpoints.stores(), from).await;
             let cause = match (names.as_slice(), missed.as_slice()) {
                 ([], []) if look >= TRIES_MAX && *self.is_gone.borrow() => {
                     return Err(format!("there is no checkpoint of {from}"));
@@ -133,7 +133,7 @@ impl Successor {
         for look in 1.. {
             self.pause(look).await;
             let was_gone = *self.is_gone.borrow();
-            let (names, _) = self.checkpoints.stores().names_of(from).await;
+            let (names, _) = names_of(self.checkpoints.stores(), from).await;
             let mut has_looked = !names.is_empty();
             if names.last().is_some_and(|name| *name > newest.found.name) {
                 match self.read(from).await {
@@ -185,7 +185,7 @@ impl Successor {
 
     async fn read(&self, from: &NodeId) -> Result<Read, String> {
         let since = self.clock.now();
-        let found = self.checkpoints.stores().newest(from).await?;
+        let found = newest(self.checkpoints.stores(), from).await?;
         Ok(Read { found, took: self.clock.now().since(since) })
     }
 

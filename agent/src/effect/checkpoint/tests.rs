@@ -6,42 +6,13 @@ use cic_common::supervise::Supervisor;
 use cic_common::time::{Clock, unix_ms};
 use tokio::sync::{mpsc, watch};
 
-use super::object::{ObjectFault, seal, sha256_hex, unseal};
 use super::save::name_of;
-use super::store::StoreError;
 use super::succeed::is_last_word;
 use super::*;
 use crate::core::{Event, Occasion};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec};
 use crate::state::StateDir;
-
-#[test]
-fn an_object_is_read_as_it_was_written_and_no_other_way() {
-    let object = seal("cic-thing", &vec![1, 2, 3]).unwrap();
-    assert_eq!(unseal::<Vec<u8>>("cic-thing", &object), Ok(vec![1, 2, 3]));
-    let foreign = |what| Err(ObjectFault::Foreign { what });
-    assert_eq!(unseal::<Vec<u8>>("cic-other", &object), foreign("cic-other"));
-    let text = String::from_utf8(object.to_vec()).unwrap();
-    let cases: [(String, ObjectFault); 5] = [
-        (text.replace("[1,2,3]", "[1,2,4]"), ObjectFault::Checksum),
-        (text.replace("[1,2,3]", "[1,2"), ObjectFault::Length { have: 4, want: 7 }),
-        (text.replace("thing 1 ", "thing 3 "), ObjectFault::Version { version: "3".to_owned() }),
-        (text.replace(" 7\n", " seven\n"), ObjectFault::Foreign { what: "cic-thing" }),
-        (text.replace('\n', " "), ObjectFault::Foreign { what: "cic-thing" }),
-    ];
-    for (wrong, fault) in cases {
-        assert_eq!(unseal::<Vec<u8>>("cic-thing", wrong.as_bytes()), Err(fault), "{wrong}");
-    }
-    let text = seal("cic-thing", &"text").unwrap();
-    assert!(matches!(unseal::<Vec<u8>>("cic-thing", &text), Err(ObjectFault::Content { .. })));
-}
-
-#[test]
-fn parts_are_not_run_together_in_a_digest() {
-    assert_ne!(sha256_hex(&[b"ab", b"c"]), sha256_hex(&[b"a", b"bc"]));
-    // Of FIPS 180-2.
-    assert!(sha256_hex(&[b"abc"]).starts_with("ba7816bf8f01cfea"));
-}
+use cic_common::objects::StoreError;
 
 #[test]
 fn a_question_is_one_clients_one_name_and_one_request() {

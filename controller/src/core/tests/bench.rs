@@ -238,7 +238,11 @@ impl Bench {
                 self.reached.push(("restarted over ssh", node.clone()));
                 events.push(Event::RestartedBySsh { node, operation, result: Ok(()) });
             }
-            Action::Send { .. } | Action::Close(_) | Action::ForgetNode(_) | Action::SaveDeployment(_) => {}
+            Action::Send { .. }
+            | Action::Close(_)
+            | Action::ForgetNode(_)
+            | Action::SaveDeployment(_)
+            | Action::SaveSync(_) => {}
         }
     }
 

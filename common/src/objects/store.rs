@@ -43,9 +43,9 @@ pub enum StoreError {
 
 /// One bucket or directory.
 #[derive(Debug, Clone)]
-pub(super) struct Store {
+pub struct Store {
     /// For people: its URL without options.
-    pub(super) name: Arc<str>,
+    pub name: Arc<str>,
     inner: Arc<dyn ObjectStore>,
     prefix: Path,
     /// Where it is a directory of this machine.
@@ -55,7 +55,7 @@ pub(super) struct Store {
 /// The store, and perhaps a second one.
 #[derive(Debug, Clone)]
 pub struct Stores {
-    pub(super) all: Vec<Store>,
+    pub all: Vec<Store>,
 }
 
 impl Stores {
@@ -115,7 +115,10 @@ impl Store {
     }
 
     /// Writes `object` under `key`: all of it or nothing is seen there.
-    pub(super) async fn put(&self, key: &str, object: Bytes, within: Duration) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// The cause in words; it may have been written all the same.
+    pub async fn put(&self, key: &str, object: Bytes, within: Duration) -> Result<(), String> {
         if let Some(directory) = &self.directory {
             // What is in there is for this user alone; what was made by somebody else is theirs to guard.
             let mut builder = tokio::fs::DirBuilder::new();
@@ -128,12 +131,10 @@ impl Store {
     }
 
     /// What is under `key`; `None` when nothing is.
-    pub(super) async fn get(
-        &self,
-        key: &str,
-        bytes_max: u64,
-        within: Duration,
-    ) -> Result<Option<Bytes>, String> {
+    ///
+    /// # Errors
+    /// The cause in words: no answer, or more than `bytes_max`.
+    pub async fn get(&self, key: &str, bytes_max: u64, within: Duration) -> Result<Option<Bytes>, String> {
         let path = self.path(key);
         let get = async {
             let found = match self.inner.get(&path).await {
@@ -150,7 +151,10 @@ impl Store {
     }
 
     /// Names below `folder`, sorted.
-    pub(super) async fn list(&self, folder: &str, within: Duration) -> Result<Vec<String>, String> {
+    ///
+    /// # Errors
+    /// The cause in words.
+    pub async fn list(&self, folder: &str, within: Duration) -> Result<Vec<String>, String> {
         let folder = self.path(folder);
         let list = self.inner.list(Some(&folder)).try_collect::<Vec<_>>();
         let found = bounded(within, list).await?.map_err(|error| text_of(&error))?;
@@ -160,7 +164,11 @@ impl Store {
         Ok(names)
     }
 
-    pub(super) async fn delete(&self, key: &str, within: Duration) -> Result<(), String> {
+    /// Removes what is under `key`; that nothing is there counts as done.
+    ///
+    /// # Errors
+    /// The cause in words.
+    pub async fn delete(&self, key: &str, within: Duration) -> Result<(), String> {
         let path = self.path(key);
         match bounded(within, self.inner.delete(&path)).await? {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
