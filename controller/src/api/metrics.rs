@@ -15,7 +15,6 @@ use crate::driver::{self, StepCounts};
 use crate::health::CheckState;
 use crate::histogram::Histogram;
 use crate::links::Links;
-use crate::poll;
 use crate::store::{self, QueueCounts};
 
 /// Version 0.0.4 of the exposition format, which every scraper reads.
@@ -167,7 +166,7 @@ fn queues(page: &mut Page, api: &Api) {
     ];
     if let Some(links) = &api.links {
         let most = links.poller.counts().urgent_waiting_max.load(Ordering::Relaxed);
-        queues.push(("urgent_polls", most, poll::URGENT_WAITING_MAX));
+        queues.push(("urgent_polls", most, links.poller.urgent_bound()));
     }
     page.head("cic_queue_waiting_max", "gauge", "most that ever waited since the start");
     for (queue, most, _) in &queues {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use cic_common::route::RoutingTable;
+use cic_common::time::{Clock, Mono};
 use cic_common::wire::frame::encode_frame;
 use cic_common::wire::message::{ControllerMessage, Welcome};
 use tokio::sync::watch;
@@ -48,12 +49,14 @@ impl Table {
 pub(super) struct Tables {
     newest: watch::Sender<Arc<Table>>,
     /// When the next agent's turn is.
-    next_at: Mutex<Instant>,
+    next_at: Mutex<Mono>,
+    clock: Clock,
 }
 
 impl Default for Tables {
     fn default() -> Self {
-        Self { newest: watch::Sender::new(Arc::default()), next_at: Mutex::new(Instant::now()) }
+        let newest = watch::Sender::new(Arc::default());
+        Self { newest, next_at: Mutex::default(), clock: Clock::start() }
     }
 }
 
@@ -85,9 +88,9 @@ impl Tables {
     pub(super) fn turn(&self, frame_bytes: usize) -> Instant {
         let nanos = (frame_bytes as u64).saturating_mul(1_000_000_000) / BYTES_PER_SECOND;
         let mut next_at = self.next_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = Instant::now().max(*next_at);
+        let at = self.clock.now().max(*next_at);
         *next_at = at + Duration::from_nanos(nanos);
-        at
+        self.clock.instant(at)
     }
 }
 

@@ -12,4 +12,4 @@ mod connection;
 mod poller;
 
 pub(crate) use connection::Connection;
-pub use poller::{PollCounts, Poller, URGENT_WAITING_MAX};
+pub use poller::{PollCounts, Poller};

@@ -25,7 +25,7 @@ const ROUTINE_MAX: usize = 64;
 const URGENT_MAX: usize = 256;
 
 /// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
-pub const URGENT_WAITING_MAX: usize = 4096;
+const URGENT_WAITING_MAX: usize = 4096;
 
 /// Routine polls are delayed by up to this much, so that nodes that came up together do not stay in step.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -118,6 +118,12 @@ impl Poller {
         if let Some(watched) = self.shared.nodes().remove(node) {
             watched.task.cancel();
         }
+    }
+
+    /// Urgent polls that may run or wait at once.
+    #[must_use]
+    pub fn urgent_bound(&self) -> usize {
+        URGENT_WAITING_MAX
     }
 
     #[must_use]
