@@ -296,6 +296,10 @@ impl Raw {
             .or_else(|| Some(format!("sqlite:{}", state_dir.as_ref()?.join("controller.db").display())));
         let store_password = self.store.password(store_url.as_deref(), mistakes);
         let api_url = self.api_url(api_listen, store_url.as_deref(), mistakes);
+        let is_shared = store_url.as_ref().is_some_and(|url| !url.starts_with("sqlite:"));
+        if is_shared && self.controller.id.is_none() {
+            mistakes.push("controller", "id", "missing: controllers that share a store must differ in it");
+        }
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
         let local = self.local(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
@@ -608,7 +612,7 @@ mod tests {
         std::fs::write(&file, "secret\n").expect("writes");
         std::fs::write(&empty, "\n").expect("writes");
         let with = |url: &str, file: &Path| {
-            let text = format!("[controller]\nstate_dir = '/s'\n[store]\nurl = '{url}'\n");
+            let text = format!("[controller]\nid = 'a'\nstate_dir = '/s'\n[store]\nurl = '{url}'\n");
             reading(&text, &[("CIC_STORE_PASSWORD_FILE", &file.display().to_string())])
         };
         let config = with("postgres://cic@db.example/cic", &file).expect("right");

@@ -232,6 +232,19 @@ impl Brake {
         recent(&mut self.launches, now, self.rules.window, provider).push_back(now);
     }
 
+    /// When a hold ends if nothing happens.
+    pub(super) fn turns_at(&self) -> Option<Mono> {
+        let silences = self.silent_zones.values().chain(&self.most_silent);
+        silences.filter_map(|silence| silence.over_since).map(|at| at + self.rules.release_after).min()
+    }
+
+    /// Holds that a standby saw begin last as long as any, now that it leads.
+    pub(super) fn begin_anew(&mut self, now: Mono) {
+        for silence in self.silent_zones.values_mut().chain(&mut self.most_silent) {
+            (silence.since, silence.over_since) = (now, None);
+        }
+    }
+
     pub(super) fn holds(&self) -> Vec<String> {
         self.silent_zones.values().chain(&self.most_silent).map(|silence| silence.text.clone()).collect()
     }

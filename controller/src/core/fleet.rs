@@ -147,6 +147,7 @@ impl Fleet {
         self.settle(now, out);
         self.conclude_touched(now, out);
         self.retry_operations(now, out);
+        self.is_dirty |= self.brake.turns_at().is_some_and(|at| now >= at);
         if !self.is_leading && std::mem::take(&mut self.is_dirty) {
             // What it would publish is what it goes on from when it leads.
             self.take_census(now, out);
@@ -179,7 +180,8 @@ impl Fleet {
         let settle = self.settle_at.filter(|_| !self.is_settled);
         let listing = self.listings.values().filter(|listing| !listing.is_asked).map(|l| l.next_at).min();
         let retry = self.operations.values().filter_map(Open::turns_at).min();
-        [wake, settle, listing, retry, self.plan_at].into_iter().flatten().min()
+        let hold = self.brake.turns_at().filter(|_| self.is_settled || !self.is_leading);
+        [wake, settle, listing, retry, self.plan_at, hold].into_iter().flatten().min()
     }
 
     /// A snapshot for people.
@@ -361,8 +363,11 @@ impl Fleet {
 
     /// Keeps a node out of the routes for a while if this was one silence of many.
     fn count_flaps(&mut self, now: Mono, id: &NodeId, was: Belief, out: &mut Vec<Action>) {
+        let is_crowd = self.is_crowd();
         let Some(node) = self.nodes.get_mut(id) else { return };
         match (was.is_routable(), node.belief) {
+            // What befalls many at once is no trait of one.
+            (true, Belief::Silent) if is_crowd => {}
             (true, Belief::Silent) => node.flaps.fell_silent(now),
             (false, Belief::Alive | Belief::SuspectPoll | Belief::SuspectPush) if was == Belief::Silent => {
                 if let Some((hold, count)) = node.flaps.returned(now) {

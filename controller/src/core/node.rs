@@ -220,8 +220,9 @@ impl Node {
     }
 
     /// Puts its row in the place of what was known of it. What it said itself is newer than the row; what was decided about
-    /// it by this controller in an earlier term is void.
-    pub(super) fn take_row(&mut self, row: NodeRecord) {
+    /// it by this controller in an earlier term is void. Returns whether this controller knows better than the row.
+    pub(super) fn take_row(&mut self, row: NodeRecord) -> bool {
+        let stored = row.clone();
         let heard = std::mem::replace(&mut self.record, row);
         if heard.incarnation >= self.record.incarnation {
             self.record.incarnation = heard.incarnation;
@@ -232,6 +233,8 @@ impl Node {
         }
         self.leaving = self.record.asked.clone();
         (self.operation, self.draining_since, self.held) = (None, None, None);
+        self.recovery.begin_anew();
+        self.record != stored
     }
 
     /// Whether `incarnation` is one that a newer has replaced.

@@ -46,6 +46,8 @@ pub(super) struct Orphan {
     operation: OperationId,
     state: InstanceState,
     since: Mono,
+    /// In a listing.
+    seen_at: Mono,
     is_told: bool,
     /// An operator wants it gone: it waits for no grace and no hold.
     is_condemned: bool,
@@ -114,10 +116,15 @@ impl Fleet {
         instances: &[Instance],
         out: &mut Vec<Action>,
     ) {
+        let visibility = self.timing.visibility;
         let unknown: Vec<&Instance> =
             instances.iter().filter(|one| !self.nodes.contains_key(&one.node)).collect();
+        // A hold does not end by one listing that lags.
+        let is_held = self.listings.get(provider).is_some_and(|listing| listing.orphans_held.is_some());
+        let nodes = &self.nodes;
         self.unowned.retain(|id, orphan| {
-            orphan.provider != provider || unknown.iter().any(|instance| instance.node == *id)
+            let may_lag = is_held && now.since(orphan.seen_at) < visibility && !nodes.contains_key(id);
+            orphan.provider != provider || may_lag || unknown.iter().any(|instance| instance.node == *id)
         });
         for Instance { node, operation, state, fleet: _ } in unknown {
             let orphan = self.unowned.entry(node.clone()).or_insert_with(|| Orphan {
@@ -125,10 +132,11 @@ impl Fleet {
                 operation: *operation,
                 state: *state,
                 since: now,
+                seen_at: now,
                 is_told: false,
                 is_condemned: false,
             });
-            orphan.state = *state;
+            (orphan.state, orphan.seen_at) = (*state, now);
         }
         self.tell_orphans(now, provider, out);
         self.hold_orphans(provider, out);
@@ -292,6 +300,9 @@ impl Fleet {
     ) -> bool {
         let Some(wanted) = self.deployments.get(&name) else { return false };
         let zone = wanted.deployment.zone.clone();
+        if self.nodes.contains_key(id) {
+            return false;
+        }
         let Some(orphan) = self.unowned.remove(id) else { return false };
         let record = NodeRecord {
             node: id.clone(),

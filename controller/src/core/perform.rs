@@ -73,6 +73,11 @@ impl Open {
         self.deadline_at = self.deadline_at.map(|at| at + late);
     }
 
+    /// Nothing is due about it here: another leads.
+    pub(super) fn rest(&mut self) {
+        (self.retry_at, self.deadline_at) = (None, None);
+    }
+
     /// When something is to be done about it if nothing happens.
     pub(super) fn turns_at(&self) -> Option<Mono> {
         self.retry_at.into_iter().chain(self.deadline_at).min()
@@ -420,6 +425,10 @@ impl Fleet {
         let is_drain = matches!(command, Command::Drain { .. });
         if is_drain && !self.still_asks_for(now, id, node, &Step::Drain) {
             return self.close(now, id, Err("what it was decided on no longer holds".to_owned()), out);
+        }
+        let mutes = self.nodes.get(node).is_some_and(|known| known.belief == Belief::SuspectPush);
+        if !is_drain && !mutes {
+            return self.close(now, id, Err("it pushes again, or does not speak at all".to_owned()), out);
         }
         let Some(open) = self.operations.get_mut(&id) else { return };
         if open.tries >= COMMAND_TRIES_MAX && !is_drain {

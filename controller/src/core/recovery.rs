@@ -19,6 +19,7 @@ use super::event::PollFault;
 use super::fleet::Fleet;
 use super::node::Node;
 use super::operation::OperationKind;
+use super::perform::Open;
 use super::trail::Severity;
 
 /// What ails it.
@@ -60,6 +61,12 @@ const CUT_OFF: Plan = &[(Duration::ZERO, Act::AskSsh), (Duration::from_secs(45),
 /// A node's agent is not restarted more often: each restart cuts the streams of its edge.
 const RESTART_EVERY: Duration = Duration::from_secs(600);
 
+/// A restart over ssh that comes this long after one by poll is not of the same treatment.
+const SSH_AFTER_POLL: Duration = Duration::from_secs(60);
+
+/// Restarts under way at once: a firewall before a part of the fleet must not restart that part together.
+const RESTARTS_MAX: usize = 2;
+
 /// While an act cannot be done yet, it is looked at again.
 const AGAIN: Duration = Duration::from_secs(2);
 
@@ -71,9 +78,17 @@ pub(super) struct Recovery {
     done: usize,
     next_at: Option<Mono>,
     restarted_at: Option<Mono>,
+    /// The same over ssh.
+    ssh_restarted_at: Option<Mono>,
 }
 
 impl Recovery {
+    /// Forgets how far the plan came, and not when its agent was restarted.
+    pub(super) fn begin_anew(&mut self) {
+        let (restarted_at, ssh_restarted_at) = (self.restarted_at, self.ssh_restarted_at);
+        *self = Self { restarted_at, ssh_restarted_at, ..Self::default() };
+    }
+
     pub(super) fn next_at(&self) -> Option<Mono> {
         self.next_at
     }
@@ -108,8 +123,8 @@ impl Fleet {
         let Some(node) = self.nodes.get_mut(id) else { return };
         let illness = Illness::of(node);
         if illness != node.recovery.illness {
-            let restarted_at = node.recovery.restarted_at;
-            node.recovery = Recovery { illness, since: now, done: 0, next_at: None, restarted_at };
+            node.recovery.begin_anew();
+            (node.recovery.illness, node.recovery.since) = (illness, now);
         }
         let plan = illness.plan();
         while let Some(node) = self.nodes.get(id)
@@ -168,18 +183,42 @@ impl Fleet {
         out: &mut Vec<Action>,
     ) -> bool {
         let is_crowd = self.is_crowd();
-        let is_settled = self.is_settled();
+        let (is_settled, is_unsteady) = (self.is_settled(), now < self.steady_at);
+        let is_restart = |open: &&Open| match open.operation.kind {
+            OperationKind::RestartAgent | OperationKind::RestartBySsh => true,
+            OperationKind::Launch { .. } | OperationKind::Terminate | OperationKind::Drain { .. } => false,
+        };
+        let restarting = self.operations.values().filter(is_restart).count();
         let Some(node) = self.nodes.get_mut(id) else { return true };
-        let by_poll = kind == OperationKind::RestartAgent;
-        let is_recent = node.recovery.restarted_at.is_some_and(|at| now.since(at) < RESTART_EVERY);
-        // The second of one illness is part of the same treatment.
-        if !node.is_ours() || node.leaving.is_some() || (is_recent && by_poll) {
+        let is_recent = |at: Option<Mono>| at.is_some_and(|at| now.since(at) < RESTART_EVERY);
+        let Recovery { illness, restarted_at, ssh_restarted_at, .. } = node.recovery;
+        // By poll and then over ssh is one treatment; each of them alone is not repeated soon.
+        let is_repeated = match (&kind, illness) {
+            (OperationKind::RestartBySsh, Illness::Mute) => {
+                is_recent(ssh_restarted_at) || restarted_at.is_none_or(|at| now.since(at) > SSH_AFTER_POLL)
+            }
+            (OperationKind::RestartBySsh, Illness::None | Illness::Down | Illness::CutOff) => {
+                is_recent(ssh_restarted_at)
+            }
+            (
+                OperationKind::RestartAgent
+                | OperationKind::Launch { .. }
+                | OperationKind::Terminate
+                | OperationKind::Drain { .. },
+                _,
+            ) => is_recent(restarted_at),
+        };
+        if !node.is_ours() || node.leaving.is_some() || is_repeated {
             return true;
         }
-        if !is_settled || is_crowd || node.operation.is_some() || now < self.steady_at {
+        if !is_settled || is_crowd || restarting >= RESTARTS_MAX || node.operation.is_some() || is_unsteady {
             return false;
         }
-        node.recovery.restarted_at = Some(now);
+        if kind == OperationKind::RestartBySsh {
+            node.recovery.ssh_restarted_at = Some(now);
+        } else {
+            node.recovery.restarted_at = Some(now);
+        }
         self.open(now, id, kind, reason, out);
         true
     }

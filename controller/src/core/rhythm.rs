@@ -60,7 +60,7 @@ pub struct Rhythm {
 impl Rhythm {
     /// A heartbeat arrived. One that was sent between two regular ones, such as the answer to a challenge, is not
     /// learned from.
-    #[allow(clippy::cast_precision_loss)]
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
     pub fn heard(&mut self, now: Mono, timing: &Timing) {
         let gap = self.last_at.replace(now).map(|last| now.since(last).as_secs_f32());
         let interval = timing.heartbeat.as_secs_f32();
@@ -71,7 +71,8 @@ impl Rhythm {
         }
         let late_s = (gap - beats * interval).abs();
         self.late_s += LATE_GAIN * (late_s - self.late_s);
-        let kept = (1.0 - LOSS_GAIN).powf(beats);
+        // Multiplied out, so that a recording is decided alike on every machine; a gap is bounded above.
+        let kept = (0..beats as u32).fold(1.0_f32, |kept, _| kept * (1.0 - LOSS_GAIN));
         let missed = beats - 1.0;
         self.loss = (self.loss * kept + missed / beats * (1.0 - kept)).clamp(0.0, 1.0);
     }

@@ -36,7 +36,9 @@ impl Fleet {
     /// From now on this controller decides, by the rows of its term and by what it has heard.
     pub(super) fn lead(&mut self, now: Mono, restored: Restored, out: &mut Vec<Action>) {
         self.is_leading = true;
+        self.plan_at = None;
         self.take_rows(now, restored, out);
+        self.tell_anew(now);
         for hello in std::mem::take(&mut self.unrowed).into_values() {
             self.connected(now, hello, out);
         }
@@ -49,6 +51,18 @@ impl Fleet {
         }
     }
 
+    /// What a standby noticed it told nobody, and its listings were not asked for a leader's acts.
+    fn tell_anew(&mut self, now: Mono) {
+        for listing in self.listings.values_mut() {
+            (listing.has_answered, listing.is_failing, listing.synced) = (false, false, None);
+            (listing.next_at, listing.again) = (now, listing.is_asked);
+        }
+        for node in self.nodes.values_mut() {
+            node.is_wedge_told = false;
+        }
+        self.brake.begin_anew(now);
+    }
+
     /// Another leads, or none: these are the rows now.
     pub(super) fn follow(&mut self, now: Mono, restored: Restored, out: &mut Vec<Action>) {
         self.step_down();
@@ -59,6 +73,12 @@ impl Fleet {
     pub(super) fn step_down(&mut self) {
         self.is_leading = false;
         self.end_settling();
+        // Of the term that is over: their clocks run anew, and others may have been given what waits for an heir.
+        self.unowned.clear();
+        self.orphans.clear();
+        for listing in self.listings.values_mut() {
+            listing.orphans_held = None;
+        }
         self.rest();
     }
 
@@ -66,13 +86,17 @@ impl Fleet {
     fn rest(&mut self) {
         self.plan_at = None;
         for open in self.operations.values_mut() {
-            open.retry_at = None;
+            open.rest();
         }
     }
 
     fn take_rows(&mut self, now: Mono, restored: Restored, out: &mut Vec<Action>) {
         let Restored { term, operation_last, deployments, nodes, operations } = restored;
-        (self.term, self.operation_last) = (term, operation_last);
+        // Ids seen in the cloud's tags are used, whatever the store remembers.
+        (self.term, self.operation_last) = (term, operation_last.max(self.operation_last));
+        let is_launch = |open: &&Open| open.is_launch();
+        let launching: BTreeSet<NodeId> =
+            self.operations.values().filter(is_launch).map(|open| open.operation.node.clone()).collect();
         let names: BTreeSet<_> = deployments.iter().map(|deployment| &deployment.name).collect();
         self.deployments.retain(|name, _| names.contains(name));
         for deployment in deployments {
@@ -92,7 +116,22 @@ impl Fleet {
         for record in nodes {
             let id = record.node.clone();
             match self.nodes.get_mut(&id) {
-                Some(node) => node.take_row(record),
+                // Found by its deployment too.
+                Some(node) if node.record.deployment != record.deployment => {
+                    if let Some(mut node) = self.nodes.remove(&id) {
+                        if node.take_row(record) {
+                            out.push(Action::SaveNode(node.record.clone()));
+                        }
+                        self.nodes.insert(id.clone(), node);
+                        self.is_dirty = true;
+                    }
+                }
+                // What it heard as a standby is stored when it leads.
+                Some(node) => {
+                    if node.take_row(record) {
+                        out.push(Action::SaveNode(node.record.clone()));
+                    }
+                }
                 None => {
                     let mut node = Node::new(now, record);
                     node.leaving = node.record.asked.clone();
@@ -107,6 +146,13 @@ impl Fleet {
             }
         }
         self.operations.clear();
+        let still: BTreeSet<&NodeId> = operations.iter().map(|operation| &operation.node).collect();
+        // Its launch was answered between two readings: its graces run from now, as they do where it was.
+        for id in launching.iter().filter(|id| !still.contains(id)) {
+            if let Some(node) = self.nodes.get_mut(id) {
+                node.known_since = now;
+            }
+        }
         for operation in operations {
             if let Some(node) = self.nodes.get_mut(&operation.node) {
                 node.operation = Some(operation.id);

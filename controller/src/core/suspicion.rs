@@ -22,7 +22,7 @@ const PROD_INTERVAL: Duration = Duration::from_millis(400);
 /// Prods of one silence: until the longest poll has run out.
 const PRODS_MAX: u8 = 8;
 
-/// This many suspected at once, and at least this share of all that were heard: then it may well be this controller, or
+/// This many suspected at once, and at least half of all nodes, or all of a small fleet: then it may well be this controller, or
 /// its network, that is in trouble, and polls are given longer.
 const CROWD_MIN: usize = 3;
 const CROWD_SHARE: usize = 2;
@@ -92,7 +92,8 @@ impl Fleet {
 
     /// So many are suspected at once that this controller, or its network, may be what is in trouble.
     pub(super) fn is_crowd(&self) -> bool {
-        self.suspected >= CROWD_MIN && self.suspected * CROWD_SHARE >= self.nodes.len()
+        let is_all = self.suspected >= 2 && self.suspected == self.nodes.len();
+        is_all || (self.suspected >= CROWD_MIN && self.suspected * CROWD_SHARE >= self.nodes.len())
     }
 
     /// What an urgent poll of this node is given now.

@@ -118,7 +118,7 @@ fn compare(
     provider: &str,
     rows: &BTreeMap<NodeId, Known>,
     instances: &BTreeMap<NodeId, InstanceState>,
-    visibility: Duration,
+    orphan_grace: Duration,
 ) -> SyncRecord {
     let mut drift = Vec::new();
     for (node, known) in rows {
@@ -136,10 +136,8 @@ fn compare(
         drift.push(Drift { node: node.clone(), text, is_expected: known.expected.is_some() });
     }
     for node in instances.keys().filter(|node| !rows.contains_key(*node)) {
-        let text = format!(
-            "listed without a row: an orphan, terminated once it is seen for {}",
-            span(visibility * 2)
-        );
+        let text =
+            format!("listed without a row: an orphan, terminated once it is seen for {}", span(orphan_grace));
         drift.push(Drift { node: node.clone(), text, is_expected: false });
     }
     drift.sort_by(|a, b| a.node.cmp(&b.node));
@@ -237,7 +235,7 @@ impl Fleet {
             Ok(instances) => {
                 let states =
                     instances.iter().map(|instance| (instance.node.clone(), instance.state)).collect();
-                compare(provider, &self.known_of(now, provider), &states, self.timing.visibility)
+                compare(provider, &self.known_of(now, provider), &states, self.timing.orphan_grace)
             }
             Err(fault) => {
                 let last = self.listings.get(provider).and_then(|listing| listing.synced.clone());
@@ -286,7 +284,7 @@ impl Fleet {
 mod tests {
     use super::*;
 
-    const VISIBILITY: Duration = Duration::from_secs(60);
+    const ORPHAN_GRACE: Duration = Duration::from_secs(300);
 
     fn id(number: u16) -> NodeId {
         "cic-local-here-none-dev-20261124-001".parse::<ClusterName>().unwrap().node(number).unwrap()
@@ -310,7 +308,7 @@ mod tests {
     fn each_difference_says_what_becomes_of_it() {
         use InstanceState::{Running, Stopped};
         let gone = "not listed: gone, and replaced, unless it still answers";
-        let orphan = "listed without a row: an orphan, terminated once it is seen for 2 min";
+        let orphan = "listed without a row: an orphan, terminated once it is seen for 5 min";
         for (known, found, state, drift) in [
             (rows(&[]), listed(&[]), SyncState::InSync, vec![]),
             (rows(&[(1, None)]), listed(&[(1, Running)]), SyncState::InSync, vec![]),
@@ -335,7 +333,7 @@ mod tests {
                 vec![(1, orphan), (2, "listed as stopped: gone, and replaced, unless it still answers")],
             ),
         ] {
-            let record = compare("local", &known, &found, VISIBILITY);
+            let record = compare("local", &known, &found, ORPHAN_GRACE);
             let seen: Vec<(NodeId, &str)> =
                 record.drift.iter().map(|drift| (drift.node.clone(), drift.text.as_str())).collect();
             let expected: Vec<(NodeId, &str)> = drift.iter().map(|(n, text)| (id(*n), *text)).collect();
@@ -354,7 +352,7 @@ mod tests {
             (listed(&[(1, Running)]), ClusterStatus::Init, 1),
             (listed(&[(1, Stopped)]), ClusterStatus::Stopped, 0),
         ] {
-            let clusters = compare("local", &known, &found, VISIBILITY).clusters;
+            let clusters = compare("local", &known, &found, ORPHAN_GRACE).clusters;
             let [cluster] = clusters.as_slice() else { panic!("{clusters:?}") };
             assert_eq!((cluster.status, cluster.running_count, cluster.node_count), (status, running, 2));
             assert_eq!(cluster.launched_by, OperationId(4));

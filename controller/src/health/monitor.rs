@@ -113,11 +113,11 @@ fn tell(standing: &Standing, wanted: &watch::Sender<Option<String>>, check: &Che
         (Turn::Fails | Turn::FailsOn, Severity::Critical) => {
             let Some(reign) = standing.reign() else { return };
             let what = if reign.has_standby {
-                "leaves the lead to another"
+                "asks another to lead"
             } else {
                 "goes on leading: no standby is known"
             };
-            if turn == Turn::Fails || reign.has_standby {
+            if turn == Turn::Fails {
                 let text =
                     format!("{name} failed {FAILURES_MAX} times in a row, this controller {what}: {cause}");
                 standing.note(core::Severity::Alert, "check-failed", text);
@@ -152,7 +152,7 @@ mod tests {
         for (severity, has_standby, rounds, wanted, events) in [
             (Critical, Some(true), 2, false, 0),
             (Critical, Some(true), 3, true, 1),
-            (Critical, Some(true), 6, true, 2),
+            (Critical, Some(true), 6, true, 1),
             (Critical, Some(false), 6, false, 1),
             (Critical, None, 6, false, 0),
             (Warning, Some(true), 6, false, 1),

@@ -16,9 +16,9 @@ pub const EVENTS_WAITING_MAX: usize = 10_000;
 
 /// Rows and operations that wait. The core decides nothing new about a node while an operation of it is not
 /// recorded, and later rows of a node replace earlier ones here, so this is some four per node of the largest
-/// fleet foreseen (1,000 nodes). Beyond it a write is refused and counted: an operation that is never recorded
+/// fleet foreseen (10,000 nodes). Beyond it a write is refused and counted: an operation that is never recorded
 /// is never performed, and one that is not closed is performed again under its id, which is harmless.
-pub const WRITES_WAITING_MAX: usize = 8192;
+pub const WRITES_WAITING_MAX: usize = 40_960;
 
 /// Writes and events in one transaction: bounds how long a commit holds the write lock.
 const BATCH_MAX: usize = 256;
@@ -67,6 +67,12 @@ impl StoreQueue {
         {
             *earlier = write;
             return true;
+        }
+        // Nothing rests on one, and only the newest is shown: a database that was away is not given them all.
+        if let Write::SaveSync(sync) = &write {
+            waiting.writes.retain(
+                |other| !matches!(other, Write::SaveSync(earlier) if earlier.provider == sync.provider),
+            );
         }
         if waiting.writes.len() >= WRITES_WAITING_MAX {
             waiting.counts.writes_refused += 1;
