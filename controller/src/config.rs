@@ -296,7 +296,7 @@ impl Raw {
             .or_else(|| Some(format!("sqlite:{}", state_dir.as_ref()?.join("controller.db").display())));
         let store_password = self.store.password(store_url.as_deref(), mistakes);
         let api_url = self.api_url(api_listen, store_url.as_deref(), mistakes);
-        let is_shared = store_url.as_ref().is_some_and(|url| !url.starts_with("sqlite:"));
+        let is_shared = store_url.as_ref().is_some_and(|url| url.starts_with("postgres"));
         if is_shared && self.controller.id.is_none() {
             mistakes.push("controller", "id", "missing: controllers that share a store must differ in it");
         }
@@ -339,7 +339,7 @@ impl Raw {
         mistakes: &mut ConfigMistakes,
     ) -> Option<String> {
         let Some(url) = &self.controller.api_url else {
-            let is_shared = store_url.is_some_and(|url| !url.starts_with("sqlite:"));
+            let is_shared = store_url.is_some_and(|url| url.starts_with("postgres"));
             if is_shared && listen.is_some_and(|listen| listen.ip().is_unspecified()) {
                 let what = "missing: others could not say where this controller's API is, since it listens on every address";
                 mistakes.push("controller", "api_url", what);
