@@ -196,6 +196,10 @@ impl State {
         match *step {
             Step::Pass(ref moves) => {
                 self.database.pass();
+                if fleet.is_prompt {
+                    // A prompt database has taken what a dead controller had sent, or it was never sent.
+                    self.strays.clear();
+                }
                 for (machine, moved) in self.machines.iter_mut().zip(moves) {
                     machine.ahead = machine.ahead + moved - 1;
                 }

@@ -33,7 +33,7 @@ impl Site {
             }
         };
         let text = format!(
-            "[controller]\nstate_dir = '{root}/state'\n[quic]\nlisten = '127.0.0.1:0'\n[api]\nlisten = '127.0.0.1:0'\n\
+            "[controller]\nid = 'c1'\nstate_dir = '{root}/state'\n[quic]\nlisten = '127.0.0.1:0'\n[api]\nlisten = '127.0.0.1:0'\n\
              [store]\nurl = '{}'\n{password}[backup]\nurl = '{}'\n{settings}\n",
             place.url(),
             site.s3.url()
