@@ -140,7 +140,8 @@ fn a_replacement_that_the_leader_began_is_finished_once_by_the_next() -> anyhow:
         duo.controllers[leader].signal(Signal::SIGKILL)?;
         duo.controllers[leader].wait_end()?;
         duo.start_controller(leader)?;
-        duo.wait_for("the replacement", Duration::from_secs(60), |duo| {
+        // A controller that was started anew believes a listing without a VM only after its visibility of 60 s.
+        duo.wait_for("the replacement", Duration::from_secs(150), |duo| {
             let machines = duo.machines().ok()?;
             let is_done = machines.len() == replicas && !machines.contains(&victim);
             (is_done && duo.serving(duo.leader()?)? == replicas).then_some(())

@@ -305,7 +305,13 @@ impl Fleet {
         };
         self.members(name)
             .find(|(_, node)| {
+                // One that fell silent takes nobody's place.
+                let may_speak = match node.belief {
+                    Belief::Unknown | Belief::Alive | Belief::SuspectPoll | Belief::SuspectPush => true,
+                    Belief::Silent | Belief::Gone => false,
+                };
                 node.leaving.as_ref().is_some_and(|leaving| leaving.cause == Cause::Surplus)
+                    && may_speak
                     && node.draining_since.is_none()
                     && is_whole(node)
             })
