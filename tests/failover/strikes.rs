@@ -102,6 +102,11 @@ fn a_leader_told_to_end_hands_over_within_a_second() -> anyhow::Result<()> {
 fn a_leader_told_to_hand_over_stands_back_and_a_standby_sends_changes_to_it() -> anyhow::Result<()> {
     let Some(duo) = Duo::start(REPLICAS)? else { return Ok(()) };
     let leader = duo.wait_well()?;
+    // The agents were welcomed by both, and go by the leader's word.
+    let all = usize::from(REPLICAS) + 1;
+    duo.wait_for("a standby that hears every node", Duration::from_secs(20), |duo| {
+        (duo.alive(1 - leader)? == all).then_some(())
+    })?;
     // Asked of the standby, and sent on.
     let answer = duo.controllers[1 - leader].ask("POST", "/v1/failover", Some("{}"))?;
     let target = answer.header("location").context("no location")?;
@@ -139,9 +144,12 @@ fn a_replacement_that_the_leader_began_is_finished_once_by_the_next() -> anyhow:
         })?;
         duo.controllers[leader].signal(Signal::SIGKILL)?;
         duo.controllers[leader].wait_end()?;
+        let other = 1 - leader;
+        duo.wait_for("another leader", Duration::from_secs(30), |duo| {
+            duo.controllers[other].leads().then_some(())
+        })?;
         duo.start_controller(leader)?;
-        // A controller that was started anew believes a listing without a VM only after its visibility of 60 s.
-        duo.wait_for("the replacement", Duration::from_secs(150), |duo| {
+        duo.wait_for("the replacement", Duration::from_secs(60), |duo| {
             let machines = duo.machines().ok()?;
             let is_done = machines.len() == replicas && !machines.contains(&victim);
             (is_done && duo.serving(duo.leader()?)? == replicas).then_some(())

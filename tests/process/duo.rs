@@ -160,6 +160,13 @@ impl Duo {
         Some(view["nodes"].as_array()?.iter().filter(serves).count())
     }
 
+    /// How many nodes one of the controllers believes alive, the gateway among them.
+    #[must_use]
+    pub fn alive(&self, index: usize) -> Option<usize> {
+        let view = self.controllers[index].ask("GET", "/v1/view", None).ok()?.json().ok()?;
+        Some(view["nodes"].as_array()?.iter().filter(|node| node["belief"] == "alive").count())
+    }
+
     /// Takes all power from a VM.
     ///
     /// # Errors
