@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
@@ -234,14 +234,26 @@ impl DevFleet {
     /// When it does not end in 30 s, or leaves a process behind.
     pub fn stop(mut self) -> anyhow::Result<String> {
         self.interrupt();
-        let status = self.wait_for("cic dev to end", Duration::from_secs(30), |fleet| {
-            fleet.child.try_wait().ok().flatten()
-        })?;
+        let status = self.wait_end(Duration::from_secs(30))?;
         let left = self.processes();
         if !left.is_empty() || !status.success() {
             bail!("ended with {status} and left {left:?} running:\n{}", self.output());
         }
         Ok(self.output())
+    }
+
+    /// Its end is what is waited for here, and what ends every other wait.
+    fn wait_end(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status);
+            }
+            if began.elapsed() > within {
+                bail!("cic dev did not end within {within:?}:\n{}", self.output());
+            }
+            std::thread::sleep(LOOK); // bounded wait: by `within`
+        }
     }
 
     /// What `cic dev` printed so far.

@@ -219,14 +219,14 @@ impl Invariants {
         }
     }
 
-    /// Terminations of VMs that run, of this controller run, within the window.
+    /// Terminations of VMs that run and whose launch did not fail, of this controller run, within the window.
     fn brake(&mut self, world: &World, operation: OperationId, node: &NodeId) -> Result<(), Violation> {
         self.count(Rule::TerminationsWithinBrake);
         let rules = world.setup().rules;
         trim(&mut self.ledger.terminations, world.now(), rules.window);
-        let runs = world.machine(node).is_some_and(|m| world.cloud().vms()[m.vm].state == VmState::Running);
+        let is_braked = self.ledger.is_braked(world, node);
         let count = self.ledger.terminations.len() + 1;
-        if runs && count > rules.terminations_max as usize {
+        if is_braked && count > rules.terminations_max as usize {
             return broken(
                 Rule::TerminationsWithinBrake,
                 format!(

@@ -67,6 +67,17 @@ pub(super) struct Ledger {
 }
 
 impl Ledger {
+    /// Whether giving this VM back counts against the brake: it runs, and it is more than what a failed launch left
+    /// behind, whose cleaning up nothing may hold up.
+    pub(super) fn is_braked(&self, world: &World, node: &NodeId) -> bool {
+        let Some(index) = world.machines().iter().position(|machine| machine.node == *node) else {
+            return false;
+        };
+        let is_left_behind = self.launched_by.get(node).is_some_and(|launch| self.refused.contains(launch))
+            && self.nodes.get(index).is_none_or(|known| known.heard_at.is_none());
+        world.cloud().vms()[world.machines()[index].vm].state == VmState::Running && !is_left_behind
+    }
+
     /// Takes in a fact, after the rules have looked at it.
     pub(super) fn enter(&mut self, world: &World, fact: &Fact) {
         let now = world.now();
@@ -137,8 +148,7 @@ impl Ledger {
             }
             Fact::Terminate { operation, node } => {
                 if self.performed.insert(*operation) {
-                    let vm = world.machine(node).map(|machine| world.cloud().vms()[machine.vm].state);
-                    if vm == Some(VmState::Running) {
+                    if self.is_braked(world, node) {
                         self.terminations.push_back(now);
                     }
                     self.remove(world, node);

@@ -6,7 +6,7 @@
 //!      -- RestartBySsh --> [Reach] -> ssh: the system's client, a fixed command ------> RestartedBySsh
 //! ```
 //! Each act runs beside the driver, has a deadline, and is answered once. A host comes from the node's own words, so it
-//! is looked at before it is dialled or handed to a program ([`host`]).
+//! is looked at before it is dialled or handed to a program (`host`).
 
 mod banner;
 mod command;
