@@ -74,8 +74,7 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let sockets = Sockets::bind(config.quic_listen, config.api_listen, Ports::read(&config.state_dir))?;
     let ports = sockets.ports().map_err(io_error("ask for the ports"))?;
     let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
-    let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
-    database.migrate().await?;
+    let database = Database::open_when_there(&config.store_url, config.store_password.as_deref()).await?;
 
     let (front, back) = (Supervisor::new(), Supervisor::new());
     let (told, events) = mpsc::channel(EVENTS_WAITING_MAX);

@@ -33,7 +33,7 @@ pub struct Duo {
     gateway: Option<Child>,
     /// Where users ask.
     pub edge: String,
-    _postgres: Postgres,
+    pub postgres: Postgres,
 }
 
 /// One of the controllers.
@@ -72,7 +72,7 @@ impl Duo {
         for (one, other) in controllers.iter().zip(quics.iter().rev()) {
             one.configure(dir.path(), &agent, other, &postgres)?;
         }
-        let mut duo = Self { dir, controllers, gateway: None, edge: String::new(), _postgres: postgres };
+        let mut duo = Self { dir, controllers, gateway: None, edge: String::new(), postgres };
         duo.share_authority(&controller)?;
         for index in [0, 1] {
             duo.start_controller(index)?;

@@ -345,7 +345,7 @@ impl Invariants {
         let (least, _) = self.ledger.wanted(world, &machine.deployment);
         let age = world.now().since(known.launched_at);
         known.was_asked_away
-            || self.ledger.terminated.contains(&machine.node)
+            || self.ledger.terminated.contains_key(&machine.node)
             || known.had_notice
             || known.wanted_replacement
             || matches!(known.phase, Some(Phase::Failed | Phase::Stopped | Phase::Draining))

@@ -18,6 +18,10 @@ const ORDER_BLUR: Duration = Duration::from_secs(60);
 /// A drained node that says this much later that it serves was started anew: its words of before are in by then.
 const BACK_AFTER: Duration = Duration::from_secs(10);
 
+/// A node that serves this much later than its termination was last asked for has survived it: the calls got lost. A
+/// call that its caller gave up is carried out within 20 s.
+const TERMINATION_BLUR: Duration = Duration::from_secs(60);
+
 /// What is remembered of one node.
 #[derive(Debug, Default, Clone)]
 pub(super) struct NodeLedger {
@@ -43,8 +47,8 @@ pub(super) struct Ledger {
     pub(super) nodes: Vec<NodeLedger>,
     /// Recorded for certain: the store said so to this controller run, or gave it back at its start.
     pub(super) recorded: BTreeSet<OperationId>,
-    /// Nodes of which a termination was performed, whether they were there or not.
-    pub(super) terminated: BTreeSet<NodeId>,
+    /// Nodes of which a termination was performed, whether they were there or not, and when it was last asked for.
+    pub(super) terminated: BTreeMap<NodeId, Mono>,
     /// Those of which the controller was told that they failed for good.
     pub(super) refused: BTreeSet<OperationId>,
     pub(super) intended: BTreeMap<OperationId, Operation>,
@@ -94,7 +98,8 @@ impl Ledger {
             Fact::ControllerDied => self.open.clear(),
             Fact::ControllerThawed => self.awake_since = now,
             Fact::Heard { node, phase, is_stalled, has_notice, wants_replacement, is_newest, is_poll } => {
-                let is_terminated = self.terminated.contains(&world.machines()[*node].node);
+                let asked = self.terminated.get(&world.machines()[*node].node);
+                let is_terminated = asked.is_some_and(|&at| now.since(at) <= TERMINATION_BLUR);
                 let known = self.node(*node);
                 // An overtaken heartbeat is of an earlier time; an answer to a poll is of now.
                 if *is_newest || *is_poll {
@@ -152,8 +157,8 @@ impl Ledger {
                         self.terminations.push_back(now);
                     }
                     self.remove(world, node);
-                    self.terminated.insert(node.clone());
                 }
+                self.terminated.insert(node.clone(), now);
             }
             Fact::Commanded { operation, node, is_drain } => {
                 self.performed.insert(*operation);

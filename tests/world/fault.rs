@@ -316,8 +316,12 @@ impl World {
         let Some(wanted) = self.wanted.get_mut(deployment) else { return false };
         wanted.replicas = replicas;
         wanted.replicas_min = wanted.replicas_min.min(replicas);
+        let order = wanted.clone();
         self.facts.push(Fact::Scaled { deployment: deployment.clone(), replicas });
         self.operator_looks();
+        // Also where the store has this count already: another order may wait for it in the controller.
+        let run = self.controller.run;
+        self.happen(Happening::ControllerHears { run, event: Box::new(Event::Deployed(order)) });
         true
     }
 

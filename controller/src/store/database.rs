@@ -3,12 +3,14 @@
 use std::path::Path;
 use std::time::Duration;
 
+use cic_common::backoff::Backoff;
 use cic_common::id::{OperationId, Term};
 use serde::de::DeserializeOwned;
 use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::query::Query;
 use sqlx::{Any, AnyPool, AssertSqlSafe, Connection as _, Row as _};
+use tracing::warn;
 
 use super::address::{Address, AddressError, Backend};
 use super::loan::{Loan, STATEMENT_WITHIN, within};
@@ -25,6 +27,12 @@ const MIGRATE_WITHIN: Duration = Duration::from_secs(600);
 
 /// Rows one listing returns at most.
 pub(super) const LIST_MAX: u32 = 1000;
+
+/// `cannot_connect_now` and `too_many_connections`, by PostgreSQL's Appendix A: it starts, stops, or is full.
+const ABSENT: [&str; 2] = ["57P03", "53300"];
+
+/// Between two attempts to open a database that is not there.
+const OPEN_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 static TABLES: Migrator = sqlx::migrate!("./migrations");
 static OWN_TO_SQLITE: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -56,6 +64,18 @@ pub enum StoreError {
     NoLease,
 }
 
+impl StoreError {
+    /// Whether the database is not there now and may be later, other than one that refuses or was never there.
+    pub(super) fn is_absence(&self) -> bool {
+        let Self::Open { source, .. } = self else { return matches!(self, Self::Timeout(_)) };
+        match source {
+            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+            sqlx::Error::Database(error) => error.code().is_some_and(|code| ABSENT.contains(&&*code)),
+            _ => false,
+        }
+    }
+}
+
 /// An open database. Clones share its connections.
 #[derive(Debug, Clone)]
 pub struct Database {
@@ -73,6 +93,35 @@ impl Database {
     pub async fn open(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
         let address = url.parse().map_err(|source| StoreError::Url { url: url.to_owned(), source })?;
         Self::connect(&address, password).await
+    }
+
+    /// Opens `url` and migrates it. A server that is not there is waited for, without end: a controller that comes up
+    /// before its database would otherwise have to be started again by somebody.
+    ///
+    /// # Errors
+    /// When the url is of neither kind, or the database refuses, or is a file that cannot be opened.
+    pub async fn open_when_there(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
+        let mut waits = Backoff::new(OPEN_AGAIN.0, OPEN_AGAIN.1);
+        let mut is_told = false;
+        loop {
+            match Self::open_migrated(url, password).await {
+                Ok(database) => return Ok(database),
+                Err(error) if error.is_absence() && !url.starts_with("sqlite:") => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        let cause = std::error::Error::source(&error).map(ToString::to_string);
+                        warn!(%error, ?cause, "the database is not there yet; waiting for it");
+                    }
+                    tokio::time::sleep(waits.next_wait()).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    async fn open_migrated(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
+        let database = Self::open(url, password).await?;
+        database.migrate().await?;
+        Ok(database)
     }
 
     /// Opens the SQLite file `path`.
