@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use cic_common::id::{ControllerId, NodeId, Term};
 use cic_common::process::Process;
-use cic_common::route::RoutingTable;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::unix_ms;
 use cic_common::tls::{CertificateAuthority, Peer};
@@ -266,12 +265,7 @@ async fn listen(
         let at = Instant::now();
         match event {
             Event::Connected(hello) => {
-                let message = Message::Welcome {
-                    term: Term(1),
-                    assignment: None,
-                    predecessors: Vec::new(),
-                    routes: RoutingTable::default(),
-                };
+                let message = Message::Welcome { term: Term(1), assignment: None, predecessors: Vec::new() };
                 ingest.send(&hello.node, message);
                 let _ = tell.send((at, Heard::Hello));
             }

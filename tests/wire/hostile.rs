@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use cic_common::id::Incarnation;
 use cic_common::report::{Heartbeat, NodeReport, Role};
+use cic_common::route::Edition;
 use cic_common::time::unix_ms;
 use cic_common::tls::config::{quic_client, quic_client_without_certificate, quic_enrol_client};
 use cic_common::tls::{CertificateAuthority, Trust, peer};
@@ -59,6 +60,11 @@ impl Stranger {
         self.say(&AgentMessage::Hello(hello(node, incarnation))).await;
     }
 
+    /// A hello of one that has this table of the controller.
+    pub(crate) async fn hello_with(&mut self, node: &str, routes: Option<Edition>) {
+        self.say(&AgentMessage::Hello(Hello { routes, ..hello(node, 1) })).await;
+    }
+
     pub(crate) async fn beat(&self, node: &str, incarnation: u64, seq: u64) {
         let datagram = encode_datagram(&heartbeat(node, incarnation, seq)).unwrap();
         within("room to beat", self.connection.send_datagram_wait(datagram)).await.unwrap();
@@ -77,6 +83,7 @@ fn hello(node: &str, incarnation: u64) -> Hello {
         address: "127.0.0.1:1".to_owned(),
         version: "test".to_owned(),
         keeps_checkpoints: false,
+        routes: None,
         report: NodeReport::booting(),
     }
 }

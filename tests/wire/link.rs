@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use cic_common::id::{Incarnation, OperationId, Term};
+use cic_common::id::{DeploymentName, Incarnation, OperationId, Term};
 use cic_common::report::{GpuReport, NodeReport};
-use cic_common::route::RoutingTable;
+use cic_common::route::{Edition, Replica, Route, RoutingChanges, RoutingTable};
+use cic_common::routing::Routing;
 use cic_common::wire::message::{AgentMessage, Command, ControllerMessage, NodeEvent};
 use cic_controller::core::{Event, Message};
 use cic_controller::ingest::Refusal;
@@ -39,17 +40,55 @@ async fn a_node_is_heard_and_told() {
     })
     .await;
 
-    let table = RoutingTable { term: Term(1), version: 5, routes: Vec::new() };
-    controller.ingest.publish_routes(table.clone());
-    node.find(|event| match event {
-        cic_agent::effect::link::LinkEvent::Routes(routes) => (routes == table).then_some(()),
-        _ => None,
-    })
-    .await;
+    for table in [table(5, &[]), table(6, &["n1", "n2"]), table(7, &["n2"])] {
+        controller.ingest.publish_routes(table.clone());
+        node.find(|event| match event {
+            cic_agent::effect::link::LinkEvent::Routes(routes) => (*routes == table).then_some(()),
+            _ => None,
+        })
+        .await;
+    }
 
     node.links.tell(&farewell("test"));
     controller.find(|event| matches!(event, Event::Told { .. }).then_some(())).await;
     assert_eq!(controller.refusals_in_all(), 0);
+}
+
+fn table(version: u64, nodes: &[&str]) -> RoutingTable {
+    let replica = |node: &&str| Replica {
+        node: node_id(node),
+        address: "127.0.0.1:1".to_owned(),
+        zone: None,
+        gpu: None,
+    };
+    let route = Route {
+        deployment: DeploymentName::new("tiny").unwrap(),
+        model: "tiny".to_owned(),
+        replicas: nodes.iter().map(replica).collect(),
+        routing: Routing::default(),
+    };
+    RoutingTable { term: Term(1), version, routes: vec![route] }
+}
+
+#[tokio::test]
+async fn one_that_comes_back_is_told_what_changed_and_a_stranger_the_whole() {
+    let fleet = Fleet::new();
+    let mut controller = Controller::start(&fleet);
+    let tables = [table(5, &["n1", "n2"]), table(6, &["n1", "n2", "n3"])];
+    for table in &tables {
+        controller.ingest.publish_routes(table.clone());
+    }
+    let changes = ControllerMessage::RouteChanges(RoutingChanges::between(&tables[0], &tables[1]));
+    let whole = ControllerMessage::Routes { table: tables[1].clone() };
+    let elsewhere = Edition { term: Term(9), version: 5 };
+    for (held, expected) in [(None, &whole), (Some(tables[0].edition()), &changes), (Some(elsewhere), &whole)]
+    {
+        let mut agent = Stranger::with_certificate(&fleet, "n1", controller.address()).await;
+        agent.hello_with("n1", held).await;
+        controller.connected("n1").await;
+        assert!(matches!(agent.hear().await, ControllerMessage::Welcome(_)));
+        assert_eq!(&agent.hear().await, expected, "{held:?}");
+    }
 }
 
 #[tokio::test]

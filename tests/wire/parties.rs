@@ -9,7 +9,6 @@ use std::time::Duration;
 use cic_agent::effect::link::{LinkEvent, LinkSpec, Links, Pulse};
 use cic_common::id::{ControllerId, Incarnation, NodeId, Term};
 use cic_common::report::Role;
-use cic_common::route::RoutingTable;
 use cic_common::supervise::Supervisor;
 use cic_common::time::{Clock, unix_ms};
 use cic_common::tls::{CertificateAuthority, Identity, JoinToken, Peer, TokenHash, Trust};
@@ -130,12 +129,7 @@ impl Controller {
     pub(crate) async fn event(&mut self) -> Event {
         let event = within("event of the controller", self.events.recv()).await.unwrap();
         if let Event::Connected(hello) = &event {
-            let message = Message::Welcome {
-                term: Term(1),
-                assignment: None,
-                predecessors: Vec::new(),
-                routes: RoutingTable::default(),
-            };
+            let message = Message::Welcome { term: Term(1), assignment: None, predecessors: Vec::new() };
             self.ingest.send(&hello.node, message);
         }
         event

@@ -432,6 +432,7 @@ pub(super) fn hello_of(
         address: format!("10.0.{}.{}:7444", node / 256, node % 256),
         version: "sim".to_owned(),
         keeps_checkpoints: true,
+        routes: None,
         report: process.agent.report(process.origin.local(now)),
     }
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cic_common::id::Incarnation;
 use cic_common::report::{EngineState, Heartbeat, NodeReport, Phase};
+use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_common::wire::message::Command;
 use cic_common::wire::message::NodeEvent;
@@ -100,6 +101,8 @@ pub struct Controller {
     /// Highest incarnation of each node that this run knows.
     pub(super) newest: BTreeMap<usize, (Incarnation, u64)>,
     pub(super) armed: Option<(CrashPoint, Duration)>,
+    /// What it published last.
+    pub(super) routes: Option<RoutingTable>,
 }
 
 #[derive(Debug)]
@@ -379,8 +382,13 @@ impl World {
                     let (operation, node) = (*operation, node.clone());
                     self.facts.push(Fact::Commanded { operation, node, is_drain });
                 }
+                let routes =
+                    matches!(message, Message::Welcome { .. }).then(|| self.controller.routes.clone());
                 if let Some(node) = self.index(&node) {
                     self.send_down(node, Packet::Message(message));
+                    if let Some(routes) = routes.flatten() {
+                        self.send_down(node, Packet::Routes(routes));
+                    }
                 }
             }
             Action::PublishRoutes(table) => {
@@ -388,6 +396,7 @@ impl World {
                 for node in nodes {
                     self.send_down(node, Packet::Routes(table.clone()));
                 }
+                self.controller.routes = Some(table.clone());
                 self.facts.push(Fact::Routes(table));
             }
             Action::Note(note) if DISCORDS.contains(&note.kind.as_str()) => {

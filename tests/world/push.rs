@@ -206,10 +206,7 @@ impl World {
         self.sessions[session].agent_heard_at = now;
         let Some(process) = self.machines[node].running(run) else { return };
         match packet {
-            Packet::Message(Message::Welcome { term, assignment, predecessors, routes }) => {
-                if routes.supersedes(&process.routes) {
-                    process.routes = routes;
-                }
+            Packet::Message(Message::Welcome { term, assignment, predecessors }) => {
                 if let Some(assignment) = assignment {
                     self.agent_hears(node, run, AgentEvent::Assigned { term, assignment });
                 }

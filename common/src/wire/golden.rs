@@ -21,7 +21,7 @@ use crate::report::{
     EdgeReport, EngineReport, EngineState, GpuReport, Heartbeat, HostReport, NodeReport, Phase, Role,
     StateDigest,
 };
-use crate::route::{Replica, Route, RoutingTable};
+use crate::route::{Edition, Replica, Route, RouteChange, RoutingChanges, RoutingTable};
 use crate::routing::{Policy, Routing};
 use crate::units::Bytes;
 
@@ -105,6 +105,7 @@ fn agent_samples() -> Vec<Sample> {
         address: "10.0.0.7:7444".to_owned(),
         version: "0.1.0".to_owned(),
         keeps_checkpoints: true,
+        routes: Some(Edition { term: Term(2), version: 40 }),
         report: report(),
     };
     let done = |outcome| NodeEvent::CommandDone { operation: OperationId(77), outcome };
@@ -237,15 +238,9 @@ fn controller_samples() -> Vec<Sample> {
         term: Term(2),
         assignment: Some(assignment()),
         predecessors: vec![Predecessor { node: NodeId::new("llm003").unwrap(), is_gone: true }],
-        routes: routes(),
         heartbeat_ms: 1000,
     };
-    let empty = Welcome {
-        assignment: None,
-        predecessors: Vec::new(),
-        routes: RoutingTable::default(),
-        ..welcome.clone()
-    };
+    let empty = Welcome { assignment: None, predecessors: Vec::new(), ..welcome.clone() };
     let command = |operation, command| ControllerMessage::Command {
         operation: OperationId(operation),
         term: Term(2),
@@ -260,6 +255,7 @@ fn controller_samples() -> Vec<Sample> {
             &ControllerMessage::Assign { term: Term(2), assignment: assignment(), predecessors: Vec::new() },
         ),
         sample("controller-routes", &ControllerMessage::Routes { table: routes() }),
+        sample("controller-route-changes", &ControllerMessage::RouteChanges(route_changes())),
         sample(
             "controller-command-drain",
             &command(78, Command::Drain { within_ms: 110_000, reason: "notice".to_owned() }),
@@ -332,6 +328,18 @@ fn routes() -> RoutingTable {
             replicas: vec![replica],
             routing,
         }],
+    }
+}
+
+fn route_changes() -> RoutingChanges {
+    let new = routes();
+    let Route { deployment, model, replicas, routing } = new.routes[0].clone();
+    let removed = vec![NodeId::new("llm003").unwrap()];
+    RoutingChanges {
+        from: Edition { term: Term(2), version: 40 },
+        to: new.edition(),
+        removed: vec![DeploymentName::new("old").unwrap()],
+        changed: vec![RouteChange { deployment, model, routing, removed, set: replicas }],
     }
 }
 

@@ -10,7 +10,7 @@ use crate::gpu::{GpuAction, XidSeen};
 use crate::id::{ControllerId, Incarnation, NodeId, OperationId, Term};
 use crate::notice::Notice;
 use crate::report::{NodeReport, Phase, Role};
-use crate::route::RoutingTable;
+use crate::route::{Edition, RoutingChanges, RoutingTable};
 
 /// First message of an agent on the control stream.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,10 +24,12 @@ pub struct Hello {
     pub version: String,
     /// It has an object store for checkpoints.
     pub keeps_checkpoints: bool,
+    /// The newest table that the node has of this controller; changes from it are enough then.
+    pub routes: Option<Edition>,
     pub report: NodeReport,
 }
 
-/// First answer of a controller.
+/// First answer of a controller. The routing table follows it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
     pub controller: ControllerId,
@@ -35,7 +37,6 @@ pub struct Welcome {
     pub assignment: Option<Assignment>,
     /// Nodes in whose place this one stands, and whose checkpoints it has not read to the last.
     pub predecessors: Vec<Predecessor>,
-    pub routes: RoutingTable,
     pub heartbeat_ms: u32,
 }
 
@@ -207,6 +208,8 @@ pub enum ControllerMessage {
     Refused {
         reason: String,
     },
+    /// What differs from the table that this controller sent before.
+    RouteChanges(RoutingChanges),
 }
 
 /// First and only message of an agent that has no certificate yet.

@@ -25,7 +25,6 @@ pub enum Message {
         assignment: Option<Assignment>,
         /// Nodes whose checkpoints it is to read.
         predecessors: Vec<Predecessor>,
-        routes: RoutingTable,
     },
     Assign {
         term: Term,

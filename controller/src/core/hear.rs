@@ -89,7 +89,8 @@ impl Fleet {
         if hello.role == Role::Replica && !self.nodes.contains_key(&hello.node) {
             return self.receive_guest(hello, out);
         }
-        let Hello { node: id, incarnation, role, address, version: _, keeps_checkpoints, report } = hello;
+        let Hello { node: id, incarnation, role, address, version: _, keeps_checkpoints, routes: _, report } =
+            hello;
         if !self.nodes.contains_key(&id) {
             let record = NodeRecord {
                 node: id.clone(),
@@ -106,7 +107,6 @@ impl Fleet {
             };
             self.nodes.insert(id.clone(), Node::new(now, record));
         }
-        let is_settled = self.is_settled();
         let Some(node) = self.nodes.get_mut(&id) else { return };
         if node.is_overtaken(incarnation) {
             let text =
@@ -140,9 +140,8 @@ impl Fleet {
         let deployment = node.record.deployment.clone().filter(|_| is_leading && node.leaving.is_none());
         let assignment =
             deployment.and_then(|name| Some(self.deployments.get(&name)?.deployment.assignment()));
-        let routes = if is_settled { self.routes.clone() } else { Default::default() };
         let predecessors = if is_leading { node.record.predecessors.clone() } else { Vec::new() };
-        let message = Message::Welcome { term: self.term, assignment, predecessors, routes };
+        let message = Message::Welcome { term: self.term, assignment, predecessors };
         out.push(Action::Send { node: id.clone(), message });
         self.is_dirty = true;
         self.tell(

@@ -168,12 +168,7 @@ impl Fleet {
             return;
         }
         self.unrowed.insert(id.clone(), hello);
-        let message = Message::Welcome {
-            term: self.term,
-            assignment: None,
-            predecessors: Vec::new(),
-            routes: Default::default(),
-        };
+        let message = Message::Welcome { term: self.term, assignment: None, predecessors: Vec::new() };
         out.push(Action::Send { node: id, message });
     }
 

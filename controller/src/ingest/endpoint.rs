@@ -135,9 +135,7 @@ impl Ingest {
 
     /// Says something to a node, in order. Lost when the node is not connected.
     pub fn send(&self, node: &NodeId, message: Message) {
-        let mut message = self.greeting.message(message);
-        self.desk.tables.take_from(&mut message);
-        self.desk.roster.send(node, message);
+        self.desk.roster.send(node, self.greeting.message(message));
     }
 
     /// Makes a table known to every connected node, one after the other. A newer one overtakes it.

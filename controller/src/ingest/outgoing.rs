@@ -15,16 +15,13 @@ pub(super) struct Greeting {
 impl Greeting {
     pub(super) fn message(&self, message: Message) -> ControllerMessage {
         match message {
-            Message::Welcome { term, assignment, predecessors, routes } => {
-                ControllerMessage::Welcome(Welcome {
-                    controller: self.controller.clone(),
-                    term,
-                    assignment,
-                    predecessors,
-                    routes,
-                    heartbeat_ms: self.heartbeat_ms,
-                })
-            }
+            Message::Welcome { term, assignment, predecessors } => ControllerMessage::Welcome(Welcome {
+                controller: self.controller.clone(),
+                term,
+                assignment,
+                predecessors,
+                heartbeat_ms: self.heartbeat_ms,
+            }),
             Message::Assign { term, assignment, predecessors } => {
                 ControllerMessage::Assign { term, assignment, predecessors }
             }

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::Heartbeat;
+use cic_common::route::Edition;
 use cic_common::tls::{Peer, peer};
 use cic_common::wire::close::CloseCode;
 use cic_common::wire::frame::{FrameError, FrameReader, FrameWriter, decode_datagram};
@@ -71,8 +73,8 @@ async fn talk(desk: &Desk, connection: &Connection) -> Result<(), End> {
         .await
         .map_err(|_| Refused::new(Refusal::Late, &format_args!("{node}: no hello in time")))??;
     let (outgoing, queue) = mpsc::channel(OUTGOING_MAX);
-    // Subscribed before the core hears of the node: its welcome holds whatever was published before.
-    let routes = desk.tables.subscribe();
+    let (mut routes, held) = (desk.tables.subscribe(), hello.routes);
+    routes.mark_changed();
     let permit = desk.core.reserve().await.map_err(|_| End::Over)?;
     let visit = desk
         .roster
@@ -81,7 +83,7 @@ async fn talk(desk: &Desk, connection: &Connection) -> Result<(), End> {
     // Whichever ends first ends the session, so nothing that a cancelled arm had begun is missed.
     let result = tokio::select! {
         result = hear(desk, &node, visit, reader, &outgoing) => result,
-        result = tell(desk, writer, queue, routes) => result,
+        result = tell(desk, writer, queue, routes, held) => result,
         result = datagrams(desk, &node, visit, connection) => result,
         result = long_beats(desk, &node, visit, connection) => result,
         _ = connection.closed() => Err(End::Over),
@@ -141,12 +143,14 @@ async fn hear(
     }
 }
 
-/// Writes what the node is told: the welcome first, then messages in order and, in its turn, the newest routes.
+/// Writes what the node is told: the welcome first, then messages in order and, in its turn, what differs between the
+/// newest table and the one that it has, which is `held` at first.
 async fn tell(
     desk: &Desk,
     mut writer: FrameWriter<SendStream>,
     mut queue: mpsc::Receiver<Box<ControllerMessage>>,
     mut routes: watch::Receiver<Arc<Table>>,
+    mut held: Option<Edition>,
 ) -> Result<(), End> {
     let mut is_welcomed = false;
     let mut turn: Option<Instant> = None;
@@ -156,22 +160,20 @@ async fn tell(
             message = queue.recv() => {
                 let message = message.ok_or(End::Over)?;
                 written(writer.write(&*message)).await?;
-                if let ControllerMessage::Welcome(welcome) = *message {
-                    is_welcomed = true;
-                    if desk.tables.follows(&welcome) {
-                        routes.mark_changed();
-                    }
-                }
+                is_welcomed |= matches!(*message, ControllerMessage::Welcome(_));
             }
             changed = routes.changed(), if is_welcomed && turn.is_none() => {
                 changed.map_err(|_| End::Over)?;
-                turn = routes.borrow().frame().map(|frame| desk.tables.turn(frame.len()));
+                let bytes: usize = routes.borrow().frames_from(held).iter().map(Bytes::len).sum();
+                turn = (bytes > 0).then(|| desk.tables.turn(bytes));
             }
             () = sleep_until(turn), if turn.is_some() => {
                 turn = None;
-                let frame = routes.borrow_and_update().frame();
-                if let Some(frame) = frame {
-                    written(writer.get_mut().write_chunk(frame)).await?;
+                let newest = Arc::clone(&routes.borrow_and_update());
+                let mut frames = newest.frames_from(held);
+                if !frames.is_empty() {
+                    held = Some(newest.edition());
+                    written(writer.get_mut().write_all_chunks(&mut frames)).await?;
                 }
             }
         }

@@ -288,6 +288,7 @@ fn hello(node: &NodeId) -> Hello {
         address: "127.0.0.1:1".to_owned(),
         version: "bench".to_owned(),
         keeps_checkpoints: false,
+        routes: None,
         report: report(),
     }
 }

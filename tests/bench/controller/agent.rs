@@ -137,6 +137,7 @@ impl Agent {
             address: self.address.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             keeps_checkpoints: false,
+            routes: None,
             report: self.report.clone(),
         };
         writer.write(&AgentMessage::Hello(hello)).await?;

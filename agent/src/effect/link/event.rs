@@ -1,5 +1,7 @@
 //! What the links bring in.
 
+use std::sync::Arc;
+
 use cic_common::id::{ControllerId, Term};
 use cic_common::route::RoutingTable;
 
@@ -15,5 +17,5 @@ pub enum LinkEvent {
     /// For the core: an assignment or a command.
     Core(Event),
     /// For the edge, which keeps the newest.
-    Routes(RoutingTable),
+    Routes(Arc<RoutingTable>),
 }

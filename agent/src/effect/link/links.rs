@@ -1,12 +1,13 @@
 //! One task a controller: dial, talk, dial again.
 
 use std::error::Error;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cic_common::backoff::Backoff;
 use cic_common::report::Role;
+use cic_common::route::RoutingTable;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::Clock;
 use cic_common::tls::config::{TlsError, quic_client};
@@ -66,6 +67,8 @@ pub(super) struct Link {
     pub(super) pulse: Arc<Pulse>,
     pub(super) renewal: Arc<Renewal>,
     pub(super) outbox: Outbox,
+    /// The newest table of this controller, which its next changes begin with.
+    pub(super) routes: Mutex<Arc<RoutingTable>>,
     pub(super) events: mpsc::Sender<LinkEvent>,
     live: Arc<AtomicUsize>,
 }
@@ -97,6 +100,7 @@ impl Links {
                 pulse: Arc::clone(pulse),
                 renewal: Arc::clone(&renewal),
                 outbox: Outbox::default(),
+                routes: Mutex::default(),
                 events: events.clone(),
                 live: Arc::clone(&live),
             })

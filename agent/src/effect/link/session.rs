@@ -1,11 +1,13 @@
 //! One connection to one controller, from `Hello` to its end.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use cic_common::assignment::Predecessor;
 use cic_common::id::Term;
 use cic_common::report::Heartbeat;
+use cic_common::route::{Edition, OutOfStep, RoutingChanges, RoutingTable};
 use cic_common::time::Mono;
 use cic_common::tls::identity::IdentityError;
 use cic_common::wire::close::CloseCode;
@@ -50,6 +52,8 @@ pub(super) enum SessionError {
     Frame(#[source] FrameError),
     #[error("no next certificate can be asked for")]
     Renewal(#[source] IdentityError),
+    #[error("routing table cannot be kept up")]
+    OutOfStep(#[source] OutOfStep),
     #[error("nobody takes what the link brings")]
     NoDriver,
 }
@@ -99,6 +103,7 @@ pub(super) async fn run(
 type Begun = (Welcome, FrameReader<RecvStream>, FrameWriter<SendStream>);
 
 async fn begin(link: &Link, connection: &Connection) -> Result<Begun, SessionError> {
+    let routes = link.routes.lock().unwrap_or_else(PoisonError::into_inner).edition();
     let hello = Hello {
         node: link.pulse.node().clone(),
         incarnation: link.pulse.incarnation(),
@@ -106,6 +111,7 @@ async fn begin(link: &Link, connection: &Connection) -> Result<Begun, SessionErr
         address: link.spec.advertise.clone(),
         version: link.spec.version.clone(),
         keeps_checkpoints: link.spec.keeps_checkpoints,
+        routes: (routes != Edition::default()).then_some(routes),
         report: link.pulse.report(),
     };
     let exchange = async {
@@ -136,9 +142,8 @@ async fn hear(
     mut reader: FrameReader<RecvStream>,
     challenges: &watch::Sender<u64>,
 ) -> Result<(), SessionError> {
-    let Welcome { controller, term, assignment, predecessors, routes, heartbeat_ms: _ } = welcome;
+    let Welcome { controller, term, assignment, predecessors, heartbeat_ms: _ } = welcome;
     pass(link, LinkEvent::Up { address: link.address.clone(), controller, term }).await?;
-    pass(link, LinkEvent::Routes(routes)).await?;
     if let Some(assignment) = assignment {
         pass(link, LinkEvent::Core(Event::Assigned { term, assignment })).await?;
     }
@@ -156,7 +161,15 @@ async fn hear(
             ControllerMessage::Command { operation, term, command } => {
                 pass(link, LinkEvent::Core(Event::Commanded { operation, term, command })).await?;
             }
-            ControllerMessage::Routes { table } => pass(link, LinkEvent::Routes(table)).await?,
+            ControllerMessage::Routes { table } => {
+                let table = Arc::new(table);
+                *link.routes.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
+                pass(link, LinkEvent::Routes(table)).await?;
+            }
+            ControllerMessage::RouteChanges(changes) => {
+                let table = change(link, changes)?;
+                pass(link, LinkEvent::Routes(table)).await?;
+            }
             ControllerMessage::Certificate { chain_pem } => {
                 if let Err(error) = link.renewal.answer(link.number, &chain_pem) {
                     warn!(controller = link.address, %error, "renewed certificate is of no use");
@@ -168,6 +181,17 @@ async fn hear(
             }
         }
     }
+}
+
+/// Makes changes to the table that this controller sent before. Out of step with it, the session ends, and the next
+/// begins with a whole table.
+fn change(link: &Link, changes: RoutingChanges) -> Result<Arc<RoutingTable>, SessionError> {
+    let mut routes = link.routes.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Err(error) = changes.apply_to(Arc::make_mut(&mut routes)) {
+        *routes = Arc::default();
+        return Err(SessionError::OutOfStep(error));
+    }
+    Ok(Arc::clone(&routes))
 }
 
 async fn succeed(link: &Link, term: Term, predecessors: Vec<Predecessor>) -> Result<(), SessionError> {
@@ -281,7 +305,12 @@ impl SessionError {
             Self::Lost(error) => {
                 CloseCode::of(error).is_some_and(|code| !matches!(code, CloseCode::Done | CloseCode::Busy))
             }
-            Self::NoWelcome | Self::Late { .. } | Self::Frame(_) | Self::Renewal(_) | Self::NoDriver => false,
+            Self::NoWelcome
+            | Self::Late { .. }
+            | Self::Frame(_)
+            | Self::Renewal(_)
+            | Self::OutOfStep(_)
+            | Self::NoDriver => false,
         }
     }
 }

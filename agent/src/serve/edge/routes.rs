@@ -23,12 +23,12 @@ pub struct Routes {
 /// A table, and what is drawn from it once instead of with each request.
 #[derive(Debug)]
 pub(super) struct Newest {
-    table: RoutingTable,
+    table: Arc<RoutingTable>,
     candidates: BTreeMap<String, Vec<Arc<Candidate>>>,
 }
 
-impl From<RoutingTable> for Newest {
-    fn from(table: RoutingTable) -> Self {
+impl From<Arc<RoutingTable>> for Newest {
+    fn from(table: Arc<RoutingTable>) -> Self {
         let mut candidates: BTreeMap<String, Vec<Arc<Candidate>>> = BTreeMap::new();
         for route in &table.routes {
             let replicas =
@@ -49,11 +49,12 @@ impl Routes {
             info!(term = %table.term, version = table.version, "use the remembered routing table for now");
         }
         (table.term, table.version) = (Term(0), 0);
-        Self { newest: Arc::new(watch::Sender::new(table.into())) }
+        Self { newest: Arc::new(watch::Sender::new(Arc::new(table).into())) }
     }
 
     /// Takes `table` if it is newer; tells whether it was.
-    pub fn offer(&self, table: RoutingTable) -> bool {
+    pub fn offer(&self, table: impl Into<Arc<RoutingTable>>) -> bool {
+        let table = table.into();
         let (term, version) = (table.term, table.version);
         let taken = self.newest.send_if_modified(|current| {
             let is_newer = table.supersedes(&current.table);
@@ -83,8 +84,8 @@ impl Routes {
                 () = token.cancelled() => return Ok(()),
                 changed = changes.changed() => changed?,
             }
-            let table = changes.borrow_and_update().table.clone();
-            if let Err(error) = state.write(name::ROUTES, &table).await {
+            let table = Arc::clone(&changes.borrow_and_update().table);
+            if let Err(error) = state.write(name::ROUTES, &*table).await {
                 warn!(%error, "routing table is not remembered");
             }
         }

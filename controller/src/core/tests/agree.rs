@@ -84,6 +84,7 @@ fn a_hello_is_compared_with_its_digest_too() {
             address: "127.0.0.1:1".to_owned(),
             version: "test".to_owned(),
             keeps_checkpoints: false,
+            routes: None,
             report,
         }
     };

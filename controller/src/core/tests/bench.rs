@@ -124,6 +124,7 @@ impl Bench {
             address: "127.0.0.1:1".to_owned(),
             version: "test".to_owned(),
             keeps_checkpoints: self.keeps_checkpoints,
+            routes: None,
             report: report.clone(),
         };
         self.beats.insert(node.clone(), (Incarnation(incarnation), 0, report));

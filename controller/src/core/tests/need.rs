@@ -23,6 +23,7 @@ fn connect_gateway(bench: &mut Bench) {
         address: "127.0.0.1:2".to_owned(),
         version: "test".to_owned(),
         keeps_checkpoints: false,
+        routes: None,
         report: report.clone(),
     }));
     bench.beats.insert(gateway(), (Incarnation(1), 0, report));
