@@ -18,12 +18,13 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::core::gpu::GpuEvent;
-use crate::core::{Action, Agent, Depth, EdgeMode, Event, Occasion, ProbeFault, Reading, Timing};
+use crate::core::{
+    Action, Agent, DeadmanMemo, Depth, EdgeMode, Event, GpuMemo, Occasion, ProbeFault, Reading, Timing,
+};
 use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
-use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, crashes};
-use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{LinkEvent, Links, Pulse};
+use crate::effect::memory::Memory;
 use crate::effect::{model, power};
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
@@ -58,8 +59,8 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(1);
 pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
-    pub gpu_memory: GpuMemory,
-    pub deadman_memory: DeadmanMemory,
+    pub gpu_memory: Memory<GpuMemo>,
+    pub deadman_memory: Memory<DeadmanMemo>,
     /// Program and arguments that end this machine.
     pub power_off: Vec<String>,
     /// How long until it is run if nobody speaks; `None` where it is not.

@@ -25,10 +25,9 @@ use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
 use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells, Store};
 use crate::effect::checkpoint::{Answers, Checkpoints};
-use crate::effect::deadman_memory::DeadmanMemory;
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
-use crate::effect::gpu_memory::GpuMemory;
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
+use crate::effect::memory::{Found, Memory};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
@@ -86,15 +85,18 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let found_path = engine.as_ref().map(|found| found.assignment.model.path.clone());
     let model_digest =
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
-    let gpus = GpuMemory::restored(&state);
+    let (gpu_memory, deadman_memory) = (Memory::of(name::GPU), Memory::of(name::DEADMAN));
+    // A reboot resets the GPUs, and with them what was known.
+    let gpus = gpu_memory.found(&state);
+    let gpus = gpus.and_then(|Found { memo, in_this_boot }| in_this_boot.map(|_| memo));
     let restarted_for = state.read(name::RESTART);
-    let deadman = DeadmanMemory::restored(&state);
+    // Over a reboot no time passes.
+    let deadman =
+        deadman_memory.found(&state).map(|found| (found.memo, found.in_this_boot.unwrap_or_default()));
     let booted = Booted { engine, remembered, gpus, model_digest, restarted_for, deadman };
     events.send(Event::Booted(booted)).await?;
-    let gpu_memory = GpuMemory::default();
     let (keeping, kept) = (gpu_memory.clone(), state.clone());
     tasks.spawn("gpu memory", Kind::Vital, |token| keeping.keep(kept, token));
-    let deadman_memory = DeadmanMemory::default();
     let (keeping, kept) = (deadman_memory.clone(), state.clone());
     tasks.spawn("deadman memory", Kind::Vital, |token| keeping.keep(kept, token));
     let trust = config.controller.ca_file.as_deref().map(Trust::from_file).transpose()?;

@@ -100,7 +100,9 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     };
     let links = spec.open(&front, &database, &leadership, &told)?;
     let trust = authority.trust().map_err(LinksError::from)?;
-    let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told);
+    let lease = leadership.clone();
+    let may_act = move || lease.may_act(clock.now()).is_some();
+    let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told, may_act);
     let reach = reach.map_err(LinksError::from)?;
     let standing = standing(&leadership, clock, &config.store_url);
     let mut checks = Vec::new();

@@ -68,6 +68,16 @@ pub(crate) async fn same_rows(place: &Place) {
     let restored = database.restore(next).await.expect("read");
     assert!(restored.operation_last > OperationId(1000), "no id is given out twice: {restored:?}");
     assert_eq!((restored.nodes.len(), restored.operations.len()), (2, 1));
+    database.release_lease(next).await.expect("released");
+    database.close().await;
+
+    // Lost again before the next snapshot, with whatever ids were given out since.
+    place.lose().await;
+    site.does(&["restore"]);
+    let database = place.open().await;
+    let again = lead(&database, "b").await;
+    let floor = database.restore(again).await.expect("read").operation_last;
+    assert!(floor > restored.operation_last, "{floor:?} is above {:?}", restored.operation_last);
 }
 
 pub(crate) async fn damaged(place: &Place) {

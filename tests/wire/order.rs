@@ -109,7 +109,7 @@ impl Ordering {
         let (sender, events) = mpsc::channel(16);
         let spec = ReachSpec { ssh_port: 22, ssh: None };
         let identity = fleet.controller_identity();
-        let reach = Reach::new(spec, &identity, &fleet.trust, supervisor.clone(), sender).unwrap();
+        let reach = Reach::new(spec, &identity, &fleet.trust, supervisor.clone(), sender, || true).unwrap();
         Self { reach, events, _supervisor: supervisor }
     }
 

@@ -45,7 +45,7 @@ fn check_bearer(token: &AdminToken, headers: &HeaderMap) -> Result<(), ApiError>
         Some(_) | None => Err(ApiError::new(
             StatusCode::UNAUTHORIZED,
             "changes need the admin token",
-            "send it as `Authorization: Bearer …`; it is in the file that api.admin_token_file names",
+            "name its file with `cic --token-file`, or send `Authorization: Bearer …`; it is what api.admin_token_file names",
         )),
     }
 }

@@ -16,6 +16,10 @@ pub struct Cli {
     #[arg(long, global = true, env = "CIC_API", value_name = "URL")]
     pub(super) api: Option<String>,
 
+    /// A file that holds the admin token, where the controller asks for one (its api.admin_token_file)
+    #[arg(long, global = true, env = "CIC_TOKEN_FILE", value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+
     #[command(subcommand)]
     pub(super) command: Command,
 }

@@ -1,10 +1,11 @@
 //! HTTP to the controller's API and to an edge, each request with a deadline.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::header::{CONTENT_TYPE, LOCATION};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue, LOCATION};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client as Pool;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -43,6 +44,8 @@ impl From<ClientError> for Failure {
 pub(super) struct Client {
     pool: Pool<HttpConnector, Full<Bytes>>,
     endpoint: Endpoint,
+    /// `Bearer …`, not to be printed.
+    bearer: Option<HeaderValue>,
 }
 
 /// `{"error":{…}}` of the API.
@@ -63,7 +66,23 @@ impl Client {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_WITHIN));
         connector.set_nodelay(true);
-        Self { pool: Pool::builder(TokioExecutor::new()).build(connector), endpoint }
+        Self { pool: Pool::builder(TokioExecutor::new()).build(connector), endpoint, bearer: None }
+    }
+
+    /// Shows the admin token that `file` holds, to the controller and to the leader that it sends on to.
+    ///
+    /// # Errors
+    /// When it cannot be read, or holds no token.
+    pub(super) fn with_token(mut self, file: &Path) -> Result<Self, Failure> {
+        let wrong = |why: &str| Failure::mistakes(vec![format!("--token-file {}: {why}", file.display())]);
+        let text = std::fs::read_to_string(file).map_err(|error| wrong(&error.to_string()))?;
+        let token =
+            Some(text.trim()).filter(|token| !token.is_empty()).ok_or_else(|| wrong("it is empty"))?;
+        let value = HeaderValue::try_from(format!("Bearer {token}"));
+        let mut bearer = value.map_err(|_| wrong("a token is one line of visible characters"))?;
+        bearer.set_sensitive(true);
+        self.bearer = Some(bearer);
+        Ok(self)
     }
 
     pub(super) fn endpoint(&self) -> &Endpoint {
@@ -96,7 +115,7 @@ impl Client {
     }
 
     /// Sends one request and takes the whole answer, whatever its status, within `deadline`. A standby that sends it on to
-    /// the leader is obeyed once. A request holds no secret, so none is sent to where it was not meant for.
+    /// the leader is obeyed once, with the token that it was shown itself.
     pub(super) async fn send(
         &self,
         method: Method,
@@ -107,9 +126,11 @@ impl Client {
         let content = body.map(serde_json::to_vec).transpose().map_err(|error| self.unreachable(&error))?;
         let content = Bytes::from(content.unwrap_or_default());
         let request = |base: &Endpoint| {
-            Request::builder()
-                .method(method.clone())
-                .uri(format!("{base}{path}"))
+            let mut request = Request::builder().method(method.clone()).uri(format!("{base}{path}"));
+            if let Some(bearer) = &self.bearer {
+                request = request.header(AUTHORIZATION, bearer.clone());
+            }
+            request
                 .header(CONTENT_TYPE, "application/json")
                 .body(Full::new(content.clone()))
                 .map_err(|error| self.unreachable(&error))
@@ -203,5 +224,30 @@ mod tests {
         assert!(text.starts_with(&format!("cannot reach the controller at http://{address}: ")), "{text}");
         assert!(text.contains("connection refused; "), "{text}");
         assert_eq!(text.lines().count(), 1);
+    }
+
+    #[test]
+    fn a_token_file_is_one_line_or_refused_by_name() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let client = || Client::new(Endpoint::at("127.0.0.1:1"));
+        for (name, content, bearer) in
+            [("good", "secret\n", Some("Bearer secret")), ("empty", " \n", None), ("two", "a\nb\n", None)]
+        {
+            let file = dir.path().join(name);
+            std::fs::write(&file, content).expect("writes");
+            match (client().with_token(&file), bearer) {
+                (Ok(client), Some(bearer)) => {
+                    let value = client.bearer.expect("a token");
+                    assert_eq!(value.to_str().ok(), Some(bearer));
+                    assert!(value.is_sensitive());
+                }
+                (Err(failure), None) => {
+                    let text = failure.to_string();
+                    assert!(text.starts_with(&format!("--token-file {}", file.display())), "{text}");
+                }
+                (result, _) => panic!("{name}: {result:?}"),
+            }
+        }
+        assert!(client().with_token(&dir.path().join("none")).is_err());
     }
 }

@@ -27,7 +27,13 @@ pub async fn run(cli: Cli) -> ExitCode {
 }
 
 async fn perform(cli: Cli) -> Result<(), Failure> {
-    let client = || Ok::<_, Failure>(Client::new(Endpoint::find(cli.api.as_deref())?));
+    let client = || {
+        let client = Client::new(Endpoint::find(cli.api.as_deref())?);
+        match &cli.token_file {
+            Some(file) => client.with_token(file),
+            None => Ok::<_, Failure>(client),
+        }
+    };
     match &cli.command {
         Command::Nodes { watch, json } => nodes::nodes(&client()?, *watch, *json).await,
         Command::Deployments { json } => deployments::deployments(&client()?, *json).await,

@@ -35,8 +35,21 @@ pub struct Reach {
     tls: Arc<rustls::ClientConfig>,
     tasks: Supervisor,
     answers: mpsc::Sender<Event>,
-    turns: Arc<Semaphore>,
+    /// Explanations wait among themselves: they are many when a zone is silent, and an order must not wait for them.
+    explanations: Arc<Semaphore>,
+    acts: Arc<Semaphore>,
+    may_act: MayAct,
     busy: Busy,
+}
+
+/// Whether the lease under which an act was ordered holds still.
+#[derive(Clone)]
+struct MayAct(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl std::fmt::Debug for MayAct {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("MayAct")
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -57,7 +70,7 @@ enum Taken {
 }
 
 impl Reach {
-    /// Answers arrive on `answers`.
+    /// Answers arrive on `answers`. `may_act` is asked just before something is done that no node refuses.
     ///
     /// # Errors
     /// When TLS cannot be configured.
@@ -67,13 +80,16 @@ impl Reach {
         trust: &Trust,
         tasks: Supervisor,
         answers: mpsc::Sender<Event>,
+        may_act: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
         Ok(Self {
             spec: Arc::new(spec),
             tls: tcp_client(identity, trust)?,
             tasks,
             answers,
-            turns: Arc::new(Semaphore::new(ACTS_MAX)),
+            explanations: Arc::new(Semaphore::new(ACTS_MAX)),
+            acts: Arc::new(Semaphore::new(ACTS_MAX)),
+            may_act: MayAct(Arc::new(may_act)),
             busy: Busy::default(),
         })
     }
@@ -86,7 +102,7 @@ impl Reach {
         };
         let turn = Turn::take(&self.busy, (node.clone(), Sort::Explain), None).ok()?;
         let port = self.spec.ssh_port;
-        self.start("explain", turn, async move {
+        self.start("explain", turn, &self.explanations, async move {
             let ssh = banner::ask(&host, port).await;
             Event::Explained { node, ssh }
         });
@@ -106,7 +122,7 @@ impl Reach {
             }
         };
         let tls = Arc::clone(&self.tls);
-        self.start("command by poll", turn, async move {
+        self.start("command by poll", turn, &self.acts, async move {
             let result = command::give(&node, &address, &tls, &order).await;
             Event::CommandAnswered { node, operation, result }
         });
@@ -129,16 +145,26 @@ impl Reach {
             Err(Taken::Same) => return None,
             Err(Taken::Other) => return refused(node, "an earlier restart is under way".to_owned()),
         };
-        let port = self.spec.ssh_port;
-        self.start("restart over ssh", turn, async move {
-            let result = ssh::run(&ssh, &node, &host, port).await.map_err(|error| error.to_string());
+        let (port, may_act) = (self.spec.ssh_port, self.may_act.clone());
+        self.start("restart over ssh", turn, &self.acts, async move {
+            let result = if may_act.0() {
+                ssh::run(&ssh, &node, &host, port).await.map_err(|error| error.to_string())
+            } else {
+                Err("this controller's lease ended while it waited for its turn".to_owned())
+            };
             Event::RestartedBySsh { node, operation, result }
         });
         None
     }
 
-    fn start(&self, name: &'static str, turn: Turn, work: impl Future<Output = Event> + Send + 'static) {
-        let (answers, turns) = (self.answers.clone(), Arc::clone(&self.turns));
+    fn start(
+        &self,
+        name: &'static str,
+        turn: Turn,
+        turns: &Arc<Semaphore>,
+        work: impl Future<Output = Event> + Send + 'static,
+    ) {
+        let (answers, turns) = (self.answers.clone(), Arc::clone(turns));
         self.tasks.spawn(name, Kind::Passing, move |token| async move {
             let answered = async {
                 // The semaphore is never closed.

@@ -309,7 +309,9 @@ impl Database {
         )
         .bind(term)
         .bind(from.to_owned())
-        .bind(operation_last.max(restored).saturating_add(LEAP))
+        // Ids that a lost database gave out after this snapshot are known to nobody, and providers may have seen them; at
+        // less than one in a millisecond they are all below the time.
+        .bind(operation_last.max(restored).saturating_add(LEAP).max(now_ms))
         .bind(now_ms)
         .execute(&mut *transaction)
         .await?;

@@ -59,7 +59,7 @@ pub async fn run(
         {
             return fenced(term, newest, queue.discard());
         }
-        let (writes, events) = queue.take();
+        let (mut writes, mut events) = queue.take();
         if writes.is_empty() && events.is_empty() {
             // Cancel safe: all only wait.
             tokio::select! {
@@ -71,12 +71,21 @@ pub async fn run(
                 }
             }
         }
-        loop {
-            match attempt(&database, term, &queue, &writes, &events).await {
-                Attempt::Stored => break,
+        let mut portion = Portion::default();
+        while !(writes.is_empty() && events.is_empty()) {
+            let (first, then) = portion.of(writes.len(), events.len());
+            match attempt(&database, term, &queue, &writes[..first], &events[..then]).await {
+                Attempt::Stored => {
+                    backoff.reset();
+                    portion.stored();
+                    events.drain(..then);
+                    answer(writes.drain(..first), &recorded, &token).await;
+                    continue;
+                }
                 Attempt::Fenced { newest } => {
                     return fenced(term, newest, queue.discard() + writes.len() + events.len());
                 }
+                Attempt::Late => portion.late(first + then),
                 Attempt::Failed => {}
             }
             if token.is_cancelled() {
@@ -88,8 +97,34 @@ pub async fn run(
                 () = token.cancelled() => {}
             }
         }
-        backoff.reset();
-        answer(writes, &recorded, &token).await;
+    }
+}
+
+/// How much of a batch is tried at once: all of it, and less where the database did not answer in time for as much.
+#[derive(Debug)]
+struct Portion {
+    most: usize,
+}
+
+impl Default for Portion {
+    fn default() -> Self {
+        Self { most: usize::MAX }
+    }
+}
+
+impl Portion {
+    /// As many writes, and as many events once all writes are in.
+    fn of(&self, writes: usize, events: usize) -> (usize, usize) {
+        let first = writes.min(self.most);
+        (first, if first < writes { 0 } else { events.min(self.most - first) })
+    }
+
+    fn late(&mut self, tried: usize) {
+        self.most = (tried / 2).max(1);
+    }
+
+    fn stored(&mut self) {
+        self.most = self.most.saturating_mul(2);
     }
 }
 
@@ -101,7 +136,11 @@ fn fenced(term: Term, newest: Term, discarded: usize) -> Ended {
 enum Attempt {
     Stored,
     Failed,
-    Fenced { newest: Term },
+    /// No answer in time: it may have been too much at once.
+    Late,
+    Fenced {
+        newest: Term,
+    },
 }
 
 async fn attempt(
@@ -127,7 +166,7 @@ async fn attempt(
                 let cause = std::error::Error::source(&error).map(ToString::to_string);
                 warn!(%error, ?cause, "store fails; launches and terminations wait for it");
             }
-            Attempt::Failed
+            if matches!(error, StoreError::Timeout(_)) { Attempt::Late } else { Attempt::Failed }
         }
     }
 }
@@ -152,7 +191,11 @@ async fn forget(database: &Database, term: Term, forgetting: &mut Interval) -> R
     Ok(())
 }
 
-async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token: &CancellationToken) {
+async fn answer(
+    writes: impl Iterator<Item = Write>,
+    recorded: &mpsc::Sender<OperationId>,
+    token: &CancellationToken,
+) {
     for write in writes {
         match write {
             Write::Operation { operation, is_new: true } => {
@@ -172,5 +215,25 @@ async fn answer(writes: Vec<Write>, recorded: &mpsc::Sender<OperationId>, token:
             | Write::SaveSnapshot(_)
             | Write::ForgetSnapshot { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_database_does_not_take_in_time_is_tried_in_halves_down_to_one() {
+        let mut portion = Portion::default();
+        assert_eq!(portion.of(200, 56), (200, 56));
+        portion.late(256);
+        assert_eq!(portion.of(200, 56), (128, 0), "writes come first, and events after all of them");
+        portion.stored();
+        assert_eq!(portion.of(72, 56), (72, 56));
+        for tried in [128, 64, 32, 16, 8, 4, 2, 1] {
+            portion.late(tried);
+        }
+        assert_eq!(portion.of(72, 56), (1, 0));
+        assert_eq!(portion.of(0, 56), (0, 1));
     }
 }
