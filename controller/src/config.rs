@@ -6,24 +6,29 @@ use std::time::Duration;
 
 use cic_common::config::{ConfigMistakes, Key, Kind, Schema, read};
 use cic_common::id::{ControllerId, FleetName};
-use cic_common::notice::Cloud;
 use cic_common::telemetry::{LogFormat, check_filter};
 use serde::Deserialize;
 
 use crate::core::{BrakeRules, Timing};
-use crate::provision::local::{Checkpoints, Hardware};
 use crate::reach::ReachSpec;
 use crate::store::Address;
 
 mod backup;
+mod brake;
 mod health;
+mod local;
 mod ssh;
+mod timing;
 
 pub use self::backup::BackupConfig;
 use self::backup::RawBackup;
+use self::brake::RawBrake;
 pub use self::health::HealthConfig;
 use self::health::RawHealth;
+pub use self::local::LocalConfig;
+use self::local::RawLocal;
 use self::ssh::RawSsh;
+use self::timing::RawTiming;
 
 const SCHEMA: Schema = Schema {
     keys: &[
@@ -126,20 +131,6 @@ pub struct Config {
     pub log_filter: String,
 }
 
-/// The section of provider `local`.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LocalConfig {
-    /// Absolute.
-    pub directory: PathBuf,
-    pub agent_program: PathBuf,
-    /// None: this controller's own QUIC port on the loopback.
-    pub controller_address: Option<SocketAddr>,
-    /// `ADDRESS:PORT` of the other controllers, to which agents connect too.
-    pub other_controllers: Vec<SocketAddr>,
-    pub agent_timing: toml::Table,
-    pub hardware: Hardware,
-}
-
 impl Config {
     /// Reads the file at `path` with the variables of `environment` over it.
     ///
@@ -209,53 +200,6 @@ struct RawTls {
 }
 
 #[derive(Debug, Deserialize)]
-struct RawLocal {
-    dir: Option<PathBuf>,
-    agent_program: Option<PathBuf>,
-    controller_address: Option<String>,
-    other_controllers: Option<Vec<String>>,
-    #[serde(default)]
-    agent_timing: toml::Table,
-    cloud: Option<String>,
-    metadata_program: Option<PathBuf>,
-    checkpoint_url: Option<String>,
-    checkpoint_second_url: Option<String>,
-    checkpoint_every_s: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawBrake {
-    terminations_max: Option<u32>,
-    launches_max: Option<u32>,
-    window_ms: Option<u64>,
-    silent_share: Option<f32>,
-    silent_count_min: Option<u32>,
-    silent_launch_after_ms: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
-struct RawTiming {
-    push_fresh_ms: Option<u64>,
-    challenge_ms: Option<u64>,
-    poll_interval_ms: Option<u64>,
-    poll_failures_max: Option<u32>,
-    urgent_interval_ms: Option<u64>,
-    partition_grace_ms: Option<u64>,
-    boot_grace_ms: Option<u64>,
-    serve_grace_ms: Option<u64>,
-    settle_ms: Option<u64>,
-    own_stall_ms: Option<u64>,
-    list_interval_ms: Option<u64>,
-    list_interval_urgent_ms: Option<u64>,
-    list_fresh_ms: Option<u64>,
-    visibility_ms: Option<u64>,
-    retry_ms: Option<u64>,
-    drain_ms: Option<u64>,
-    operation_deadline_ms: Option<u64>,
-    orphan_grace_ms: Option<u64>,
-}
-
-#[derive(Debug, Deserialize)]
 struct RawLog {
     format: Option<String>,
     filter: Option<String>,
@@ -301,7 +245,7 @@ impl Raw {
             mistakes.push("controller", "id", "missing: controllers that share a store must differ in it");
         }
         let tls_dir = self.tls.dir.clone().or_else(|| Some(state_dir.as_ref()?.join("tls")));
-        let local = self.local(mistakes);
+        let local = self.local.build(mistakes);
         let reach = self.ssh.build(state_dir.as_deref(), mistakes);
         let backup = self.backup.build(mistakes);
         let brake = self.brake.over(BrakeRules::default(), mistakes);
@@ -370,67 +314,6 @@ impl Raw {
         secret("api", "admin_token_file", self.api.admin_token_file.as_ref()?, mistakes)
     }
 
-    fn local(&self, mistakes: &mut ConfigMistakes) -> Option<LocalConfig> {
-        let RawLocal {
-            dir, agent_program, controller_address, agent_timing, cloud, metadata_program, ..
-        } = &self.local;
-        let checkpoints = Checkpoints {
-            url: self.local.checkpoint_url.clone(),
-            second_url: self.local.checkpoint_second_url.clone(),
-            every_s: self.local.checkpoint_every_s,
-        };
-        let Some(directory) = dir else {
-            let has_hardware =
-                cloud.is_some() || metadata_program.is_some() || checkpoints != Checkpoints::default();
-            let has_more =
-                agent_program.is_some() || controller_address.is_some() || !agent_timing.is_empty();
-            if has_more || has_hardware {
-                mistakes.push("local", "dir", "missing: without it there is no provider local");
-            }
-            return None;
-        };
-        let directory = absolute("local", "dir", directory, mistakes);
-        let agent_program = agent_program.clone().or_else(sibling_agent).unwrap_or_default();
-        if !agent_program.is_file() {
-            let what = format!("there is no program {}", agent_program.display());
-            mistakes.push("local", "agent_program", what);
-        }
-        let controller_address = controller_address
-            .as_deref()
-            .and_then(|text| address("local", "controller_address", Some(text), "", mistakes));
-        let others = self.local.other_controllers.iter().flatten();
-        let other_controllers = others
-            .filter_map(|text| address("local", "other_controllers", Some(text), "", mistakes))
-            .collect();
-        let named = cloud.as_deref().unwrap_or(Cloud::None.as_str());
-        let cloud = Cloud::ALL.into_iter().find(|cloud| cloud.as_str() == named);
-        if cloud.is_none() {
-            let known = Cloud::ALL.map(Cloud::as_str).join(", ");
-            mistakes.push("local", "cloud", format_args!("{named:?} is none of {known}"));
-        }
-        if let Some(path) = metadata_program.as_ref().filter(|path| !path.is_file()) {
-            mistakes.push(
-                "local",
-                "metadata_program",
-                format_args!("there is no program {}", path.display()),
-            );
-        }
-        if matches!(cloud, Some(Cloud::Aws | Cloud::Gcp | Cloud::Azure)) && metadata_program.is_none() {
-            let what = format_args!("missing: a machine of {named} has a metadata service");
-            mistakes.push("local", "metadata_program", what);
-        }
-        let hardware = Hardware { cloud: cloud?, metadata_program: metadata_program.clone(), checkpoints };
-        let agent_timing = agent_timing.clone();
-        Some(LocalConfig {
-            directory: directory?,
-            agent_program,
-            controller_address,
-            other_controllers,
-            agent_timing,
-            hardware,
-        })
-    }
-
     fn log(&self, mistakes: &mut ConfigMistakes) -> (LogFormat, String) {
         let format = match self.log.format.as_deref() {
             None | Some("text") => LogFormat::Text,
@@ -462,60 +345,6 @@ impl RawStore {
             mistakes.push("store", "password_file", format_args!("{address} takes no password"));
         }
         secret("store", "password_file", file, mistakes)
-    }
-}
-
-impl RawBrake {
-    fn over(&self, defaults: BrakeRules, mistakes: &mut ConfigMistakes) -> BrakeRules {
-        let silent_share = self.silent_share.unwrap_or(defaults.silent_share);
-        if !(0.0..=1.0).contains(&silent_share) {
-            mistakes.push("brake", "silent_share", "expected a share from 0 to 1");
-        }
-        BrakeRules {
-            terminations_max: self.terminations_max.unwrap_or(defaults.terminations_max),
-            launches_max: self.launches_max.unwrap_or(defaults.launches_max),
-            window: self.window_ms.map_or(defaults.window, Duration::from_millis),
-            silent_share,
-            silent_count_min: self.silent_count_min.unwrap_or(defaults.silent_count_min),
-            silent_launch_after: self
-                .silent_launch_after_ms
-                .map_or(defaults.silent_launch_after, Duration::from_millis),
-            release_after: defaults.release_after,
-        }
-    }
-}
-
-impl RawTiming {
-    fn over(&self, defaults: Timing, mistakes: &mut ConfigMistakes) -> Timing {
-        let span = |ms: Option<u64>, default| ms.map_or(default, Duration::from_millis);
-        let visibility = span(self.visibility_ms, defaults.visibility);
-        let orphan_grace = span(self.orphan_grace_ms, defaults.orphan_grace);
-        if orphan_grace <= visibility {
-            let what = format_args!("must be longer than visibility_ms, {}", visibility.as_millis());
-            mistakes.push("timing", "orphan_grace_ms", what);
-        }
-        Timing {
-            heartbeat: defaults.heartbeat,
-            push_fresh: span(self.push_fresh_ms, defaults.push_fresh),
-            challenge: span(self.challenge_ms, defaults.challenge),
-            poll_interval: span(self.poll_interval_ms, defaults.poll_interval),
-            poll_within: defaults.poll_within,
-            poll_failures_max: self.poll_failures_max.unwrap_or(defaults.poll_failures_max),
-            urgent_interval: span(self.urgent_interval_ms, defaults.urgent_interval),
-            partition_grace: span(self.partition_grace_ms, defaults.partition_grace),
-            boot_grace: span(self.boot_grace_ms, defaults.boot_grace),
-            serve_grace: span(self.serve_grace_ms, defaults.serve_grace),
-            settle: span(self.settle_ms, defaults.settle),
-            own_stall: span(self.own_stall_ms, defaults.own_stall),
-            list_interval: span(self.list_interval_ms, defaults.list_interval),
-            list_interval_urgent: span(self.list_interval_urgent_ms, defaults.list_interval_urgent),
-            list_fresh: span(self.list_fresh_ms, defaults.list_fresh),
-            visibility,
-            retry: span(self.retry_ms, defaults.retry),
-            drain: span(self.drain_ms, defaults.drain),
-            operation_deadline: span(self.operation_deadline_ms, defaults.operation_deadline),
-            orphan_grace,
-        }
     }
 }
 
@@ -564,106 +393,5 @@ fn absolute(
     None
 }
 
-/// The agent that was installed beside this program.
-fn sibling_agent() -> Option<PathBuf> {
-    Some(std::env::current_exe().ok()?.with_file_name("cic-agent"))
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn reading(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigMistakes> {
-        let directory = tempfile::tempdir().expect("directory");
-        let path = directory.path().join("controller.toml");
-        std::fs::write(&path, text).expect("writes");
-        let environment = environment.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
-        Config::read(&path, environment)
-    }
-
-    #[test]
-    fn a_state_directory_is_enough() {
-        let config = reading("[controller]\nstate_dir = '/var/lib/cic'\n", &[]).expect("right");
-        assert_eq!(config.store_url, "sqlite:/var/lib/cic/controller.db");
-        assert_eq!(config.tls_dir, Path::new("/var/lib/cic/tls"));
-        assert_eq!(config.quic_listen.port(), 7443);
-        assert_eq!(config.api_listen.to_string(), "127.0.0.1:7480");
-        assert_eq!(
-            (config.timing, config.brake, config.local),
-            (Timing::default(), BrakeRules::default(), None)
-        );
-    }
-
-    #[test]
-    fn overrides_reach_the_core() {
-        let text = "[controller]\nstate_dir = '/s'\nfleet = 'eu-prod'\n[timing]\nsettle_ms = 5\norphan_grace_ms = 61000\n[brake]\nsilent_share = 0.5\n";
-        let config = reading(text, &[("CIC_TIMING_DRAIN_MS", "7")]).expect("right");
-        assert_eq!(config.timing.settle, Duration::from_millis(5));
-        assert_eq!(config.timing.orphan_grace, Duration::from_secs(61));
-        assert_eq!(config.fleet.as_str(), "eu-prod");
-        assert_eq!(config.timing.drain, Duration::from_millis(7));
-        assert!((config.brake.silent_share - 0.5).abs() < f32::EPSILON);
-    }
-
-    #[test]
-    fn the_password_of_the_store_comes_as_a_file_and_goes_to_postgres_only() {
-        let directory = tempfile::tempdir().expect("directory");
-        let (file, empty) = (directory.path().join("password"), directory.path().join("empty"));
-        std::fs::write(&file, "secret\n").expect("writes");
-        std::fs::write(&empty, "\n").expect("writes");
-        let with = |url: &str, file: &Path| {
-            let text = format!("[controller]\nid = 'a'\nstate_dir = '/s'\n[store]\nurl = '{url}'\n");
-            reading(&text, &[("CIC_STORE_PASSWORD_FILE", &file.display().to_string())])
-        };
-        let config = with("postgres://cic@db.example/cic", &file).expect("right");
-        assert_eq!(config.store_password.as_deref(), Some("secret"));
-        for (url, file, mistake) in [
-            (
-                "sqlite:/s/controller.db",
-                &file,
-                "[store] password_file: sqlite:/s/controller.db takes no password",
-            ),
-            (
-                "postgres://cic:secret@db.example/cic",
-                &file,
-                "[store] url: holds a password; secrets come as files",
-            ),
-            ("postgres://cic@db.example/cic", &empty, "empty is empty"),
-            ("postgres://cic@db.example/cic", &directory.path().join("none"), "none cannot be read"),
-        ] {
-            let mistakes = with(url, file).expect_err("wrong");
-            assert!(mistakes.lines().len() == 1 && mistakes.to_string().contains(mistake), "{mistakes}");
-        }
-    }
-
-    #[test]
-    fn every_mistake_is_listed_at_once() {
-        let text = "[controller]\nid = 'A'\nfleet = 'B_'\nstate_dir = 'here'\nstate = 1\n\
-                    [api]\nlisten = '0.0.0.0:7480'\n[quic]\nlisten = 'x'\n[store]\nurl = 'mysql:x'\n\
-                    [local]\ndir = '/l'\nagent_program = '/no/such/agent'\n[brake]\nsilent_share = 3\n\
-                    [timing]\norphan_grace_ms = 60000\n[log]\nformat = 'xml'\n";
-        let mistakes = reading(text, &[]).expect_err("wrong");
-        let mut keys: Vec<_> = mistakes
-            .lines()
-            .iter()
-            .filter_map(|line| line.split("toml: ").nth(1)?.split(':').next())
-            .collect();
-        keys.sort_unstable();
-        assert_eq!(
-            keys,
-            [
-                "[api] admin_token_file",
-                "[brake] silent_share",
-                "[controller] fleet",
-                "[controller] id",
-                "[controller] state",
-                "[controller] state_dir",
-                "[local] agent_program",
-                "[log] format",
-                "[quic] listen",
-                "[store] url",
-                "[timing] orphan_grace_ms",
-            ]
-        );
-    }
-}
+mod tests;

@@ -172,6 +172,37 @@ fn the_fault_of_a_poll_says_what_went_wrong() {
     drop((agents, asks));
 }
 
+/// More than there are places for urgent polls.
+const SILENT: usize = 300;
+
+#[test]
+fn nodes_that_stay_silent_keep_nobody_waiting_about_whom_nothing_is_decided() {
+    let fleet = Fleet::new();
+    let (agents, address) = agent(&fleet, "n1");
+    let (asks, ()) = in_own_runtime(async || {
+        let mut asking = Asking::start(&fleet);
+        let silent = TcpListener::bind(loopback(0)).await.unwrap();
+        let at = silent.local_addr().unwrap().to_string();
+        let brief = Duration::from_millis(100);
+        for (is_urgent, span) in [(false, brief), (true, brief), (true, Duration::from_secs(5))] {
+            for number in 0..SILENT {
+                asking.poller.poll(node_id(&format!("silent{number}")), at.clone(), is_urgent, span);
+            }
+            if span == brief {
+                let mut unanswered = 0;
+                while unanswered < SILENT {
+                    unanswered += usize::from(matches!(asking.event().await, Event::Polled(_)));
+                }
+            }
+        }
+        assert!(
+            asking.poll("n1", address, true).await.result.is_ok(),
+            "it is the first that is answered for"
+        );
+    });
+    drop((agents, asks));
+}
+
 #[test]
 fn a_controller_of_another_authority_is_not_answered() {
     let fleet = Fleet::new();

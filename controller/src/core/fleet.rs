@@ -1,10 +1,10 @@
 //! The state of the whole fleet, and the order in which a step goes through it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use cic_common::assignment::Predecessor;
 use cic_common::id::{DeploymentName, FleetName, NodeId, OperationId, Term};
-use cic_common::report::{GpuReport, Phase};
 use cic_common::route::RoutingTable;
 use cic_common::time::Mono;
 use cic_common::wire::message::Hello;
@@ -15,18 +15,20 @@ use super::deployment::Deployment;
 use super::evidence::span;
 use super::node::Node;
 use super::nodes::Nodes;
-use super::operation::OperationKind;
+use super::open::Open;
 use super::orphan::Orphan;
-use super::perform::Open;
 use super::sync::SyncRecord;
 use super::timing::Timing;
-use super::told::notice_text;
 use super::trail::{EventRecord, Severity};
-use super::verdict::{Cause, Leaving};
 use super::view::{DeploymentView, View};
-use super::warning::NoticeWord;
 use super::xid::XidCounts;
 use super::{Action, Event, Message};
+
+/// As many nodes are gone over at each step in which one changed.
+const NODES_AT_ONCE: usize = 250;
+
+/// For each node beyond them: some ten times what going over it takes.
+const REST_PER_NODE: Duration = Duration::from_micros(20);
 
 /// A deployment and how its launches fare.
 #[derive(Debug)]
@@ -89,15 +91,17 @@ pub struct Fleet {
     pub(super) suspected: usize,
     /// Until when silence means nothing yet; None before the store was read.
     settle_at: Option<Mono>,
-    is_settled: bool,
+    pub(super) is_settled: bool,
     /// After a stall of our own: nothing is taken away before every node had the time to be heard again.
     pub(super) steady_at: Mono,
     /// Nodes to conclude about in this step.
     touched: BTreeSet<NodeId>,
-    wakes: BTreeSet<(Mono, NodeId)>,
+    pub(super) wakes: BTreeSet<(Mono, NodeId)>,
     /// Something changed that the plan or the routes rest on.
     pub(super) is_dirty: bool,
     pub(super) plan_at: Option<Mono>,
+    /// Not before this are all nodes gone over again.
+    rested_at: Mono,
 }
 
 impl Fleet {
@@ -129,6 +133,7 @@ impl Fleet {
             wakes: BTreeSet::new(),
             is_dirty: false,
             plan_at: None,
+            rested_at: Mono::ZERO,
         }
     }
 
@@ -148,20 +153,13 @@ impl Fleet {
         self.conclude_touched(now, out);
         self.retry_operations(now, out);
         self.is_dirty |= self.brake.turns_at().is_some_and(|at| now >= at);
-        if !self.is_leading && std::mem::take(&mut self.is_dirty) {
-            // What it would publish is what it goes on from when it leads.
-            self.take_census(now, out);
-            self.publish_routes(now, out);
-        } else if self.is_settled && (self.is_dirty || self.plan_at.is_some_and(|at| now >= at)) {
-            self.is_dirty = false;
-            self.plan_at = None;
-            self.take_census(now, out);
-            if now < self.steady_at {
-                self.plan_at = Some(self.steady_at);
+        let is_due = self.is_dirty || self.plan_at.is_some_and(|at| now >= at);
+        if is_due && (self.is_settled || !self.is_leading) {
+            if now < self.rested_at {
+                self.plan_at = Some(self.rested_at);
             } else {
-                self.plan(now, out);
+                self.go_over_all(now, out);
             }
-            self.publish_routes(now, out);
         }
         self.list_providers(now, out);
         if !self.is_leading {
@@ -171,6 +169,27 @@ impl Fleet {
                 index <= first || action.is_of_a_standby()
             });
         }
+    }
+
+    /// Counts the silent, plans, and publishes the routes. A standby plans nothing; what it would publish is what it goes
+    /// on from when it leads.
+    fn go_over_all(&mut self, now: Mono, out: &mut Vec<Action>) {
+        (self.is_dirty, self.plan_at) = (false, None);
+        self.take_census(now, out);
+        if self.is_leading && now < self.steady_at {
+            self.plan_at = Some(self.steady_at);
+        } else if self.is_leading {
+            self.plan(now, out);
+        }
+        self.publish_routes(now, out);
+        self.rested_at = now + self.pause();
+    }
+
+    /// Going over all nodes takes some microseconds for each. Where they are many and change one by one, what changed
+    /// meanwhile is gone over together: ten thousand nodes five times a second, up to [`NODES_AT_ONCE`] at each step.
+    fn pause(&self) -> Duration {
+        let more = u32::try_from(self.nodes.len().saturating_sub(NODES_AT_ONCE)).unwrap_or(u32::MAX);
+        REST_PER_NODE.saturating_mul(more)
     }
 
     /// When a tick is wanted if nothing else happens.
@@ -321,202 +340,6 @@ impl Fleet {
         while let Some(node) = touched.pop_first() {
             self.conclude(now, &node, out);
         }
-    }
-
-    /// Draws the belief and the verdict about one node from its evidence, and asks for more where it is thin.
-    fn conclude(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
-        let timing = self.timing;
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        let (belief, push) = (node.judged(now, &timing), node.push_freshness(now, &timing));
-        let push_turned_stale = push == Freshness::Stale && node.push_was != Freshness::Stale;
-        let was = std::mem::replace(&mut node.push_was, push);
-        self.push_turned(now, id, was, push);
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        if belief != node.belief {
-            let text = format!("{} -> {belief}: {}", node.belief, node.why(now, &timing));
-            let was = node.belief;
-            (node.belief, node.belief_since) = (belief, now);
-            let severity = if belief.is_routable() || belief == Belief::Unknown {
-                Severity::Info
-            } else {
-                Severity::Warning
-            };
-            self.is_dirty = true;
-            self.tell(now, id, severity, "belief", text, out);
-            self.count_flaps(now, id, was, out);
-        }
-        if push_turned_stale || (belief != Belief::Alive && belief != Belief::Unknown) {
-            self.list_soon(now, id);
-        }
-        if push_turned_stale {
-            self.poll_now(now, id, out);
-        }
-        self.prod_if_due(now, id, out);
-        self.is_dirty |= self.nodes.get_mut(id).is_some_and(|node| node.flaps.end_if_due(now));
-        self.poll_if_due(now, id, out);
-        self.tell_wedge(now, id, out);
-        self.heed_advice(now, id, out);
-        self.judge_leaving(now, id, out);
-        self.recover(now, id, out);
-        self.schedule_wake(now, id);
-    }
-
-    /// Keeps a node out of the routes for a while if this was one silence of many.
-    fn count_flaps(&mut self, now: Mono, id: &NodeId, was: Belief, out: &mut Vec<Action>) {
-        let is_crowd = self.is_crowd();
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        match (was.is_routable(), node.belief) {
-            // What befalls many at once is no trait of one.
-            (true, Belief::Silent) if is_crowd => {}
-            (true, Belief::Silent) => node.flaps.fell_silent(now),
-            (false, Belief::Alive | Belief::SuspectPoll | Belief::SuspectPush) if was == Belief::Silent => {
-                if let Some((hold, count)) = node.flaps.returned(now) {
-                    let text = format!(
-                        "silent {count} times within 10 min: out of the routes for {} while others work",
-                        span(hold)
-                    );
-                    self.tell(now, id, Severity::Warning, "flapping", text, out);
-                }
-            }
-            (
-                true | false,
-                Belief::Unknown
-                | Belief::Alive
-                | Belief::SuspectPoll
-                | Belief::SuspectPush
-                | Belief::Silent
-                | Belief::Gone,
-            ) => {}
-        }
-    }
-
-    /// A driver that hangs is told of once. The node stays: it serves as long as its words come.
-    fn tell_wedge(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        let wedge = node.report.as_ref().and_then(|report| match &report.gpu {
-            GpuReport::Wedged { reason } => Some(reason.clone()),
-            GpuReport::Absent | GpuReport::Blind { .. } | GpuReport::Seen(_) => None,
-        });
-        let was_told = std::mem::replace(&mut node.is_wedge_told, wedge.is_some());
-        if let Some(reason) = wedge.filter(|_| !was_told) {
-            let text = format!("a call into the GPU driver does not come back: {reason}");
-            self.tell(now, id, Severity::Alert, "gpu-wedged", text, out);
-        }
-    }
-
-    fn schedule_wake(&mut self, now: Mono, id: &NodeId) {
-        let Some(node) = self.nodes.get_mut(id) else { return };
-        if let Some(at) = node.wake_at.take() {
-            self.wakes.remove(&(at, id.clone()));
-        }
-        if let Some(at) = node.next_turn(now, &self.timing) {
-            node.wake_at = Some(at);
-            self.wakes.insert((at, id.clone()));
-        }
-    }
-
-    /// Decides whether a node is to go, or takes such a verdict back.
-    fn judge_leaving(&mut self, now: Mono, id: &NodeId, out: &mut Vec<Action>) {
-        let Some(node) = self.nodes.get(id) else { return };
-        if !node.is_ours() || !self.is_settled {
-            return;
-        }
-        let verdict = self.verdict(now, node);
-        match (&node.leaving, verdict) {
-            (None, Some(leaving)) => {
-                let severity = Severity::Warning;
-                let text = format!("is to go: {}", leaving.reason);
-                let is_launch_failure = leaving.cause.is_launch_failure();
-                self.set_leaving(id, Some(leaving));
-                self.tell(now, id, severity, "replace", text, out);
-                if is_launch_failure {
-                    self.count_launch_failure(now, id, out);
-                }
-            }
-            // A lost node that came back with a notice drains like any other; one that is gone is not waited for.
-            (Some(old), Some(new))
-                if old.cause.gives_way() && old.cause != new.cause && !self.is_being_terminated(id) =>
-            {
-                let text = format!("is to go: {}", new.reason);
-                self.set_leaving(id, Some(new));
-                self.tell(now, id, Severity::Warning, "replace", text, out);
-            }
-            (Some(old), None) if old.cause.is_reversible() && !self.is_being_removed(id) => {
-                let text = format!("stays after all: no longer {}", old.reason);
-                self.reprieve(now, id, text, out);
-            }
-            (None, None) | (Some(_), Some(_) | None) => {}
-        }
-    }
-
-    fn verdict(&self, now: Mono, node: &Node) -> Option<Leaving> {
-        let leaving = |cause, reason: String| Some(Leaving { cause, reason });
-        let report = node.report.as_ref();
-        let why = || node.why(now, &self.timing);
-        if node.belief == Belief::Gone {
-            return leaving(Cause::Gone, why());
-        }
-        if node.belief == Belief::Silent && now.since(node.belief_since) >= self.timing.partition_grace {
-            return leaving(
-                Cause::Lost,
-                format!("silent for {}: {}", span(now.since(node.belief_since)), why()),
-            );
-        }
-        if let Some(notice) = report.and_then(|report| report.notice.as_ref())
-            && NoticeWord::of(notice) == NoticeWord::Leaves
-        {
-            return leaving(Cause::Notice, notice_text(notice));
-        }
-        if let Some(reason) = report.and_then(|report| report.wants_replacement.as_ref()) {
-            return leaving(Cause::Failed, format!("it asks for a replacement: {reason}"));
-        }
-        if node.phase() == Some(Phase::Stopped) {
-            let reason = report.map(|report| report.reason.clone()).unwrap_or_default();
-            return leaving(Cause::Stopped, format!("it has stopped: {reason}"));
-        }
-        let open = node.operation.and_then(|id| self.operations.get(&id));
-        let is_launching = open.is_some_and(Open::is_launch);
-        let age = now.since(node.known_since);
-        if !is_launching && report.is_none() && age >= self.timing.boot_grace {
-            return leaving(Cause::TooSlow, format!("no word from it {} after its launch", span(age)));
-        }
-        if !is_launching && !node.has_served && age >= self.timing.serve_grace {
-            return leaving(Cause::TooSlow, format!("not serving {} after its launch", span(age)));
-        }
-        None
-    }
-
-    pub(super) fn set_leaving(&mut self, id: &NodeId, leaving: Option<Leaving>) {
-        if let Some(node) = self.nodes.get_mut(id) {
-            node.leaving = leaving;
-            node.held = None;
-            self.is_dirty = true;
-        }
-    }
-
-    /// Takes the verdict back. The node may have connected while it was to go, and was told nothing to run then; an
-    /// assignment that it has changes nothing.
-    pub(super) fn reprieve(&mut self, now: Mono, id: &NodeId, why: String, out: &mut Vec<Action>) {
-        self.set_leaving(id, None);
-        self.disinherit(id, out);
-        self.tell(now, id, Severity::Info, "reprieve", why, out);
-        self.assign(id, out);
-    }
-
-    /// Whether something was done that its agent or its cloud does not take back.
-    fn is_being_removed(&self, id: &NodeId) -> bool {
-        let Some(node) = self.nodes.get(id) else { return false };
-        let open = node.operation.and_then(|operation| self.operations.get(&operation));
-        let is_performed = open.is_some_and(|open| match open.operation.kind {
-            OperationKind::Terminate | OperationKind::Drain { .. } => open.is_performed,
-            OperationKind::Launch { .. } | OperationKind::RestartAgent | OperationKind::RestartBySsh => false,
-        });
-        is_performed || node.draining_since.is_some()
-    }
-
-    pub(super) fn is_being_terminated(&self, id: &NodeId) -> bool {
-        let open = self.nodes.get(id).and_then(|node| node.operation).and_then(|op| self.operations.get(&op));
-        open.is_some_and(|open| open.is_performed && open.operation.kind == OperationKind::Terminate)
     }
 
     fn take_census(&mut self, now: Mono, out: &mut Vec<Action>) {

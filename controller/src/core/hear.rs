@@ -14,7 +14,7 @@ use super::event::{NodeRecord, PollFault, Polled};
 use super::fleet::{Fleet, Listing, Wanted};
 use super::instance::{CloudFault, Instance, InstanceState};
 use super::node::Node;
-use super::perform::Open;
+use super::open::Open;
 use super::trail::Severity;
 use super::verdict::{Cause, Leaving};
 use super::warning::NoticeWord;

@@ -18,8 +18,8 @@ use super::belief::Belief;
 use super::event::PollFault;
 use super::fleet::Fleet;
 use super::node::Node;
+use super::open::Open;
 use super::operation::OperationKind;
-use super::perform::Open;
 use super::trail::Severity;
 
 /// What ails it.
@@ -232,7 +232,7 @@ impl Fleet {
         out: &mut Vec<Action>,
     ) {
         let Some(open) = self.operations.get_mut(&id) else { return };
-        if open.is_restored() {
+        if open.is_restored {
             let why = "the controller that decided it is gone: to be decided anew";
             return self.close(now, id, Err(why.to_owned()), out);
         }

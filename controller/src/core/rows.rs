@@ -22,7 +22,7 @@ use super::event::Restored;
 use super::fleet::Fleet;
 use super::hear::spread;
 use super::node::Node;
-use super::perform::Open;
+use super::open::Open;
 use super::{Action, Event, Message};
 
 /// Between the polls of nodes that are all known at once.

@@ -1,6 +1,6 @@
 //! Performs the core's polls, bounded, and watches the warm connections.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,10 @@ const ROUTINE_MAX: usize = 64;
 
 /// Urgent polls at once: a whole zone may turn suspect in one moment, and each may take two seconds.
 const URGENT_MAX: usize = 256;
+
+/// Those of nodes that did not answer the last one, at once: a zone that stays silent is asked again and again, and must not
+/// keep those waiting about which nothing is decided yet.
+const AGAIN_MAX: usize = 64;
 
 /// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
 const URGENT_WAITING_MAX: usize = 4096;
@@ -58,6 +62,9 @@ struct Shared {
     core: mpsc::Sender<Event>,
     routine: Semaphore,
     urgent: Semaphore,
+    again: Semaphore,
+    /// Nodes that did not answer their last urgent poll.
+    unanswered: Mutex<BTreeSet<NodeId>>,
     urgent_waiting: Arc<Semaphore>,
     spread: Duration,
     counts: PollCounts,
@@ -95,6 +102,8 @@ impl Poller {
             core,
             routine: Semaphore::new(ROUTINE_MAX),
             urgent: Semaphore::new(URGENT_MAX),
+            again: Semaphore::new(AGAIN_MAX),
+            unanswered: Mutex::default(),
             urgent_waiting: Arc::new(Semaphore::new(URGENT_WAITING_MAX)),
             spread: SPREAD,
             counts: PollCounts::default(),
@@ -115,6 +124,7 @@ impl Poller {
 
     /// Ends the watch over a node that is gone for good.
     pub fn forget(&self, node: &NodeId) {
+        self.shared.unanswered().remove(node);
         if let Some(watched) = self.shared.nodes().remove(node) {
             watched.task.cancel();
         }
@@ -155,8 +165,10 @@ impl Poller {
                 if waiting.is_err() {
                     return Err(PollFault::Timeout);
                 }
-                // The semaphore is never closed.
-                let _turn = shared.urgent.acquire().await;
+                let is_again = shared.unanswered().contains(&node);
+                let turns = if is_again { &shared.again } else { &shared.urgent };
+                // The semaphores are never closed.
+                let _turn = turns.acquire().await;
                 ask::urgent(&node, &address, &shared.tls, shared.clock, within).await
             };
             // Cancel-safe: an answer is of no use once the program stops.
@@ -165,6 +177,10 @@ impl Poller {
                 result = asked => result,
             };
             shared.counts.urgent.fetch_add(1, Ordering::Relaxed);
+            // One that was forgotten meanwhile is not remembered again.
+            if result.is_err() && shared.nodes().contains_key(&node) {
+                shared.unanswered().insert(node.clone());
+            }
             shared.answer(node.clone(), true, result).await;
             Ok(())
         });
@@ -173,6 +189,9 @@ impl Poller {
 
 impl Shared {
     async fn answer(&self, node: NodeId, urgent: bool, result: Result<Answer, PollFault>) {
+        if result.is_ok() {
+            self.unanswered().remove(&node);
+        }
         if let Err(fault) = result {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
             debug!(%node, %fault, urgent, "poll failed");
@@ -181,6 +200,10 @@ impl Shared {
         let polled = Polled { node, urgent, trip, result: result.map(|(heartbeat, _)| heartbeat) };
         // Fails only when the driver has gone, and with it all who would care.
         let _ = self.core.send(Event::Polled(polled)).await;
+    }
+
+    fn unanswered(&self) -> MutexGuard<'_, BTreeSet<NodeId>> {
+        self.unanswered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, Watched>> {
