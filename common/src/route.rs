@@ -7,6 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::id::{DeploymentName, NodeId, Term};
 use crate::routing::Routing;
 
+mod packed;
+
 /// How a request is to be treated where not all can be treated alike. Later ones are shed first.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -59,6 +61,7 @@ pub struct Route {
     pub deployment: DeploymentName,
     /// Name clients ask for.
     pub model: String,
+    #[serde(with = "packed")]
     pub replicas: Vec<Replica>,
     #[serde(default)]
     pub routing: Routing,
@@ -112,6 +115,7 @@ pub struct RouteChange {
     /// Nodes that serve it no more.
     pub removed: Vec<NodeId>,
     /// Replicas that are new or differ.
+    #[serde(with = "packed")]
     pub set: Vec<Replica>,
 }
 

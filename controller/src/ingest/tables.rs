@@ -1,6 +1,6 @@
 //! Routing tables on their way to every agent: what changed, encoded once, and sent no faster than the heartbeats can bear.
 //!
-//! A whole table is 70 KB at 1,000 nodes and 700 KB at 10,000, so an agent gets one when it comes, and from then on what
+//! A whole table is 15 KB at 1,000 nodes and 150 KB at 10,000, so an agent gets one when it comes, and from then on what
 //! changed. Even so a change among n nodes is n packets: sent at once they would take the processor from the heartbeats of
 //! those they are about, and each node found silent for want of time would be another change. So the agents are served
 //! one after the other, each up to the newest table when its turn comes.
@@ -19,7 +19,7 @@ use tracing::error;
 
 /// What all agents together are sent of tables: a sixth of a core (QUIC takes one for some 300 MB/s). At twice that, five
 /// thousand agents on the same two busy cores lost their heartbeats to it. Ten thousand nodes that come at once have
-/// their first table within two and a half minutes; until then edges find out by themselves which replicas do not answer.
+/// their first table within half a minute; until then edges find out by themselves which replicas do not answer.
 const BYTES_PER_SECOND: u64 = 50_000_000;
 
 /// What a change costs however short it is: a wake-up, a packet and its acknowledgement take some 40 µs here, and as much
