@@ -369,7 +369,10 @@ impl Driver {
                 return self.shells.reach.command(node, address, Order { operation, term, command });
             }
             Action::RestartBySsh { node, address, operation } => {
-                return self.shells.reach.restart(node, &address, operation);
+                let (leadership, clock) = (self.shells.leadership.clone(), self.clock);
+                let term = self.leading.as_ref().map(|leading| leading.term);
+                let may_act = move || term.is_some() && leadership.may_act(clock.now()) == term;
+                return self.shells.reach.restart(node, &address, operation, may_act);
             }
             Action::Poll { .. } | Action::Send { .. } | Action::PublishRoutes(_) => {
                 self.shells.network.perform(action);

@@ -71,10 +71,11 @@ pub enum ServeError {
 /// When a part cannot start, or a vital one ended.
 pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Result<(), ServeError> {
     let _lock = take(&config.state_dir)?;
+    let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
+    // Before the ports: nobody waits at one for what cannot be answered yet.
+    let database = Database::open_when_there(&config.store_url, config.store_password.as_deref()).await?;
     let sockets = Sockets::bind(config.quic_listen, config.api_listen, Ports::read(&config.state_dir))?;
     let ports = sockets.ports().map_err(io_error("ask for the ports"))?;
-    let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
-    let database = Database::open_when_there(&config.store_url, config.store_password.as_deref()).await?;
 
     let (front, back) = (Supervisor::new(), Supervisor::new());
     let (told, events) = mpsc::channel(EVENTS_WAITING_MAX);
@@ -100,9 +101,7 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     };
     let links = spec.open(&front, &database, &leadership, &told)?;
     let trust = authority.trust().map_err(LinksError::from)?;
-    let lease = leadership.clone();
-    let may_act = move || lease.may_act(clock.now()).is_some();
-    let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told, may_act);
+    let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told);
     let reach = reach.map_err(LinksError::from)?;
     let standing = standing(&leadership, clock, &config.store_url);
     let mut checks = Vec::new();

@@ -172,6 +172,9 @@ fn a_node_given_notice_is_replaced_before_it_is_taken_and_no_request_fails() {
     fleet.stop().expect("nothing is left");
 }
 
+/// Longest that a node which falls silent again and again is kept out of the routes.
+const FLAPS_OUT_MAX: Duration = Duration::from_secs(120);
+
 /// An agent carries the streams of its engine to the peers' edges. One that is killed breaks those that it carries at that
 /// moment (going on with them elsewhere is the edge's work), and no other, and none once it is back.
 #[test]
@@ -187,12 +190,16 @@ fn an_agent_killed_again_and_again_breaks_no_stream_of_a_peers_edge_and_keeps_it
         let is_back = |fleet: &mut DevFleet| {
             let now = fleet.view().ok()?.node(&victim)?.clone();
             let is_new = now["incarnation"].as_u64() > incarnation;
-            (is_new && now["is_routed"] == true && now["report"]["phase"] == "serving").then_some(now)
+            (is_new && now["belief"] == "alive" && now["report"]["phase"] == "serving").then_some(now)
         };
         let now = fleet.wait_for("adoption", SOON, is_back).expect("serving again");
         assert_eq!(engine_pid(&now), engine_pid(&before), "after kill {number}");
         incarnation = now["incarnation"].as_u64();
     }
+    // Where the kills were told from silences, one that falls silent again and again is kept out for a while.
+    let is_routed =
+        |fleet: &mut DevFleet| (fleet.view().ok()?.node(&victim)?["is_routed"] == true).then_some(());
+    fleet.wait_for("the route", FLAPS_OUT_MAX + SOON, is_routed).expect("routed again");
     let seen = streams.stop();
     println!(
         "{KILLS} kills: {} streams whole through the peer's edge, {} broken",

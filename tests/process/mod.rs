@@ -1,5 +1,6 @@
 //! Real programs as real processes on loopback: a fleet run by `cic dev`, one agent by itself, and clients.
 
+mod apart;
 mod asks;
 mod choir;
 mod cut_line;
@@ -18,6 +19,7 @@ mod streams;
 mod strike;
 mod view;
 
+pub use apart::{Apart, succeeds};
 pub use asks::asks;
 pub use choir::{Board, Choir};
 pub use cut_line::CutLine;

@@ -179,3 +179,26 @@ fn wait_gone(place: &std::path::Path, pid: u32) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+#[tokio::test]
+async fn a_server_that_does_not_answer_is_waited_for_and_one_that_refuses_is_not() {
+    let Some(mut place) = Place::postgres() else { return };
+    let (url, password) = (place.url(), server(&mut place).password());
+    let open = |url: String, password: &'static str| async move {
+        tokio::time::timeout(SOON, Database::open_when_there(&url, Some(password))).await
+    };
+    let unknown = url.replace("/fleet", "/unknown");
+    assert_ne!(unknown, url);
+    for (url, password) in [(url.clone(), "wrong"), (unknown, password)] {
+        let refused = open(url.clone(), password).await.expect("it is told at once");
+        assert!(matches!(refused, Err(StoreError::Open { .. })), "{url}: {refused:?}");
+    }
+    server(&mut place).stop().expect("stops");
+    let opening = open(url, password);
+    tokio::pin!(opening);
+    assert!(poll!(&mut opening).is_pending());
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut opening).await.is_err(), "nobody is there");
+    server(&mut place).start_again().expect("starts");
+    let database = opening.await.expect("soon").expect("open");
+    assert_eq!(database.operations(1).await.expect("its tables are there").len(), 0);
+}

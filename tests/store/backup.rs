@@ -76,6 +76,7 @@ pub(crate) async fn same_rows(place: &Place) {
     site.does(&["restore"]);
     let database = place.open().await;
     let again = lead(&database, "b").await;
+    assert!(again > next, "agents obeyed {next} of the first life");
     let floor = database.restore(again).await.expect("read").operation_last;
     assert!(floor > restored.operation_last, "{floor:?} is above {:?}", restored.operation_last);
 }

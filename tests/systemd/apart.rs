@@ -1,89 +1,44 @@
-//! A test that runs in namespaces of its own: its network reaches nothing else, and every process in it ends with it.
+//! A test of a machine in namespaces of its own, and in cgroups of its own.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use nix::unistd::geteuid;
-
-/// Says to the test in its namespaces where its files are to be.
-const PLACE: &str = "CIC_MACHINE_PLACE";
+use fleet_tests::process::{Apart, succeeds};
 
 /// Cgroups of the machine, which would share the caller's with any other; names without spaces.
 const GROUPS: &str = "CIC_MACHINE_GROUPS";
 
-const NAMESPACES: [&str; 6] = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
-
 /// What systemd-nspawn leaves in `/run` goes with the mount namespace.
-const ENTER: &str = r#"for group in $CIC_MACHINE_GROUPS; do echo 0 >"$group/cgroup.procs" || exit; done
-mount -t tmpfs tmpfs /run && exec "$@""#;
+const APART: Apart = Apart {
+    enter: r#"for group in $CIC_MACHINE_GROUPS; do echo 0 >"$group/cgroup.procs" || exit; done
+mount -t tmpfs tmpfs /run && exec "$@""#,
+    required_by: "CIC_REQUIRE_SYSTEMD",
+};
 
 /// The kernel empties a cgroup a moment after its last process.
 const EMPTY_WITHIN: Duration = Duration::from_secs(10);
 
-/// Where the machine's files are to be, if this is the test in its namespaces.
-///
-/// Otherwise runs the calling test there, fails as it does, and returns nothing. Where that is not possible it says so.
-///
-/// # Panics
-/// When the test fails, or cannot be run and CIC_REQUIRE_SYSTEMD=1 says that it has to be.
+/// Where the machine's files are to be, if this is the test in its namespaces; otherwise runs it there. See
+/// [`Apart::place`].
 pub(crate) fn place() -> Option<PathBuf> {
-    if let Some(place) = std::env::var_os(PLACE) {
-        return Some(place.into());
-    }
-    if let Err(lack) = can_boot() {
-        let is_required = std::env::var("CIC_REQUIRE_SYSTEMD").is_ok_and(|value| value == "1");
-        assert!(!is_required, "CIC_REQUIRE_SYSTEMD=1, but {lack}");
-        eprintln!("skipped: {lack}");
-        return None;
-    }
-    run_there().expect("passes in its namespaces");
-    None
-}
-
-/// # Errors
-/// Names what is missing.
-fn can_boot() -> anyhow::Result<()> {
-    ensure!(geteuid().is_root(), "a machine in a container needs root");
-    ensure!(
-        succeeds("systemd-nspawn", &["--version"]) && Path::new("/usr/lib/systemd/systemd").exists(),
-        "no systemd-nspawn here; `apt-get install systemd-container` brings it"
-    );
-    ensure!(succeeds("ip", &["-V"]), "no ip here; `apt-get install iproute2` brings it");
-    ensure!(Path::new("/lib").is_symlink(), "this system has more than /usr");
-    let can_unshare = succeeds("unshare", &[&NAMESPACES[..], &["true"]].concat());
-    ensure!(can_unshare, "no namespaces can be made here");
-    Ok(())
-}
-
-fn succeeds(program: &str, words: &[&str]) -> bool {
-    let mut command = Command::new(program);
-    command.args(words).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.status().is_ok_and(|status| status.success())
-}
-
-fn run_there() -> anyhow::Result<()> {
-    let place = tempfile::tempdir()?;
-    // `.tmpAbCdEf`, which no other has.
-    let name = place.path().file_name().context("a directory has a name")?.to_string_lossy().into_owned();
-    let groups = Groups::make(&format!("cic-machine{name}"))?;
-    let thread = std::thread::current();
-    let test = thread.name().context("a test's thread has its name")?;
-    let status = Command::new("unshare")
-        .args(NAMESPACES)
-        .args(["sh", "-c", ENTER, "sh"])
-        .arg(std::env::current_exe()?)
-        .args(["--exact", test, "--nocapture"])
-        .env(PLACE, place.path())
-        .env(GROUPS, groups.words())
-        .stdin(Stdio::null())
-        .status()
-        .context("start unshare")?;
-    ensure!(status.success(), "{test}: {status}");
-    ensure!(fs::read_dir(place.path())?.next().is_some(), "no test {test} was run");
-    Ok(())
+    let lack = || {
+        ensure!(
+            succeeds("systemd-nspawn", &["--version"]) && Path::new("/usr/lib/systemd/systemd").exists(),
+            "no systemd-nspawn here; `apt-get install systemd-container` brings it"
+        );
+        ensure!(Path::new("/lib").is_symlink(), "this system has more than /usr");
+        Apart::can_run(&["true"])
+    };
+    let mut made = None;
+    let prepare = |place: &Path| {
+        // `.tmpAbCdEf`, which no other has.
+        let name = place.file_name().context("a directory has a name")?.to_string_lossy().into_owned();
+        let groups = made.insert(Groups::make(&format!("cic-machine{name}"))?);
+        Ok(vec![(GROUPS, groups.words().into())])
+    };
+    APART.place(lack, prepare)
 }
 
 /// Cgroups, removed when this is dropped.

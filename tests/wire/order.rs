@@ -19,7 +19,7 @@ use cic_common::tls::config::tcp_server;
 use cic_common::wire::message::{Command, CommandOutcome, NodeEvent};
 use cic_common::wire::order::{ORDER_BYTES_MAX, Order};
 use cic_controller::core::{Event, PollFault, SshWord};
-use cic_controller::reach::{Reach, ReachSpec};
+use cic_controller::reach::{HostKeys, Reach, ReachSpec, SshSpec};
 use http_body_util::{BodyExt as _, Full};
 use hyper::{Request, Response, StatusCode};
 use tokio::net::TcpListener;
@@ -105,11 +105,15 @@ struct Ordering {
 
 impl Ordering {
     fn start(fleet: &Fleet) -> Self {
+        Self::with_ssh(fleet, None)
+    }
+
+    fn with_ssh(fleet: &Fleet, ssh: Option<SshSpec>) -> Self {
         let supervisor = Supervisor::new();
         let (sender, events) = mpsc::channel(16);
-        let spec = ReachSpec { ssh_port: 22, ssh: None };
+        let spec = ReachSpec { ssh_port: 22, ssh };
         let identity = fleet.controller_identity();
-        let reach = Reach::new(spec, &identity, &fleet.trust, supervisor.clone(), sender, || true).unwrap();
+        let reach = Reach::new(spec, &identity, &fleet.trust, supervisor.clone(), sender).unwrap();
         Self { reach, events, _supervisor: supervisor }
     }
 
@@ -229,11 +233,36 @@ fn one_order_at_a_time_goes_to_a_node_and_its_repeat_waits_for_the_same_answer()
 }
 
 #[test]
+fn a_restart_over_ssh_is_not_run_once_its_lease_is_over() {
+    let fleet = Fleet::new();
+    let (asks, ()) = in_own_runtime(async || {
+        // In the place of ssh: it says nothing, and all is well.
+        let ssh = SshSpec {
+            program: "/bin/true".into(),
+            user: "root".to_owned(),
+            key_file: "/dev/null".into(),
+            host_keys: HostKeys::Listed("/dev/null".into()),
+            command: String::new(),
+        };
+        let mut ordering = Ordering::with_ssh(&fleet, Some(ssh));
+        for may_act in [true, false] {
+            let begun =
+                ordering.reach.restart(node_id("n1"), "127.0.0.1:7444", OperationId(1), move || may_act);
+            assert_eq!(begun, None);
+            let event = within("answer", ordering.events.recv()).await.unwrap();
+            let Event::RestartedBySsh { result, .. } = event else { panic!("{event:?}") };
+            assert_eq!(result.is_ok(), may_act, "{result:?}");
+        }
+    });
+    drop(asks);
+}
+
+#[test]
 fn without_a_key_and_for_an_odd_address_nothing_is_begun() {
     let fleet = Fleet::new();
     let (asks, ()) = in_own_runtime(async || {
         let ordering = Ordering::start(&fleet);
-        let refused = ordering.reach.restart(node_id("n1"), "10.0.0.1:7444", OperationId(1));
+        let refused = ordering.reach.restart(node_id("n1"), "10.0.0.1:7444", OperationId(1), || true);
         assert!(matches!(refused, Some(Event::RestartedBySsh { result: Err(_), .. })), "{refused:?}");
         let odd = ordering.reach.explain(node_id("n1"), "-oProxyCommand=x:1");
         let word = SshWord::NoAnswer;

@@ -33,13 +33,13 @@ pub struct Found<M> {
 #[derive(Debug, Clone)]
 pub struct Memory<M> {
     file: &'static str,
-    newest: Arc<watch::Sender<M>>,
+    newest: Arc<watch::Sender<Option<M>>>,
 }
 
-impl<M: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static> Memory<M> {
+impl<M: Clone + Serialize + DeserializeOwned + Send + Sync + 'static> Memory<M> {
     #[must_use]
     pub fn of(file: &'static str) -> Self {
-        Self { file, newest: Arc::new(watch::Sender::new(M::default())) }
+        Self { file, newest: Arc::new(watch::Sender::new(None)) }
     }
 
     /// What an earlier run noted last, if anything.
@@ -52,7 +52,7 @@ impl<M: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static> 
     }
 
     pub fn remember(&self, memo: M) {
-        self.newest.send_replace(memo);
+        self.newest.send_replace(Some(memo));
     }
 
     /// Writes each new memo until cancelled.
@@ -61,13 +61,15 @@ impl<M: Clone + Default + Serialize + DeserializeOwned + Send + Sync + 'static> 
     /// Never; the type is that of a supervised task.
     pub async fn keep(self, state: StateDir, token: CancellationToken) -> TaskResult {
         let mut changes = self.newest.subscribe();
+        // One may have been remembered before this began.
+        changes.mark_changed();
         loop {
             // Cancel safe: a change not yet seen is seen by the next call. The sender lives in `self`.
             tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 changed = changes.changed() => changed?,
             }
-            let memo = changes.borrow_and_update().clone();
+            let Some(memo) = changes.borrow_and_update().clone() else { continue };
             let noted = Noted { boot_id: boot_id(), uptime: uptime(), memo };
             if let Err(error) = state.write(self.file, &noted).await {
                 warn!(file = self.file, %error, "not remembered");
@@ -107,14 +109,20 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_newest_memo_is_written() {
+    async fn each_newest_memo_is_written_also_one_of_before() {
         let root = tempfile::tempdir().unwrap();
         let state = StateDir::open(root.path()).unwrap();
         let (memory, token) = (Memory::<u32>::of(FILE), CancellationToken::new());
+        memory.remember(8);
         let keeping = tokio::spawn(memory.clone().keep(state.clone(), token.clone()));
-        while memory.found(&state).map(|found| found.memo) != Some(9) {
-            memory.remember(9);
-            tokio::task::yield_now().await;
+        for expected in [8, 9] {
+            memory.remember(expected);
+            let written = async {
+                while memory.found(&state).map(|found| found.memo) != Some(expected) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(10), written).await.expect("written");
         }
         token.cancel();
         keeping.await.unwrap().unwrap();

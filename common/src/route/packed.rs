@@ -8,7 +8,8 @@ use super::Replica;
 use crate::id::NodeId;
 
 /// Bytes of a zone's or GPU's name: a word that is said once and counts for many must not take memory for each.
-const WORD_BYTES_MAX: usize = 1024;
+/// A longer one is not said: no cloud has such names.
+const WORD_BYTES_MAX: usize = 128;
 
 /// One replica after another.
 #[derive(Serialize, Deserialize)]
@@ -33,9 +34,10 @@ struct Last {
 impl Last {
     fn pack(&mut self, replica: &Replica) -> Packed {
         let changed = |was: &mut Option<String>, is: &Option<String>| {
-            (was != is).then(|| {
-                was.clone_from(is);
-                is.clone()
+            let is = is.as_ref().filter(|word| word.len() <= WORD_BYTES_MAX);
+            (was.as_ref() != is).then(|| {
+                *was = is.cloned();
+                was.clone()
             })
         };
         Packed {
@@ -102,6 +104,39 @@ pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
         .ok_or_else(|| D::Error::custom("a replica that follows from none before it"))
 }
 
+/// Names of nodes, likewise.
+pub(super) mod names {
+    use super::{Deserialize, Deserializer, NodeId, Serialize, Serializer, lengthen, shorten};
+
+    pub(in super::super) fn serialize<S: Serializer>(
+        names: &[NodeId],
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        if serializer.is_human_readable() {
+            return names.serialize(serializer);
+        }
+        let mut last = String::new();
+        serializer.collect_seq(names.iter().map(|name| shorten(&mut last, name.as_str())))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<NodeId>, D::Error> {
+        use serde::de::Error as _;
+        if deserializer.is_human_readable() {
+            return Vec::deserialize(deserializer);
+        }
+        let mut last = String::new();
+        let named = Vec::<(u8, String)>::deserialize(deserializer)?.into_iter().map(|name| {
+            lengthen(&mut last, &name)?;
+            NodeId::new(last.as_str()).ok()
+        });
+        named
+            .collect::<Option<_>>()
+            .ok_or_else(|| D::Error::custom("a name that follows from none before it"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Route;
@@ -159,6 +194,14 @@ mod tests {
         let said: usize = replicas.iter().map(|one| one.node.as_str().len() + one.address.len() + 14).sum();
         let bytes = codec::encode(&route(replicas)).expect("encodes").len();
         assert!(bytes * 5 < said, "{bytes} bytes for {said}");
+    }
+
+    #[test]
+    fn a_word_too_long_for_the_wire_is_not_said() {
+        let long = "z".repeat(WORD_BYTES_MAX + 1);
+        let said = route(vec![replica("n", "a:1", Some(&long), Some("h100"))]);
+        let read: Route = codec::decode(&codec::encode(&said).expect("encodes")).expect("decodes");
+        assert_eq!(read, route(vec![replica("n", "a:1", None, Some("h100"))]));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use bincode::config::{Configuration, Limit, LittleEndian, Varint};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Longest encoded value, read or written. A routing table of 1,000 replicas is about 100 KiB; the rest is room.
+/// Longest encoded value, read or written. A routing table of 10,000 replicas is about 150 KiB; the rest is room.
 pub const BODY_BYTES_MAX: usize = 1 << 20;
 
 type Format = Configuration<LittleEndian, Varint, Limit<BODY_BYTES_MAX>>;

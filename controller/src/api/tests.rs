@@ -73,7 +73,7 @@ impl World {
         let (authority, identity) = identity::open(&directory.path().join("tls"), &id).expect("identity");
         let trust = authority.trust().expect("trust");
         let (tell, _) = mpsc::channel(1);
-        let reach = Reach::new(reach, &identity, &trust, tasks.clone(), tell, || true).expect("TLS");
+        let reach = Reach::new(reach, &identity, &trust, tasks.clone(), tell).expect("TLS");
         let shells = Shells { leadership: leadership.clone(), provision, network: Box::new(Deaf), reach };
         let (timing, brake) = (Timing::default(), BrakeRules::default());
         let recorder =

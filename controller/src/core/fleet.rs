@@ -200,6 +200,7 @@ impl Fleet {
         let listing = self.listings.values().filter(|listing| !listing.is_asked).map(|l| l.next_at).min();
         let retry = self.operations.values().filter_map(Open::turns_at).min();
         let hold = self.brake.turns_at().filter(|_| self.is_settled || !self.is_leading);
+        let hold = hold.map(|at| at.max(self.rested_at));
         [wake, settle, listing, retry, self.plan_at, hold].into_iter().flatten().min()
     }
 

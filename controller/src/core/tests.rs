@@ -6,6 +6,7 @@ mod bench;
 mod following;
 mod gpu;
 mod heal;
+mod many;
 mod need;
 mod operation;
 mod orphan;

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use cic_common::id::NodeId;
 use cic_common::report::Heartbeat;
 use cic_common::route::Edition;
@@ -18,7 +17,7 @@ use tokio::time::timeout;
 use super::enrol::{Refused, Registry};
 use super::refusal::{Refusal, Refusals};
 use super::roster::{OUTGOING_MAX, Outgoing, Roster, Visit};
-use super::tables::{Table, Tables};
+use super::tables::{Table, Tables, byte_count};
 use crate::core::Event;
 
 /// From the handshake to the `Hello`.
@@ -153,7 +152,7 @@ async fn tell(
     mut held: Option<Edition>,
 ) -> Result<(), End> {
     let mut is_welcomed = false;
-    let mut turn: Option<Instant> = None;
+    let mut turn: Option<(Instant, usize)> = None;
     loop {
         // Cancel-safe: a queue and a watch lose nothing when another arm is taken, and a turn is kept.
         tokio::select! {
@@ -164,13 +163,19 @@ async fn tell(
             }
             changed = routes.changed(), if is_welcomed && turn.is_none() => {
                 changed.map_err(|_| End::Over)?;
-                let bytes: usize = routes.borrow().frames_from(held).iter().map(Bytes::len).sum();
-                turn = (bytes > 0).then(|| desk.tables.turn(bytes));
+                let newest = Arc::clone(&routes.borrow());
+                let bytes = byte_count(&newest.frames_from(held));
+                turn = (bytes > 0).then(|| (desk.tables.turn(bytes), bytes));
             }
-            () = sleep_until(turn), if turn.is_some() => {
+            paid = take_turn(turn), if turn.is_some() => {
                 turn = None;
                 let newest = Arc::clone(&routes.borrow_and_update());
                 let mut frames = newest.frames_from(held);
+                let bytes = byte_count(&frames);
+                if bytes > paid {
+                    // It grew while it waited; whoever comes after waits for that too.
+                    desk.tables.turn(bytes - paid);
+                }
                 if !frames.is_empty() {
                     held = Some(newest.edition());
                     written(writer.get_mut().write_all_chunks(&mut frames)).await?;
@@ -180,11 +185,11 @@ async fn tell(
     }
 }
 
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
+/// Waits for the turn, and tells for how many bytes it was taken.
+async fn take_turn(turn: Option<(Instant, usize)>) -> usize {
+    let Some((at, bytes)) = turn else { return std::future::pending().await };
+    tokio::time::sleep_until(at.into()).await;
+    bytes
 }
 
 async fn written<E>(writing: impl Future<Output = Result<(), E>>) -> Result<(), End> {

@@ -29,11 +29,13 @@ const TURN_BYTES_MIN: u64 = 10_000;
 /// Changes that are kept for agents that are behind. One further behind is sent the whole table.
 const STEPS_MAX: usize = 256;
 
+/// Changes up to this long are sent without a look at how long the whole would be, which would have to be encoded for it.
+const SHORT_BYTES: usize = 1024;
+
 /// One change, ready to be sent.
 #[derive(Debug, Clone)]
 struct Step {
     from: Edition,
-    replica_count: usize,
     frame: Bytes,
 }
 
@@ -49,10 +51,10 @@ pub(super) struct Table {
 impl Table {
     fn after(last: &Self, table: RoutingTable) -> Self {
         let mut steps = last.steps.clone();
-        let changes = RoutingChanges::between(&last.table, &table);
-        let (from, replica_count) = (changes.from, changes.replica_count());
-        match encode(&ControllerMessage::RouteChanges(changes), table.version) {
-            Some(frame) => steps.push_back(Step { from, replica_count, frame }),
+        let from = last.edition();
+        let changes = || ControllerMessage::RouteChanges(RoutingChanges::between(&last.table, &table));
+        match (from != Edition::default()).then(|| encode(&changes(), table.version)).flatten() {
+            Some(frame) => steps.push_back(Step { from, frame }),
             None => steps.clear(),
         }
         if steps.len() > STEPS_MAX {
@@ -65,19 +67,21 @@ impl Table {
         self.table.edition()
     }
 
-    /// The frames that bring an agent here that has the table `from` of this controller, none where it is here.
+    /// The frames that bring an agent here that has the table `from` of this controller, none where it is here or nothing
+    /// was published yet: the changes, or the whole where that is shorter.
     pub(super) fn frames_from(&self, from: Option<Edition>) -> Vec<Bytes> {
-        let from = from.unwrap_or_default();
-        if from == self.edition() {
+        if from.unwrap_or_default() == self.edition() || self.edition() == Edition::default() {
             return Vec::new();
         }
-        let first = self.steps.iter().position(|step| step.from == from && from != Edition::default());
-        let steps = first.map(|first| self.steps.iter().skip(first));
-        let replicas: usize = self.table.routes.iter().map(|route| route.replicas.len()).sum();
-        if let Some(steps) = steps
-            && steps.clone().map(|step| step.replica_count).sum::<usize>() <= replicas
-        {
-            return steps.map(|step| step.frame.clone()).collect();
+        let first = self.steps.iter().position(|step| Some(step.from) == from);
+        let steps: Vec<Bytes> = first
+            .into_iter()
+            .flat_map(|first| self.steps.iter().skip(first))
+            .map(|step| step.frame.clone())
+            .collect();
+        let bytes = byte_count(&steps);
+        if bytes > 0 && (bytes <= SHORT_BYTES || self.whole().is_none_or(|whole| bytes <= whole.len())) {
+            return steps;
         }
         self.whole().into_iter().collect()
     }
@@ -87,6 +91,11 @@ impl Table {
         let message = || ControllerMessage::Routes { table: self.table.clone() };
         self.frame.get_or_init(|| encode(&message(), self.table.version)).clone()
     }
+}
+
+/// What frames take together.
+pub(super) fn byte_count(frames: &[Bytes]) -> usize {
+    frames.iter().map(Bytes::len).sum()
 }
 
 fn encode(message: &ControllerMessage, version: u64) -> Option<Bytes> {
@@ -118,7 +127,9 @@ impl Default for Tables {
 
 impl Tables {
     pub(super) fn publish(&self, table: RoutingTable) {
-        self.newest.send_modify(|newest| *newest = Arc::new(Table::after(newest, table)));
+        // One publishes at a time: the driver. What takes a while is done before anybody is kept from reading.
+        let last = self.newest.borrow().clone();
+        self.newest.send_replace(Arc::new(Table::after(&last, table)));
     }
 
     pub(super) fn subscribe(&self) -> watch::Receiver<Arc<Table>> {
@@ -227,6 +238,15 @@ mod tests {
         tables.publish(table(last as u64 + 1, 1990..2000));
         let shorter = tables.subscribe().borrow().clone();
         assert_eq!(shorter.frames_from(edition(last as u64 - 1)).len(), 1, "the whole is the shorter way");
+        assert_eq!(
+            taken(RoutingTable::default(), &shorter.frames_from(edition(last as u64 - 1))),
+            shorter.table
+        );
+        assert_eq!(
+            Table::default().frames_from(edition(3)),
+            Vec::<Bytes>::new(),
+            "nothing was published yet"
+        );
     }
 
     #[test]

@@ -24,8 +24,8 @@ const ROUTINE_MAX: usize = 64;
 /// Urgent polls at once: a whole zone may turn suspect in one moment, and each may take two seconds.
 const URGENT_MAX: usize = 256;
 
-/// Those of nodes that did not answer the last one, at once: a zone that stays silent is asked again and again, and must not
-/// keep those waiting about which nothing is decided yet.
+/// Those of nodes that did not answer the last one, at once, where the places for urgent ones are taken by more than half: a
+/// zone that stays silent is asked again and again, and must not keep those waiting about which nothing is decided yet.
 const AGAIN_MAX: usize = 64;
 
 /// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
@@ -124,8 +124,9 @@ impl Poller {
 
     /// Ends the watch over a node that is gone for good.
     pub fn forget(&self, node: &NodeId) {
+        let watched = self.shared.nodes().remove(node);
         self.shared.unanswered().remove(node);
-        if let Some(watched) = self.shared.nodes().remove(node) {
+        if let Some(watched) = watched {
             watched.task.cancel();
         }
     }
@@ -161,12 +162,14 @@ impl Poller {
         let count = URGENT_WAITING_MAX - shared.urgent_waiting.available_permits();
         shared.counts.urgent_waiting_max.fetch_max(count, Ordering::Relaxed);
         self.supervisor.spawn("urgent poll", Kind::Passing, |token| async move {
+            let is_asked = waiting.is_ok();
             let asked = async {
-                if waiting.is_err() {
+                if !is_asked {
                     return Err(PollFault::Timeout);
                 }
                 let is_again = shared.unanswered().contains(&node);
-                let turns = if is_again { &shared.again } else { &shared.urgent };
+                let is_full = shared.urgent.available_permits() < URGENT_MAX / 2;
+                let turns = if is_again && is_full { &shared.again } else { &shared.urgent };
                 // The semaphores are never closed.
                 let _turn = turns.acquire().await;
                 ask::urgent(&node, &address, &shared.tls, shared.clock, within).await
@@ -177,9 +180,12 @@ impl Poller {
                 result = asked => result,
             };
             shared.counts.urgent.fetch_add(1, Ordering::Relaxed);
-            // One that was forgotten meanwhile is not remembered again.
-            if result.is_err() && shared.nodes().contains_key(&node) {
-                shared.unanswered().insert(node.clone());
+            if is_asked && result.is_err() {
+                let nodes = shared.nodes();
+                // One that was forgotten meanwhile is not remembered again.
+                if nodes.contains_key(&node) {
+                    shared.unanswered().insert(node.clone());
+                }
             }
             shared.answer(node.clone(), true, result).await;
             Ok(())

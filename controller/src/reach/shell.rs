@@ -38,18 +38,7 @@ pub struct Reach {
     /// Explanations wait among themselves: they are many when a zone is silent, and an order must not wait for them.
     explanations: Arc<Semaphore>,
     acts: Arc<Semaphore>,
-    may_act: MayAct,
     busy: Busy,
-}
-
-/// Whether the lease under which an act was ordered holds still.
-#[derive(Clone)]
-struct MayAct(Arc<dyn Fn() -> bool + Send + Sync>);
-
-impl std::fmt::Debug for MayAct {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("MayAct")
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -70,7 +59,7 @@ enum Taken {
 }
 
 impl Reach {
-    /// Answers arrive on `answers`. `may_act` is asked just before something is done that no node refuses.
+    /// Answers arrive on `answers`.
     ///
     /// # Errors
     /// When TLS cannot be configured.
@@ -80,7 +69,6 @@ impl Reach {
         trust: &Trust,
         tasks: Supervisor,
         answers: mpsc::Sender<Event>,
-        may_act: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, TlsError> {
         Ok(Self {
             spec: Arc::new(spec),
@@ -89,7 +77,6 @@ impl Reach {
             answers,
             explanations: Arc::new(Semaphore::new(ACTS_MAX)),
             acts: Arc::new(Semaphore::new(ACTS_MAX)),
-            may_act: MayAct(Arc::new(may_act)),
             busy: Busy::default(),
         })
     }
@@ -129,9 +116,16 @@ impl Reach {
         None
     }
 
-    /// Begins a restart over ssh. An event returned is the answer; otherwise it comes later.
+    /// Begins a restart over ssh. An event returned is the answer; otherwise it comes later. `may_act` is asked when its
+    /// turn comes: no node refuses an order of a term that is over on this way.
     #[must_use]
-    pub fn restart(&self, node: NodeId, address: &str, operation: OperationId) -> Option<Event> {
+    pub fn restart(
+        &self,
+        node: NodeId,
+        address: &str,
+        operation: OperationId,
+        may_act: impl Fn() -> bool + Send + 'static,
+    ) -> Option<Event> {
         let refused = |node, why: String| Some(Event::RestartedBySsh { node, operation, result: Err(why) });
         let Some(ssh) = self.spec.ssh.clone() else {
             return refused(node, "there is no [ssh] key_file to log in with".to_owned());
@@ -145,9 +139,9 @@ impl Reach {
             Err(Taken::Same) => return None,
             Err(Taken::Other) => return refused(node, "an earlier restart is under way".to_owned()),
         };
-        let (port, may_act) = (self.spec.ssh_port, self.may_act.clone());
+        let port = self.spec.ssh_port;
         self.start("restart over ssh", turn, &self.acts, async move {
-            let result = if may_act.0() {
+            let result = if may_act() {
                 ssh::run(&ssh, &node, &host, port).await.map_err(|error| error.to_string())
             } else {
                 Err("this controller's lease ended while it waited for its turn".to_owned())

@@ -297,7 +297,9 @@ impl Database {
             table.write(&mut transaction, copied).await?;
             rows.push((table.name, copied.rows.len()));
         }
-        let term = term.max(signed(copy.term.0)).saturating_add(LEAP);
+        // Terms and ids that a lost database gave out after this snapshot are known to agents and providers, and to nobody
+        // else; at less than one in a millisecond they are all below the time.
+        let term = term.max(signed(copy.term.0)).saturating_add(LEAP).max(now_ms);
         sqlx::query("UPDATE controller_lease SET term = $1, holder = $2, expires_at_ms = 0")
             .bind(term)
             .bind(HOLDER)
@@ -309,8 +311,6 @@ impl Database {
         )
         .bind(term)
         .bind(from.to_owned())
-        // Ids that a lost database gave out after this snapshot are known to nobody, and providers may have seen them; at
-        // less than one in a millisecond they are all below the time.
         .bind(operation_last.max(restored).saturating_add(LEAP).max(now_ms))
         .bind(now_ms)
         .execute(&mut *transaction)

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use sqlx::any::{AnyArguments, AnyPoolOptions, AnyRow};
 use sqlx::migrate::{MigrateError, Migration, Migrator};
 use sqlx::query::Query;
-use sqlx::{Any, AnyPool, AssertSqlSafe, Connection as _, Row as _};
+use sqlx::{Any, AnyConnection, AnyPool, AssertSqlSafe, Connection as _, Executor as _, Row as _};
 use tracing::warn;
 
 use super::address::{Address, AddressError, Backend};
@@ -31,8 +31,11 @@ pub(super) const LIST_MAX: u32 = 1000;
 /// `cannot_connect_now` and `too_many_connections`, by PostgreSQL's Appendix A: it starts, stops, or is full.
 const ABSENT: [&str; 2] = ["57P03", "53300"];
 
-/// Between two attempts to open a database that is not there.
+/// Between two attempts to open a database that does not answer.
 const OPEN_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// Some minute of them.
+const TRIES_BETWEEN_WORDS: u32 = 15;
 
 static TABLES: Migrator = sqlx::migrate!("./migrations");
 static OWN_TO_SQLITE: Migrator = sqlx::migrate!("./migrations/sqlite");
@@ -65,11 +68,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether the database is not there now and may be later, other than one that refuses or was never there.
-    pub(super) fn is_absence(&self) -> bool {
+    /// Whether nobody answers for the database now and somebody may later, other than one that refuses.
+    fn is_absence(&self) -> bool {
         let Self::Open { source, .. } = self else { return matches!(self, Self::Timeout(_)) };
         match source {
-            sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut => true,
+            sqlx::Error::Io(_) => true,
             sqlx::Error::Database(error) => error.code().is_some_and(|code| ABSENT.contains(&&*code)),
             _ => false,
         }
@@ -95,33 +98,52 @@ impl Database {
         Self::connect(&address, password).await
     }
 
-    /// Opens `url` and migrates it. A server that is not there is waited for, without end: a controller that comes up
+    /// Opens `url` and migrates it. A server that does not answer is waited for, without end: a controller that comes up
     /// before its database would otherwise have to be started again by somebody.
     ///
     /// # Errors
     /// When the url is of neither kind, or the database refuses, or is a file that cannot be opened.
     pub async fn open_when_there(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
+        let address: Address =
+            url.parse().map_err(|source| StoreError::Url { url: url.to_owned(), source })?;
+        match address.backend {
+            Backend::Sqlite => {}
+            Backend::Postgres => Self::wait_for_answer(&address, password).await?,
+        }
+        let database = Self::connect(&address, password).await?;
+        database.migrate().await?;
+        Ok(database)
+    }
+
+    async fn wait_for_answer(address: &Address, password: Option<&str>) -> Result<(), StoreError> {
         let mut waits = Backoff::new(OPEN_AGAIN.0, OPEN_AGAIN.1);
-        let mut is_told = false;
+        let mut tries = 0_u32;
         loop {
-            match Self::open_migrated(url, password).await {
-                Ok(database) => return Ok(database),
-                Err(error) if error.is_absence() && !url.starts_with("sqlite:") => {
-                    if !std::mem::replace(&mut is_told, true) {
-                        let cause = std::error::Error::source(&error).map(ToString::to_string);
-                        warn!(%error, ?cause, "the database is not there yet; waiting for it");
-                    }
-                    tokio::time::sleep(waits.next_wait()).await;
-                }
-                Err(error) => return Err(error),
+            let error = match Self::knock(address, password).await {
+                Err(error) if error.is_absence() => error,
+                answer => return answer,
+            };
+            if tries.is_multiple_of(TRIES_BETWEEN_WORDS) {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                warn!(%error, ?cause, "the database does not answer; waiting for it");
             }
+            tries += 1;
+            tokio::time::sleep(waits.next_wait()).await;
         }
     }
 
-    async fn open_migrated(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
-        let database = Self::open(url, password).await?;
-        database.migrate().await?;
-        Ok(database)
+    /// One connection of no pool, which would try a refusal again until its time is over, and then tell of the time.
+    async fn knock(address: &Address, password: Option<&str>) -> Result<(), StoreError> {
+        let knocked = async {
+            let mut connection = AnyConnection::connect_with(&address.options(password)).await?;
+            connection.execute(AssertSqlSafe(address.backend.session())).await?;
+            connection.close().await
+        };
+        match tokio::time::timeout(STATEMENT_WITHIN, knocked).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(source)) => Err(StoreError::Open { address: address.to_string(), source }),
+            Err(_) => Err(StoreError::Timeout(STATEMENT_WITHIN)),
+        }
     }
 
     /// Opens the SQLite file `path`.

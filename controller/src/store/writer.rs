@@ -50,6 +50,7 @@ pub async fn run(
     token: CancellationToken,
 ) -> Ended {
     let mut backoff = Backoff::new(RETRY_FIRST, RETRY_MAX);
+    let mut portion = Portion::default();
     let mut forgetting = tokio::time::interval(FORGET_EVERY);
     forgetting.reset_after(FORGET_FIRST);
     forgetting.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -71,7 +72,6 @@ pub async fn run(
                 }
             }
         }
-        let mut portion = Portion::default();
         while !(writes.is_empty() && events.is_empty()) {
             let (first, then) = portion.of(writes.len(), events.len());
             match attempt(&database, term, &queue, &writes[..first], &events[..then]).await {
@@ -104,11 +104,16 @@ pub async fn run(
 #[derive(Debug)]
 struct Portion {
     most: usize,
+    /// Stored in a row since the last that was late.
+    stored: u32,
 }
+
+/// As many in a row are stored before more is tried again: each try that is late costs a statement's whole time.
+const STORED_BEFORE_MORE: u32 = 8;
 
 impl Default for Portion {
     fn default() -> Self {
-        Self { most: usize::MAX }
+        Self { most: usize::MAX, stored: 0 }
     }
 }
 
@@ -120,11 +125,14 @@ impl Portion {
     }
 
     fn late(&mut self, tried: usize) {
-        self.most = (tried / 2).max(1);
+        (self.most, self.stored) = ((tried / 2).max(1), 0);
     }
 
     fn stored(&mut self) {
-        self.most = self.most.saturating_mul(2);
+        self.stored += 1;
+        if self.stored >= STORED_BEFORE_MORE {
+            (self.most, self.stored) = (self.most.saturating_mul(2), 0);
+        }
     }
 }
 
@@ -228,8 +236,12 @@ mod tests {
         assert_eq!(portion.of(200, 56), (200, 56));
         portion.late(256);
         assert_eq!(portion.of(200, 56), (128, 0), "writes come first, and events after all of them");
+        for _ in 1..STORED_BEFORE_MORE {
+            portion.stored();
+            assert_eq!(portion.of(200, 56), (128, 0));
+        }
         portion.stored();
-        assert_eq!(portion.of(72, 56), (72, 56));
+        assert_eq!(portion.of(200, 56), (200, 56));
         for tried in [128, 64, 32, 16, 8, 4, 2, 1] {
             portion.late(tried);
         }

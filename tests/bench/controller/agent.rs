@@ -29,7 +29,7 @@ const REDIAL: Duration = Duration::from_secs(1);
 
 const DIAL_WITHIN: Duration = Duration::from_secs(10);
 
-/// A frame up to this long is read; a longer one is a routing table, of which only the bytes are taken.
+/// A frame up to this long is read; a longer one is a routing table or changes of one, of which only the bytes are taken.
 const READ_BYTES_MAX: usize = 8 << 10;
 
 /// Length and version of a frame, before its body.

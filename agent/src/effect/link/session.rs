@@ -162,13 +162,11 @@ async fn hear(
                 pass(link, LinkEvent::Core(Event::Commanded { operation, term, command })).await?;
             }
             ControllerMessage::Routes { table } => {
-                let table = Arc::new(table);
-                *link.routes.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&table);
-                pass(link, LinkEvent::Routes(table)).await?;
+                keep(link, Arc::new(table)).await?;
             }
             ControllerMessage::RouteChanges(changes) => {
-                let table = change(link, changes)?;
-                pass(link, LinkEvent::Routes(table)).await?;
+                let table = changed(link, changes)?;
+                keep(link, table).await?;
             }
             ControllerMessage::Certificate { chain_pem } => {
                 if let Err(error) = link.renewal.answer(link.number, &chain_pem) {
@@ -185,13 +183,21 @@ async fn hear(
 
 /// Makes changes to the table that this controller sent before. Out of step with it, the session ends, and the next
 /// begins with a whole table.
-fn change(link: &Link, changes: RoutingChanges) -> Result<Arc<RoutingTable>, SessionError> {
+fn changed(link: &Link, changes: RoutingChanges) -> Result<Arc<RoutingTable>, SessionError> {
     let mut routes = link.routes.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Err(error) = changes.apply_to(Arc::make_mut(&mut routes)) {
+    let mut table = RoutingTable::clone(&routes);
+    if let Err(error) = changes.apply_to(&mut table) {
         *routes = Arc::default();
         return Err(SessionError::OutOfStep(error));
     }
-    Ok(Arc::clone(&routes))
+    Ok(Arc::new(table))
+}
+
+/// Hands a table to the edge. Only then is it one that this node has: what is lost with a session is sent again.
+async fn keep(link: &Link, table: Arc<RoutingTable>) -> Result<(), SessionError> {
+    pass(link, LinkEvent::Routes(Arc::clone(&table))).await?;
+    *link.routes.lock().unwrap_or_else(PoisonError::into_inner) = table;
+    Ok(())
 }
 
 async fn succeed(link: &Link, term: Term, predecessors: Vec<Predecessor>) -> Result<(), SessionError> {
