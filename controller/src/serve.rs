@@ -71,11 +71,13 @@ pub enum ServeError {
 /// When a part cannot start, or a vital one ended.
 pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Result<(), ServeError> {
     let _lock = take(&config.state_dir)?;
-    let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
-    // Before the ports: nobody waits at one for what cannot be answered yet.
-    let database = Database::open_when_there(&config.store_url, config.store_password.as_deref()).await?;
+    // Before the ports are open: nobody waits at one for what cannot be answered yet.
+    Database::wait_until_there(&config.store_url, config.store_password.as_deref()).await?;
     let sockets = Sockets::bind(config.quic_listen, config.api_listen, Ports::read(&config.state_dir))?;
     let ports = sockets.ports().map_err(io_error("ask for the ports"))?;
+    let (authority, identity) = identity::open(&config.tls_dir, &config.id)?;
+    let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
+    database.migrate().await?;
 
     let (front, back) = (Supervisor::new(), Supervisor::new());
     let (told, events) = mpsc::channel(EVENTS_WAITING_MAX);

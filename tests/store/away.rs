@@ -185,7 +185,7 @@ async fn a_server_that_does_not_answer_is_waited_for_and_one_that_refuses_is_not
     let Some(mut place) = Place::postgres() else { return };
     let (url, password) = (place.url(), server(&mut place).password());
     let open = |url: String, password: &'static str| async move {
-        tokio::time::timeout(SOON, Database::open_when_there(&url, Some(password))).await
+        tokio::time::timeout(SOON, Database::wait_until_there(&url, Some(password))).await
     };
     let unknown = url.replace("/fleet", "/unknown");
     assert_ne!(unknown, url);
@@ -199,6 +199,5 @@ async fn a_server_that_does_not_answer_is_waited_for_and_one_that_refuses_is_not
     assert!(poll!(&mut opening).is_pending());
     assert!(tokio::time::timeout(Duration::from_secs(1), &mut opening).await.is_err(), "nobody is there");
     server(&mut place).start_again().expect("starts");
-    let database = opening.await.expect("soon").expect("open");
-    assert_eq!(database.operations(1).await.expect("its tables are there").len(), 0);
+    opening.await.expect("soon").expect("it answers");
 }

@@ -98,21 +98,18 @@ impl Database {
         Self::connect(&address, password).await
     }
 
-    /// Opens `url` and migrates it. A server that does not answer is waited for, without end: a controller that comes up
-    /// before its database would otherwise have to be started again by somebody.
+    /// Waits for the server at `url`, without end: a controller that comes up before its database would otherwise have to be
+    /// started again by somebody. Nothing is made there; a file is not waited for.
     ///
     /// # Errors
-    /// When the url is of neither kind, or the database refuses, or is a file that cannot be opened.
-    pub async fn open_when_there(url: &str, password: Option<&str>) -> Result<Self, StoreError> {
+    /// When the url is of neither kind, or the server refuses.
+    pub async fn wait_until_there(url: &str, password: Option<&str>) -> Result<(), StoreError> {
         let address: Address =
             url.parse().map_err(|source| StoreError::Url { url: url.to_owned(), source })?;
         match address.backend {
-            Backend::Sqlite => {}
-            Backend::Postgres => Self::wait_for_answer(&address, password).await?,
+            Backend::Sqlite => Ok(()),
+            Backend::Postgres => Self::wait_for_answer(&address, password).await,
         }
-        let database = Self::connect(&address, password).await?;
-        database.migrate().await?;
-        Ok(database)
     }
 
     async fn wait_for_answer(address: &Address, password: Option<&str>) -> Result<(), StoreError> {
