@@ -43,7 +43,10 @@ fn without_any_controller_or_database_no_request_fails_and_their_return_replaces
         one.wait_end()?;
     }
     duo.postgres.stop()?;
-    wait_while(span(), || Ok(()))?;
+    wait_while(span(), || {
+        ensure!(duo.answers(), "an edge answers nobody");
+        Ok(())
+    })?;
     // The controllers come first, and have nothing to read from.
     for index in [0, 1] {
         duo.start_controller(index)?;

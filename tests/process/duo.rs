@@ -248,7 +248,9 @@ impl Duo {
         Ok(())
     }
 
-    fn answers(&self) -> bool {
+    /// Whether a request of now is answered by the gateway.
+    #[must_use]
+    pub fn answers(&self) -> bool {
         let body = json!({ "model": NAME, "prompt": "one two", "max_tokens": 2 }).to_string();
         request(&self.edge, "POST", "/v1/completions", Some(&body), ANSWER_WITHIN)
             .is_ok_and(|answer| answer.status == 200)

@@ -21,6 +21,7 @@ mod flap;
 mod fleet;
 mod hear;
 mod instance;
+mod launch;
 mod need;
 mod node;
 mod nodes;
