@@ -9,17 +9,18 @@ use cic_common::id::{OperationId, Term};
 use cic_common::supervise::TaskResult;
 use cic_common::time::{Clock, Mono};
 use cic_common::wire::order::Order;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use crate::core::{Action, CloudFault, Event, EventRecord, Fleet, Message, Operation, Severity, View};
+use crate::core::{Action, CloudFault, Event, EventRecord, Fleet, Message, Operation, Severity};
 use crate::ha::{Leadership, Reign, Turn, Turns};
 use crate::histogram::Histogram;
 use crate::provision::{LaunchOrder, Provision};
 use crate::reach::Reach;
 use crate::record::Recorder;
 use crate::store::{StoreQueue, Write};
+use crate::views::{Gallery, Published, Views};
 
 /// Events that wait for the core. A step takes microseconds; full means that the senders wait.
 pub const EVENTS_WAITING_MAX: usize = 4096;
@@ -30,18 +31,8 @@ const ASKS_WAITING_MAX: usize = 64;
 /// Events taken between two looks at the clock and the view.
 const BATCH_MAX: usize = 256;
 
-/// Views are for people and scrapes: 20 a second is plenty, and a busy fleet pays for no more.
-const VIEW_INTERVAL: Duration = Duration::from_millis(50);
-
-/// A view of a large fleet takes milliseconds: the pause after it is so many times as long, so that views take a
-/// twentieth of the driver's time at most. A thousand nodes are still shown as soon as a small fleet is.
-const VIEW_PAUSE_FACTOR: u32 = 19;
-
 /// A core that asks to be called in the past is called at most this often.
 const TICK_INTERVAL_MIN: Duration = Duration::from_millis(1);
-
-/// A quiet fleet's view is drawn anew this often, so that its age tells whether the driver runs.
-const VIEW_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// How long an operator's wish may take until it is stored.
 const ASK_WITHIN: Duration = Duration::from_secs(5);
@@ -50,17 +41,6 @@ const ASK_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not stored within {ASK_WITHIN:?}")]
 pub struct NotStored;
-
-/// A view with the wall clock at its `now`, so that a reader can place its moments in the day.
-#[derive(Debug, Default, Clone)]
-pub struct Published {
-    pub view: View,
-    pub now_unix_ms: u64,
-    /// The term that this controller decides under; `None`: it follows another.
-    pub leads: Option<Term>,
-    /// When the rows below the view were the store's; a leader's are always.
-    pub rows_at: Mono,
-}
 
 /// What the driver did, for `/metrics`.
 #[derive(Debug, Default)]
@@ -149,11 +129,7 @@ pub struct Driver {
     leading: Option<Leading>,
     rows_at: Mono,
     recorder: Option<Recorder>,
-    published: watch::Sender<Arc<Published>>,
-    published_at: Mono,
-    /// From one view to the next.
-    view_interval: Duration,
-    is_changed: bool,
+    gallery: Gallery,
     ticked_at: Mono,
     counts: Arc<StepCounts>,
     actions: Vec<Action>,
@@ -164,7 +140,7 @@ pub struct Driver {
 /// What the API needs of a driver.
 #[derive(Debug, Clone)]
 pub struct Outlets {
-    pub views: watch::Receiver<Arc<Published>>,
+    pub views: Views,
     pub asking: Asking,
     pub counts: Arc<StepCounts>,
 }
@@ -184,7 +160,7 @@ impl Driver {
         shells: Shells,
         recorder: Option<Recorder>,
     ) -> (Self, Outlets) {
-        let (published, views) = watch::channel(Arc::default());
+        let (gallery, views) = Gallery::new(clock);
         let (ask, asks) = mpsc::channel(ASKS_WAITING_MAX);
         let counts = Arc::new(StepCounts::default());
         let outlets = Outlets { views, asking: Asking(ask), counts: Arc::clone(&counts) };
@@ -197,10 +173,7 @@ impl Driver {
             leading: None,
             rows_at: Mono::ZERO,
             recorder,
-            published,
-            published_at: Mono::ZERO,
-            view_interval: VIEW_INTERVAL,
-            is_changed: false,
+            gallery,
             ticked_at: Mono::ZERO,
             counts,
             actions: Vec::new(),
@@ -235,6 +208,7 @@ impl Driver {
                     Some(event) => self.step(event),
                     None => return Ok(()),
                 },
+                () = self.gallery.wanted() => self.gallery.want(),
                 () = sleep_until(&self.clock, wake) => if tick.is_some_and(|at| at <= self.clock.now()) {
                     self.ticked_at = self.clock.now();
                     self.step(Event::Tick);
@@ -242,8 +216,7 @@ impl Driver {
             }
             self.drain();
             self.record();
-            let view_age = self.clock.now().since(self.published_at);
-            if view_age >= if self.is_changed { self.view_interval } else { VIEW_AGE_MAX } {
+            if self.gallery.due() <= self.clock.now() {
                 self.publish();
             }
         }
@@ -273,8 +246,7 @@ impl Driver {
     /// When to wake up if nothing happens, and when the core wants its tick.
     fn wake(&self) -> (Option<Mono>, Option<Mono>) {
         let tick = self.fleet.deadline().map(|at| at.max(self.ticked_at + TICK_INTERVAL_MIN));
-        let view = self.published_at + if self.is_changed { self.view_interval } else { VIEW_AGE_MAX };
-        (tick.into_iter().chain([view]).min(), tick)
+        (tick.into_iter().chain([self.gallery.due()]).min(), tick)
     }
 
     fn drain(&mut self) {
@@ -322,7 +294,6 @@ impl Driver {
             events.extend(actions.drain(..).filter_map(|action| self.perform(action)));
             self.actions = actions;
         }
-        self.is_changed = true;
     }
 
     /// Hands an action to its shell. An event returned is the shell's answer, there and then.
@@ -426,10 +397,7 @@ impl Driver {
         let leads = self.leading.as_ref().map(|leading| leading.term);
         let rows_at = if leads.is_some() { now } else { self.rows_at };
         let now_unix_ms = self.clock.unix_ms();
-        self.published.send_replace(Arc::new(Published { view, now_unix_ms, leads, rows_at }));
-        self.published_at = self.clock.now();
-        self.view_interval = VIEW_INTERVAL.max(self.published_at.since(now) * VIEW_PAUSE_FACTOR);
-        self.is_changed = false;
+        self.gallery.show(Published { view, now_unix_ms, leads, rows_at }, now, self.clock.now());
     }
 
     fn count(&self, began_at: Mono, action_count: usize) {

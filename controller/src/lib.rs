@@ -27,3 +27,4 @@ pub mod record;
 pub mod serve;
 pub mod standing;
 pub mod store;
+pub mod views;

@@ -130,6 +130,8 @@ pub(super) fn bound_server(server: &mut quinn::ServerConfig) {
     let mut transport = transport();
     transport.max_concurrent_bidi_streams(VarInt::from_u32(AGENT_BIDI_STREAMS_MAX));
     transport.max_concurrent_uni_streams(VarInt::from_u32(AGENT_UNI_STREAMS_MAX));
+    // Ten segments at once would have each connection keep 16 KiB to send from, for tables that are sent at a pace.
+    transport.enable_segmentation_offload(false);
     server
         .transport_config(Arc::new(transport))
         .max_incoming(INCOMING_MAX)

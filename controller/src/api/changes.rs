@@ -29,12 +29,12 @@ pub(super) async fn deploy(
 ) -> Result<Json<Deployment>, ApiError> {
     let wanted: Wanted = parse(&body)?;
     let _turn = api.edits.acquire().await.map_err(|_| crate::driver::NotStored)?;
-    let published = api.published();
+    let published = api.look().await;
     let by = WantedBy { name: &name, view: &published.view, now_unix_ms: api.clock.unix_ms() };
     let deployment = wanted.check(&by).map_err(ApiError::mistakes)?;
     api.driver.asking.ask(Event::Deployed(deployment.clone())).await?;
     // As the core took it: it keeps the cluster of a deployment it knows.
-    let published = api.published();
+    let published = api.look().await;
     let mut taken = published.view.deployments.iter().map(|view| &view.deployment);
     let taken = taken.find(|taken| taken.name == deployment.name).cloned();
     Ok(Json(taken.unwrap_or(deployment)))
@@ -61,7 +61,7 @@ pub(super) async fn drain(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    let node = known_node(&api, &id)?;
+    let node = known_node(&api, &id).await?;
     let reason = reason(&body)?;
     api.driver.asking.ask(Event::DrainAsked { node: node.clone(), reason }).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { node, accepted: "drain" })))
@@ -73,7 +73,7 @@ pub(super) async fn replace(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    let node = known_node(&api, &id)?;
+    let node = known_node(&api, &id).await?;
     let reason = reason(&body)?;
     api.driver.asking.ask(Event::ReplaceAsked { node: node.clone(), reason }).await?;
     Ok((StatusCode::ACCEPTED, Json(Accepted { node, accepted: "replace" })))
@@ -105,8 +105,8 @@ pub(super) async fn token(
     Ok((StatusCode::CREATED, Json(NewToken { node, token, expires_unix_ms })))
 }
 
-fn known_node(api: &Api, id: &str) -> Result<NodeId, ApiError> {
-    let published = api.published();
+async fn known_node(api: &Api, id: &str) -> Result<NodeId, ApiError> {
+    let published = api.look().await;
     let known = published.view.nodes.iter().find(|known| known.node.as_str() == id);
     known.map(|known| known.node.clone()).ok_or_else(|| ApiError::no_node(id))
 }

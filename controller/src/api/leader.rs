@@ -45,7 +45,7 @@ impl From<Holder> for Named {
 }
 
 pub(super) fn word(api: &Api) -> Word {
-    let (role, published, own) = (api.leadership.role(), api.published(), api.leadership.own());
+    let (role, published, own) = (api.leadership.role(), api.last(), api.leadership.own());
     let may_act = role.may_act(api.clock.now());
     let (role, leader) = match role {
         Role::Leader { .. } if may_act.is_some() => ("leader", Some(own.clone())),
@@ -69,13 +69,13 @@ pub(super) async fn leader(State(api): State<Api>) -> Json<Word> {
 /// or a name service that is to find the leader.
 pub(super) async fn healthz_leader(State(api): State<Api>) -> (StatusCode, Json<Word>) {
     let may_act = api.leadership.may_act(api.clock.now());
-    let is_leading = may_act.is_some() && api.published().leads == may_act;
+    let is_leading = may_act.is_some() && api.last().leads == may_act;
     (status(is_leading), Json(word(&api)))
 }
 
 /// `GET /healthz/ready`: 200 where reads are answered from a state no older than 10 s, on leader and standby alike.
 pub(super) async fn healthz_ready(State(api): State<Api>) -> (StatusCode, Json<Word>) {
-    let (now, published) = (api.clock.now(), api.published());
+    let (now, published) = (api.clock.now(), api.last());
     let has_begun = published.now_unix_ms > 0;
     let is_fresh = [published.view.now, published.rows_at].iter().all(|at| now.since(*at) < STALE_AFTER);
     (status(has_begun && is_fresh), Json(word(&api)))

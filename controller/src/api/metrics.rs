@@ -29,8 +29,9 @@ const VERDICTS: [&str; 3] = ["healthy", "degraded", "unhealthy"];
 /// `GET /metrics`
 pub(super) async fn metrics(State(api): State<Api>) -> impl IntoResponse {
     let mut page = Page::default();
-    fleet(&mut page, &api.published().view);
-    condition(&mut page, &api.published().view);
+    let published = api.look().await;
+    fleet(&mut page, &published.view);
+    condition(&mut page, &published.view);
     stored(&mut page, &api.leadership.queue_counts());
     let leads = api.leadership.may_act(api.clock.now()).is_some();
     page.head("cic_controller_leads", "gauge", "1 on the leader while its lease holds");

@@ -22,7 +22,7 @@ pub(super) struct Orphans {
 
 /// `GET /v1/orphans`
 pub(super) async fn orphans(State(api): State<Api>) -> Json<Timed<Orphans>> {
-    let published = api.published();
+    let published = api.look().await;
     let (orphans, foreign_count) = (published.view.orphans.clone(), published.view.foreign_count);
     Timed::new(&published, Orphans { orphans, foreign_count })
 }
@@ -51,12 +51,12 @@ pub(super) async fn adopt(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    let (orphan, wish) = (known(&api, &id)?, wish(&body)?);
+    let (orphan, wish) = (known(&api, &id).await?, wish(&body)?);
     let Some(name) = wish.deployment.or(orphan.deployment) else {
         let what = format!("deployment: missing, and the name of {} does not tell which", orphan.node);
         return Err(ApiError::mistakes(vec![what]));
     };
-    let published = api.published();
+    let published = api.look().await;
     let mut all = published.view.deployments.iter().map(|view| &view.deployment);
     if !all.any(|known| known.name == name && known.provider == orphan.provider) {
         let what = format!("deployment: there is no {name} at provider {}", orphan.provider);
@@ -71,7 +71,7 @@ pub(super) async fn terminate(
     Path(id): Path<String>,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Accepted>), ApiError> {
-    let (orphan, wish) = (known(&api, &id)?, wish(&body)?);
+    let (orphan, wish) = (known(&api, &id).await?, wish(&body)?);
     if wish.deployment.is_some() {
         return Err(ApiError::mistakes(vec!["deployment: has no meaning here".to_owned()]));
     }
@@ -89,8 +89,8 @@ async fn ask(
     Ok((StatusCode::ACCEPTED, Json(Accepted { node, accepted: wish })))
 }
 
-fn known(api: &Api, id: &str) -> Result<OrphanView, ApiError> {
-    let published = api.published();
+async fn known(api: &Api, id: &str) -> Result<OrphanView, ApiError> {
+    let published = api.look().await;
     let found = published.view.orphans.iter().find(|orphan| orphan.node.as_str() == id).cloned();
     let hint = "`cic orphans` lists them; one with a row is a node";
     found.ok_or_else(|| ApiError::new(StatusCode::NOT_FOUND, format!("no orphan {id:?}"), hint))

@@ -12,8 +12,8 @@ use super::error::ApiError;
 use super::leader;
 use super::server::Api;
 use crate::core::{DeploymentView, NodeView, Operation, View};
-use crate::driver::Published;
 use crate::store::StoredEvent;
+use crate::views::Published;
 
 /// Rows when no limit is given.
 const LIMIT_DEFAULT: u32 = 100;
@@ -45,7 +45,7 @@ pub(super) struct Whole {
 
 /// `GET /v1/view`
 pub(super) async fn view(State(api): State<Api>) -> Json<Whole> {
-    let published = api.published();
+    let published = api.look().await;
     Json(Whole { now_unix_ms: published.now_unix_ms, view: published.view.clone() })
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Nodes {
 
 /// `GET /v1/nodes`
 pub(super) async fn nodes(State(api): State<Api>) -> Json<Timed<Nodes>> {
-    let published = api.published();
+    let published = api.look().await;
     Timed::new(&published, Nodes { nodes: published.view.nodes.clone() })
 }
 
@@ -70,7 +70,7 @@ pub(super) async fn node(
     State(api): State<Api>,
     Path(id): Path<String>,
 ) -> Result<Json<Timed<Node>>, ApiError> {
-    let published = api.published();
+    let published = api.look().await;
     let node = find(&published, &id)?.clone();
     Ok(Timed::new(&published, Node { node }))
 }
@@ -98,7 +98,7 @@ pub(super) struct TrailEntry {
 
 /// `GET /v1/nodes/NODE/why`
 pub(super) async fn why(State(api): State<Api>, Path(id): Path<String>) -> Result<Json<Why>, ApiError> {
-    let published = api.published();
+    let published = api.look().await;
     let node = find(&published, &id)?;
     let events = api.database.events(None, WHY_EVENTS, Some(&node.node)).await.unwrap_or_default();
     let entry =
@@ -122,7 +122,7 @@ pub(super) struct Deployments {
 
 /// `GET /v1/deployments`
 pub(super) async fn deployments(State(api): State<Api>) -> Json<Timed<Deployments>> {
-    let published = api.published();
+    let published = api.look().await;
     Timed::new(&published, Deployments { deployments: published.view.deployments.clone() })
 }
 
@@ -181,7 +181,7 @@ pub(super) struct Health {
 /// `GET /healthz`: 200 from the first step of the core on. A store that is away does not make it fail: the
 /// controller works on without it.
 pub(super) async fn healthz(State(api): State<Api>) -> (StatusCode, Json<Health>) {
-    let published = api.published();
+    let published = api.last();
     let has_begun = published.now_unix_ms > 0;
     let (code, status) =
         if has_begun { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "starting") };

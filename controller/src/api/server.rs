@@ -17,11 +17,12 @@ use super::access::{self, AdminToken};
 use super::error::ApiError;
 use super::{changes, control, leader, orphans, reads};
 use super::{metrics, port};
-use crate::driver::{Outlets, Published};
+use crate::driver::Outlets;
 use crate::ha::Leadership;
 use crate::health::Checks;
 use crate::links::Links;
 use crate::store::Database;
+use crate::views::Published;
 
 /// Largest body taken: a deployment with a page of engine arguments is 4 KiB.
 const BODY_BYTES_MAX: usize = 64 * 1024;
@@ -80,8 +81,14 @@ impl Api {
         self.checks.as_ref().map(|checks| Arc::clone(&checks.borrow())).unwrap_or_default()
     }
 
-    pub(super) fn published(&self) -> Arc<Published> {
-        Arc::clone(&self.driver.views.borrow())
+    /// The fleet as it is.
+    pub(super) async fn look(&self) -> Arc<Published> {
+        self.driver.views.look().await
+    }
+
+    /// The fleet as it was shown last, for those who must not wait for the driver.
+    pub(super) fn last(&self) -> Arc<Published> {
+        self.driver.views.last()
     }
 }
 

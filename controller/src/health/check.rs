@@ -1,7 +1,6 @@
 //! One look at one thing that the control plane needs, each with a deadline.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,12 +11,11 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::watch;
 
 use super::tally::Severity;
 use crate::backup::Backup;
-use crate::driver::Published;
 use crate::store::Database;
+use crate::views::Views;
 
 /// What any of these may take: half the interval between two rounds. Also what connecting to the database may.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -28,7 +26,7 @@ pub enum Target {
     /// `SELECT 1`.
     Database(Database),
     /// The outcome of the newest listing of each provider.
-    Providers(watch::Receiver<Arc<Published>>),
+    Providers(Views),
     /// GET, 2xx is good.
     Http(Uri),
     /// PING over plain TCP, `HOST:PORT`.
@@ -81,7 +79,7 @@ impl Target {
     async fn look(&self) -> Result<(), String> {
         match self {
             Self::Database(database) => database.ping().await.map_err(|error| with_causes(&error)),
-            Self::Providers(views) => match views.borrow().view.blind_providers.as_slice() {
+            Self::Providers(views) => match views.last().view.blind_providers.as_slice() {
                 [] => Ok(()),
                 blind => Err(format!("cannot list {}", blind.join(", "))),
             },
@@ -129,9 +127,11 @@ fn with_causes(error: &dyn std::error::Error) -> String {
 #[cfg(test)]
 mod tests {
     use cic_common::supervise::{Kind, Supervisor};
+    use cic_common::time::Clock;
     use tokio::net::TcpListener;
 
     use super::*;
+    use crate::views::{Gallery, Published};
 
     /// What a listener does with whoever connects.
     #[derive(Clone, Copy)]
@@ -207,12 +207,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_provider_that_cannot_be_listed_and_a_closed_database_fail() {
-        let (views, view) = watch::channel(Arc::<Published>::default());
-        let providers = check(Target::Providers(view));
+        let clock = Clock::start();
+        let (mut gallery, views) = Gallery::new(clock);
+        let providers = check(Target::Providers(views));
         assert_eq!(providers.look().await, Ok(()));
         let mut blind = Published::default();
         blind.view.blind_providers = vec!["local".to_owned()];
-        views.send_replace(Arc::new(blind));
+        gallery.show(blind, clock.now(), clock.now());
         assert_eq!(providers.look().await, Err("cannot list local".to_owned()));
 
         let directory = tempfile::tempdir().expect("directory");

@@ -1,8 +1,7 @@
-//! One HTTP connection to one agent's peer port, driven by whoever holds it.
+//! One TLS connection to one agent's peer port, driven by whoever holds it.
 
 use std::error::Error;
 use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,10 +12,11 @@ use cic_common::wire::message::CommandOutcome;
 use cic_common::wire::order::Order;
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
-use hyper::header::{ACCEPT, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::header::{ACCEPT, CONNECTION, HOST};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -26,18 +26,16 @@ use crate::core::PollFault;
 /// A heartbeat as JSON is about 1 KiB; with eight GPUs a few.
 const ANSWER_BYTES_MAX: usize = 64 << 10;
 
-/// What a warm connection keeps to read into: an answer is read in one or a few pieces.
+/// What an exchange reads into: an answer is read in one or a few pieces.
 const READ_BYTES: usize = 2 << 10;
 
-type Body = Full<Bytes>;
-
-type Driver = http1::Connection<TokioIo<TlsStream<TcpStream>>, Body>;
-
 /// An open connection. Nothing happens on it unless one of its methods is being awaited.
+///
+/// HTTP is spoken anew for each exchange: between two, its queues would hold 20 KiB a node.
 pub(crate) struct Connection {
     node: NodeId,
-    sender: http1::SendRequest<Body>,
-    driver: Pin<Box<Driver>>,
+    /// None after an error, or when the agent has closed.
+    idle: Option<TlsStream<TcpStream>>,
 }
 
 impl Connection {
@@ -52,12 +50,7 @@ impl Connection {
         let name = Peer::Node(node.clone()).server_name();
         let stream =
             TlsConnector::from(Arc::clone(tls)).connect(name, stream).await.map_err(|error| fault(&error))?;
-        let (sender, driver) = http1::Builder::new()
-            .read_buf_exact_size(Some(READ_BYTES))
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| fault(&error))?;
-        Ok(Self { node: node.clone(), sender, driver: Box::pin(driver) })
+        Ok(Self { node: node.clone(), idle: Some(stream) })
     }
 
     /// Asks for a heartbeat. After an error the connection is of no more use.
@@ -88,38 +81,55 @@ impl Connection {
             .header(ACCEPT, "application/json")
             .body(Full::new(body))
             .map_err(|_| PollFault::Answer)?;
-        let exchange = async {
-            let response = self.sender.send_request(request).await.map_err(|error| fault(&error))?;
+        let stream = self.idle.take().ok_or(PollFault::Refused)?;
+        let (mut sender, connection) = http1::Builder::new()
+            .read_buf_exact_size(Some(READ_BYTES))
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|error| fault(&error))?;
+        let exchange = async move {
+            let response = sender.send_request(request).await.map_err(|error| fault(&error))?;
             if response.status() != StatusCode::OK {
                 return Err(PollFault::Answer);
             }
+            let stays = !closes(&response);
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-            body.map(http_body_util::Collected::to_bytes).map_err(|error| fault(error.as_ref()))
+            let json = body.map_err(|error| fault(error.as_ref()))?.to_bytes();
+            Ok((json, stays))
         };
-        tokio::pin!(exchange);
+        let driving = connection.without_shutdown();
+        tokio::pin!(exchange, driving);
         let json = tokio::select! {
             // The answer first: a server may close right after it.
             biased;
-            result = &mut exchange => result?,
-            ended = &mut self.driver => match ended {
+            result = &mut exchange => {
+                let (json, stays) = result?;
+                // With nobody left to send, it ends at once and gives back what it was built on.
+                let parts = driving.await.map_err(|error| fault(&error))?;
+                self.idle = (stays && parts.read_buf.is_empty()).then(|| parts.io.into_inner());
+                json
+            }
+            ended = &mut driving => match ended {
                 // What had arrived before the end may still hold the answer.
-                Ok(()) => exchange.await?,
+                Ok(_) => exchange.await?.0,
                 Err(error) => return Err(fault(&error)),
             },
         };
         serde_json::from_slice(&json).map_err(|_| PollFault::Answer)
     }
 
-    /// Resolves when the agent closes the idle connection. Cancel-safe. Not to be awaited again afterwards.
+    /// Resolves when the agent closes the idle connection, or says something unasked. Cancel-safe.
     pub(super) async fn closed(&mut self) {
-        // However it ended, it ended; the next poll says why.
-        let _ = (&mut self.driver).await;
+        if let Some(stream) = &mut self.idle {
+            // However it ended, it ended; the next poll says why.
+            let _ = stream.read_u8().await;
+        }
+        self.idle = None;
     }
+}
 
-    /// Whether a request can be sent: the other side has not closed yet, as far as is known.
-    pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
-    }
+fn closes<B>(response: &Response<B>) -> bool {
+    response.headers().get(CONNECTION).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"close"))
 }
 
 /// Finds the reason in an error or its causes.

@@ -293,8 +293,7 @@ impl Watch {
 /// Resolves when the warm connection closes; never without one.
 async fn closed(warm: &mut Option<Connection>) {
     match warm {
-        Some(connection) if connection.is_open() => connection.closed().await,
-        Some(_) => {}
+        Some(connection) => connection.closed().await,
         None => std::future::pending().await,
     }
 }
