@@ -27,4 +27,5 @@ pub mod record;
 pub mod serve;
 pub mod standing;
 pub mod store;
+mod threads;
 pub mod views;

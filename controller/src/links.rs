@@ -10,6 +10,7 @@ use cic_common::supervise::{Kind, Supervisor};
 use cic_common::tls::authority::AuthorityError;
 use cic_common::tls::config::TlsError;
 use cic_common::tls::{CertificateAuthority, Identity};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::core::{Action, Event};
@@ -83,13 +84,14 @@ pub enum LinksError {
 }
 
 impl LinksSpec<'_> {
-    /// Serves the agents' port and starts the poller. What nodes say goes to `core`.
+    /// Serves the agents' port on the runtime `agents` and starts the poller. What nodes say goes to `core`.
     ///
     /// # Errors
     /// When TLS cannot be configured or the socket is of no use.
     pub fn open(
         self,
         tasks: &Supervisor,
+        agents: Handle,
         database: &Database,
         leadership: &Leadership,
         core: &mpsc::Sender<Event>,
@@ -107,7 +109,10 @@ impl LinksSpec<'_> {
             desk: desk(database.clone()),
             issue_log: issue_log(leadership.clone(), database.clone(), tasks.clone()),
         };
-        Ok(Links { ingest: Ingest::start(tasks, self.socket, spec, core.clone())?, poller })
+        // The socket and what QUIC spawns go by the runtime that they are made in.
+        let _inside = agents.enter();
+        let ingest = Ingest::start(&tasks.on(agents.clone()), self.socket, spec, core.clone())?;
+        Ok(Links { ingest, poller })
     }
 }
 

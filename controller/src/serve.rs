@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,7 @@ use crate::reach::Reach;
 use crate::record::Recorder;
 use crate::standing::{Reign, Standing};
 use crate::store::{Database, Holder, StoreError};
+use crate::threads::Threads;
 
 /// What the parts get to stop, and then the store to write what they left: 5 s together.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
@@ -79,7 +81,8 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     let database = Database::open(&config.store_url, config.store_password.as_deref()).await?;
     database.migrate().await?;
 
-    let (front, back) = (Supervisor::new(), Supervisor::new());
+    let (threads, here) = (Threads::start().map_err(io_error("start threads"))?, Handle::current());
+    let (front, back) = (Supervisor::new().on(here.clone()), Supervisor::new().on(here));
     let (told, events) = mpsc::channel(EVENTS_WAITING_MAX);
     let api_url = config.api_url.clone().unwrap_or_else(|| format!("http://{}", own_api(&config, ports)));
     let own = Holder { controller: config.id.clone(), api: api_url };
@@ -101,7 +104,7 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
         authority: Arc::clone(&authority),
         identity: &identity,
     };
-    let links = spec.open(&front, &database, &leadership, &told)?;
+    let links = spec.open(&front, threads.agents(), &database, &leadership, &told)?;
     let trust = authority.trust().map_err(LinksError::from)?;
     let reach = Reach::new(config.reach.clone(), &identity, &trust, front.clone(), told);
     let reach = reach.map_err(LinksError::from)?;
@@ -131,7 +134,7 @@ pub async fn serve(config: Config, record: Option<&Path>, clock: Clock) -> Resul
     front.spawn("identity", Kind::Vital, move |token| {
         identity::keep_renewed(authority, identity, clock, token)
     });
-    front.spawn("driver", Kind::Vital, move |token| driver.run(token));
+    front.on(threads.core()).spawn("driver", Kind::Vital, move |token| driver.run(token));
     let inner = front.clone();
     front.spawn("api", Kind::Vital, move |token| api::serve(listener, api, inner, token));
     back.spawn("lease", Kind::Vital, move |token| keeper.run(token));

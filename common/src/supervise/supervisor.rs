@@ -5,6 +5,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, error, warn};
@@ -24,6 +25,8 @@ pub struct Supervisor {
     tracker: TaskTracker,
     token: CancellationToken,
     shared: Arc<Mutex<Shared>>,
+    /// `None`: that of whoever spawns.
+    runtime: Option<Handle>,
 }
 
 #[derive(Debug, Default)]
@@ -54,7 +57,18 @@ impl Default for Supervisor {
 impl Supervisor {
     #[must_use]
     pub fn new() -> Self {
-        Self { tracker: TaskTracker::new(), token: CancellationToken::new(), shared: Arc::default() }
+        Self {
+            tracker: TaskTracker::new(),
+            token: CancellationToken::new(),
+            shared: Arc::default(),
+            runtime: None,
+        }
+    }
+
+    /// The same set, whose tasks run on `runtime` whoever spawns them.
+    #[must_use]
+    pub fn on(&self, runtime: Handle) -> Self {
+        Self { runtime: Some(runtime), ..self.clone() }
     }
 
     /// Cancelled when the program is to stop.
@@ -74,11 +88,15 @@ impl Supervisor {
         // In a place of its own: the task below would have room for it twice.
         let future = Box::pin(work(token.clone()));
         let guard = Guard { supervisor: self.clone(), number, name, kind, finished: false };
-        self.tracker.spawn(async move {
+        let task = async move {
             let mut guard = guard;
             let result = future.await;
             guard.finish(result);
-        });
+        };
+        match &self.runtime {
+            Some(runtime) => self.tracker.spawn_on(task, runtime),
+            None => self.tracker.spawn(task),
+        };
         TaskHandle { token }
     }
 

@@ -68,6 +68,9 @@ pub enum PollFault {
     Tls,
     #[error("answered something that is no report")]
     Answer,
+    /// This controller had too many under way. It says nothing of the node.
+    #[error("not asked")]
+    NotAsked,
 }
 
 /// Outcome of one poll. An urgent poll is one outcome after all its attempts.

@@ -233,6 +233,7 @@ impl Fleet {
                 self.is_dirty |= node.take(now, heartbeat) && is_news;
                 node.poll.answered(now, trip);
             }
+            Err(PollFault::NotAsked) => {}
             Err(fault) => {
                 node.poll.failed(now, urgent, fault);
                 let text = format!("{} poll: {fault}", if urgent { "urgent" } else { "routine" });

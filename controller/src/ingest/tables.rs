@@ -17,14 +17,14 @@ use cic_common::wire::message::ControllerMessage;
 use tokio::sync::watch;
 use tracing::error;
 
-/// What all agents together are sent of tables: a sixth of a core (QUIC takes one for some 300 MB/s). At twice that, five
-/// thousand agents on the same two busy cores lost their heartbeats to it. Ten thousand nodes that come at once have
-/// their first table within half a minute; until then edges find out by themselves which replicas do not answer.
-const BYTES_PER_SECOND: u64 = 50_000_000;
+/// What all agents together are sent of tables: a tenth of a core. At twice that, ten thousand agents on the same two busy
+/// cores lost their heartbeats to it. So many that come at once have their first table within a minute; until then edges
+/// find out by themselves which replicas do not answer.
+const BYTES_PER_SECOND: u64 = 25_000_000;
 
 /// What a change costs however short it is: a wake-up, a packet and its acknowledgement take some 40 µs here, and as much
 /// there. Ten thousand agents are told within two seconds; what changes meanwhile goes with it.
-const TURN_BYTES_MIN: u64 = 10_000;
+const TURN_BYTES_MIN: u64 = 5_000;
 
 /// Changes that are kept for agents that are behind. One further behind is sent the whole table.
 const STEPS_MAX: usize = 256;
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn turns_come_one_after_the_other_at_the_rate_that_is_allowed() {
         let tables = Tables::default();
-        for (bytes, apart) in [(1_000_000, Duration::from_millis(20)), (10, Duration::from_micros(200))] {
+        for (bytes, apart) in [(1_000_000, Duration::from_millis(40)), (10, Duration::from_micros(200))] {
             let turns: Vec<Instant> = (0..4).map(|_| tables.turn(bytes)).collect();
             for pair in turns.windows(2) {
                 assert!(pair[1] - pair[0] >= apart, "{pair:?}");

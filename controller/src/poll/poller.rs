@@ -28,7 +28,7 @@ const URGENT_MAX: usize = 256;
 /// zone that stays silent is asked again and again, and must not keep those waiting about which nothing is decided yet.
 const AGAIN_MAX: usize = 64;
 
-/// Urgent polls that run or wait for their turn. Beyond it the core is told that there was no answer.
+/// Urgent polls that run or wait for their turn. Beyond it the core is told that a node was not asked.
 const URGENT_WAITING_MAX: usize = 4096;
 
 /// Routine polls are delayed by up to this much, so that nodes that came up together do not stay in step.
@@ -165,7 +165,7 @@ impl Poller {
             let is_asked = waiting.is_ok();
             let asked = async {
                 if !is_asked {
-                    return Err(PollFault::Timeout);
+                    return Err(PollFault::NotAsked);
                 }
                 let is_again = shared.unanswered().contains(&node);
                 let is_full = shared.urgent.available_permits() < URGENT_MAX / 2;

@@ -12,7 +12,7 @@ use super::write::Write;
 use crate::core::{EventRecord, Severity};
 
 /// Entries of the event log that wait while the database is away: hours of a quiet fleet, minutes of a bad day.
-pub const EVENTS_WAITING_MAX: usize = 10_000;
+pub const EVENTS_WAITING_MAX: usize = 40_960;
 
 /// Rows and operations that wait. The core decides nothing new about a node while an operation of it is not
 /// recorded, and later rows of a node replace earlier ones here, so this is some four per node of the largest

@@ -32,6 +32,10 @@ const CERTIFICATE_SPAN: Duration = Duration::from_secs(24 * 3600);
 /// Handshakes that this process has under way.
 const DIALS_MAX: usize = 48;
 
+/// Agents that dial in a second. Each of a real fleet has a processor of its own for that; here all that they take is taken
+/// from the controller.
+const DIALS_A_SECOND: u32 = 400;
+
 /// Sockets that the agents share: a thousand connections each.
 const PER_ENDPOINT: usize = 1000;
 
@@ -49,7 +53,7 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
     let [dir, first, number, count] = &words[..] else { anyhow::bail!("agents TLS_DIR FIRST NUMBER COUNT") };
     let (first, number, count): (usize, usize, usize) = (first.parse()?, number.parse()?, count.parse()?);
     raise_descriptors(number)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let _inside = runtime.enter();
     let (listener, address) = answers::bind()?;
     let authority = CertificateAuthority::open(Path::new(dir), unix_ms())?;
@@ -68,7 +72,11 @@ pub(crate) fn run() -> anyhow::Result<ExitCode> {
         let endpoint = endpoints[place / PER_ENDPOINT].clone();
         // Spread evenly over the second.
         let phase = began + Duration::from_secs(1) * u32::try_from(place)? / u32::try_from(number)?;
-        runtime.spawn(async move { agent.live(&endpoint, controller, &trust, &turns, phase).await });
+        let dial_at = began + Duration::from_secs(1) * u32::try_from(place)? / DIALS_A_SECOND;
+        runtime.spawn(async move {
+            tokio::time::sleep_until(dial_at.into()).await; // bounded wait: 25 s for ten thousand
+            agent.live(&endpoint, controller, &trust, &turns, phase).await;
+        });
     }
     for line in lines {
         line?;

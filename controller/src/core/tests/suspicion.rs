@@ -93,6 +93,19 @@ fn a_node_that_answers_neither_is_silent_three_seconds_after_its_last_heartbeat(
 }
 
 #[test]
+fn a_poll_for_which_there_was_no_room_condemns_nobody_and_is_made_up_for() {
+    let mut bench = Bench::serving(2);
+    let node = bench.node(0);
+    bench.silence(&node, PollFault::NotAsked);
+    bench.run(Duration::from_secs(20));
+    assert_eq!(bench.belief(&node), Some(Belief::SuspectPush));
+    assert!(bench.routed.contains(&node) && bench.terminated.is_empty());
+    bench.deaf.insert(node.clone(), PollFault::Timeout);
+    bench.run(Duration::from_secs(3));
+    assert_eq!(bench.belief(&node), Some(Belief::Silent), "asked again within two seconds");
+}
+
+#[test]
 fn polls_are_given_longer_while_half_the_fleet_is_suspected() {
     let mut bench = Bench::serving(4);
     for i in 0..4 {
