@@ -11,7 +11,7 @@ use cic_common::tls::authority::AuthorityError;
 use cic_common::tls::config::TlsError;
 use cic_common::tls::{CertificateAuthority, Identity};
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::core::{Action, Event};
 use crate::driver::Network;
@@ -106,7 +106,7 @@ impl LinksSpec<'_> {
             authority: self.authority,
             certificate_span: CERTIFICATE_SPAN,
             reset_key_path: self.tls_dir.join("reset.key"),
-            desk: desk(database.clone()),
+            desk: desk(database.clone(), tasks.clone()),
             issue_log: issue_log(leadership.clone(), database.clone(), tasks.clone()),
         };
         // The socket and what QUIC spawns go by the runtime that they are made in.
@@ -116,11 +116,21 @@ impl LinksSpec<'_> {
     }
 }
 
-fn desk(database: Database) -> JoinDesk {
+/// Asks on the runtime of `tasks`: a connection that the database opens stays with the runtime that it was opened on, and
+/// the agents' has no time for those of others.
+fn desk(database: Database, tasks: Supervisor) -> JoinDesk {
     Arc::new(move |hash, node| {
-        let database = database.clone();
+        let (database, (told, answer)) = (database.clone(), oneshot::channel());
+        tasks.spawn("join token", Kind::Passing, move |_| async move {
+            // Fails only when the agent has gone meanwhile.
+            let _ = told.send(database.consume_join_token(&hash, &node).await);
+            Ok(())
+        });
         Box::pin(async move {
-            database.consume_join_token(&hash, &node).await.map_err(|error| match error {
+            let Ok(taken) = answer.await else {
+                return Err(JoinRefusal::Unavailable("this controller stops".to_owned()));
+            };
+            taken.map_err(|error| match error {
                 TokenError::Store(error) => JoinRefusal::Unavailable(error.to_string()),
                 TokenError::Unknown | TokenError::OtherNode | TokenError::Used | TokenError::Expired => {
                     JoinRefusal::Token(error.to_string())

@@ -20,8 +20,8 @@ const PAUSE_FACTOR: u32 = 19;
 /// One that nobody asked for is drawn this often, so that its age tells whether the driver runs.
 const AGE_MAX: Duration = Duration::from_secs(2);
 
-/// Who looks at a driver that does not draw is shown the last view, which says how old it is.
-const LOOK_WITHIN: Duration = Duration::from_secs(2);
+/// Who looks at a driver that does not draw is shown the last view, which says how old it is. Longer than any pause.
+const LOOK_WITHIN: Duration = Duration::from_secs(3);
 
 /// A view with the wall clock at its `now`, so that a reader can place its moments in the day.
 #[derive(Debug, Default, Clone)]
@@ -43,7 +43,7 @@ pub struct Views {
 }
 
 impl Views {
-    /// The fleet as it is, or as it was up to 50 ms ago.
+    /// The fleet as it is, or as it was up to 50 ms ago; what was drawn last where the driver stands.
     pub async fn look(&self) -> Arc<Published> {
         let mut drawn = self.drawn.clone();
         let newest = Arc::clone(&drawn.borrow_and_update());
@@ -99,7 +99,8 @@ impl Gallery {
     pub(crate) fn show(&mut self, published: Published, began: Mono, now: Mono) {
         self.drawn.send_replace(Arc::new(published));
         (self.drawn_at, self.is_wanted) = (now, false);
-        self.pause = INTERVAL.max(now.since(began) * PAUSE_FACTOR);
+        // A process that was stopped in the middle took no time over it.
+        self.pause = (now.since(began) * PAUSE_FACTOR).clamp(INTERVAL, AGE_MAX);
     }
 }
 
@@ -144,5 +145,8 @@ mod tests {
         gallery.show(Published::default(), Mono::ZERO + Duration::from_millis(8_990), now);
         gallery.want();
         assert_eq!(gallery.due(), now + Duration::from_millis(190));
+        gallery.show(Published::default(), Mono::ZERO, now);
+        gallery.want();
+        assert_eq!(gallery.due(), now + AGE_MAX, "whoever looks never waits longer than who does not");
     }
 }

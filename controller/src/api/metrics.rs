@@ -147,6 +147,7 @@ fn nodes(page: &mut Page, links: &Links) {
     let (polls, read) = (links.poller.counts(), |count: &AtomicU64| count.load(Ordering::Relaxed));
     page.one("cic_polls_routine_total", "routine polls", read(&polls.routine));
     page.one("cic_polls_urgent_total", "urgent polls", read(&polls.urgent));
+    page.one("cic_polls_unasked_total", "urgent polls for which there was no room", read(&polls.unasked));
     page.one("cic_polls_failed_total", "polls without a report", read(&polls.failed));
     page.one(
         "cic_poll_channels_lost_total",

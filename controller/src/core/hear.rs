@@ -233,7 +233,9 @@ impl Fleet {
                 self.is_dirty |= node.take(now, heartbeat) && is_news;
                 node.poll.answered(now, trip);
             }
-            Err(PollFault::NotAsked) => {}
+            Err(fault @ PollFault::NotAsked) => {
+                node.trail.push(now, format!("urgent poll: {fault}, too many are under way"));
+            }
             Err(fault) => {
                 node.poll.failed(now, urgent, fault);
                 let text = format!("{} poll: {fault}", if urgent { "urgent" } else { "routine" });

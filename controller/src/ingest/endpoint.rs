@@ -43,7 +43,7 @@ const CONNECTIONS_MAX: usize = 16_384;
 
 /// Room for what comes while this process does not run: the kernel counts about 1 KiB a packet, and ten thousand nodes
 /// send some thirty thousand packets a second (heartbeats, acknowledgements, keep-alives), so 4 MiB are a tenth of a
-/// second. Linux's own 208 KiB are 7 ms: while handshakes take both cores, packets of those who are in were lost until
+/// second. Linux's own 208 KiB are 7 ms: while handshakes take the thread, packets of those who are in were lost until
 /// they were out, and dialled again. The kernel gives no more than `net.core.rmem_max`.
 const RECEIVE_BYTES: usize = 4 << 20;
 

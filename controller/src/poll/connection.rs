@@ -104,15 +104,17 @@ impl Connection {
             biased;
             result = &mut exchange => {
                 let (json, stays) = result?;
-                // With nobody left to send, it ends at once and gives back what it was built on.
-                let parts = driving.await.map_err(|error| fault(&error))?;
-                self.idle = (stays && parts.read_buf.is_empty()).then(|| parts.io.into_inner());
+                // With nobody left to send, it ends at once and gives back what it was built on. If it cannot, the
+                // answer is an answer all the same.
+                let parts = driving.await.ok().filter(|parts| stays && parts.read_buf.is_empty());
+                self.idle = parts.map(|parts| parts.io.into_inner());
                 json
             }
-            ended = &mut driving => match ended {
-                // What had arrived before the end may still hold the answer.
-                Ok(_) => exchange.await?.0,
-                Err(error) => return Err(fault(&error)),
+            // What had arrived before the end may still hold the answer.
+            ended = &mut driving => match (exchange.await, ended) {
+                (Ok((json, _)), _) => json,
+                (Err(_), Err(error)) => return Err(fault(&error)),
+                (Err(error), Ok(_)) => return Err(error),
             },
         };
         serde_json::from_slice(&json).map_err(|_| PollFault::Answer)

@@ -42,6 +42,8 @@ const ASKED_MAX: usize = 1;
 pub struct PollCounts {
     pub routine: AtomicU64,
     pub urgent: AtomicU64,
+    /// Urgent ones for which there was no room.
+    pub unasked: AtomicU64,
     pub failed: AtomicU64,
     pub channels_lost: AtomicU64,
     /// Most urgent polls that ever ran or waited at once.
@@ -179,7 +181,8 @@ impl Poller {
                 () = token.cancelled() => return Ok(()),
                 result = asked => result,
             };
-            shared.counts.urgent.fetch_add(1, Ordering::Relaxed);
+            let counted = if is_asked { &shared.counts.urgent } else { &shared.counts.unasked };
+            counted.fetch_add(1, Ordering::Relaxed);
             if is_asked && result.is_err() {
                 let nodes = shared.nodes();
                 // One that was forgotten meanwhile is not remembered again.
@@ -198,7 +201,9 @@ impl Shared {
         if result.is_ok() {
             self.unanswered().remove(&node);
         }
-        if let Err(fault) = result {
+        if let Err(fault) = result
+            && fault != PollFault::NotAsked
+        {
             self.counts.failed.fetch_add(1, Ordering::Relaxed);
             debug!(%node, %fault, urgent, "poll failed");
         }
@@ -230,7 +235,7 @@ impl Watch {
         // The first poll opens the warm connection and goes at once; later ones are spread.
         let mut is_first = true;
         loop {
-            // Cancel-safe: a queue loses nothing, and the connection is polled on in the next turn.
+            // Cancel-safe: a queue loses nothing, and the connection is watched on in the next turn.
             let asked = tokio::select! {
                 () = token.cancelled() => return Ok(()),
                 asked = asked.recv() => match asked {
@@ -274,7 +279,7 @@ impl Watch {
     async fn wait_turn(&mut self) {
         let wait = tokio::time::sleep(self.shared.spread.mul_f64(fastrand::f64()));
         tokio::pin!(wait);
-        // Cancel-safe: the wait goes on, and the connection is polled on elsewhere.
+        // Cancel-safe: the wait goes on, and the connection is watched on elsewhere.
         tokio::select! {
             () = &mut wait => return,
             () = closed(&mut self.warm) => self.lost().await,

@@ -11,7 +11,8 @@ use super::events::PendingEvent;
 use super::write::Write;
 use crate::core::{EventRecord, Severity};
 
-/// Entries of the event log that wait while the database is away: hours of a quiet fleet, minutes of a bad day.
+/// Entries of the event log that wait while the database is away: hours of a quiet fleet, minutes of a bad day. Four for
+/// each node of the largest fleet foreseen, which may all come, or fall silent, within one write of the store.
 pub const EVENTS_WAITING_MAX: usize = 40_960;
 
 /// Rows and operations that wait. The core decides nothing new about a node while an operation of it is not

@@ -32,7 +32,7 @@ const CERTIFICATE_SPAN: Duration = Duration::from_secs(24 * 3600);
 /// Handshakes that this process has under way.
 const DIALS_MAX: usize = 48;
 
-/// Agents that dial in a second. Each of a real fleet has a processor of its own for that; here all that they take is taken
+/// Agents of a process that dial in a second. Each of a real fleet has a processor of its own for that; here all that they take is taken
 /// from the controller.
 const DIALS_A_SECOND: u32 = 400;
 
