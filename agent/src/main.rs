@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
+use cic_agent::effect::model::structure::{self, Outline};
 use cic_agent::preflight::EngineArgs;
 use cic_agent::serve::edge::new_key;
 use cic_agent::source::gpu::write_clear;
@@ -13,6 +14,7 @@ use cic_agent::{checkpoints, preflight, run, status};
 use cic_common::config::EXIT_CONFIG;
 use cic_common::id::NodeId;
 use cic_common::telemetry;
+use cic_common::units::Bytes;
 use clap::{Parser, Subcommand};
 
 /// All of the agent's memory. With the C library's a seventh of the edge's time went there (decision 0020).
@@ -44,6 +46,8 @@ enum Act {
         #[command(flatten)]
         engine: EngineArgs,
     },
+    /// Say whether a model's directory is whole, as far as lengths and headers tell: no weight is read
+    Verify { directory: PathBuf },
     /// Take GPUs for sound again that were condemned; the agent that runs here heeds it within a second
     GpuClear {
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -90,6 +94,7 @@ fn main() -> ExitCode {
         Act::Preflight { config, engine } => {
             with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))
         }
+        Act::Verify { directory } => finish(verify(&directory)),
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
         Act::Checkpoints { config, node } => {
             with(&config, |config| runtime()?.block_on(checkpoints::show(&config, node)))
@@ -97,6 +102,13 @@ fn main() -> ExitCode {
         Act::Key { act: KeyAct::New { name } } => finish(print_key(&name)),
         Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
     }
+}
+
+fn verify(directory: &Path) -> anyhow::Result<u8> {
+    let Outline { files, tensors, bytes } = structure::check(directory)?;
+    let (directory, bytes) = (directory.display(), Bytes(bytes));
+    println!("{directory} is whole by its headers: {files} files of weights, {tensors} tensors, {bytes}");
+    Ok(0)
 }
 
 fn clear(config: &Config, gpu: Option<String>) -> anyhow::Result<u8> {

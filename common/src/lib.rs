@@ -11,6 +11,7 @@
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+//! - [`model`]: what the files of a model say of themselves.
 //! - [`objects`]: object stores, and objects in them that show when they are damaged.
 //! - [`descriptor`]: a descriptor that the runtime watches.
 //! - [`process`]: who runs on this machine, and who belongs to whom.
@@ -21,6 +22,7 @@ pub mod config;
 pub mod descriptor;
 pub mod gpu;
 pub mod id;
+pub mod model;
 pub mod name;
 pub mod notice;
 pub mod objects;

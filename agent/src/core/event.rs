@@ -52,6 +52,8 @@ pub enum ModelFault {
     NoWeights { path: String },
     #[error("cannot read {path}: {cause}")]
     Unreadable { path: String, cause: String },
+    #[error("{path}: {cause}")]
+    Damaged { path: String, cause: String },
 }
 
 impl ModelFault {
@@ -60,7 +62,7 @@ impl ModelFault {
     pub fn may_heal(&self) -> bool {
         match self {
             Self::NoDirectory { .. } | Self::Unreadable { .. } => true,
-            Self::MissingShard { .. } | Self::NoWeights { .. } => false,
+            Self::MissingShard { .. } | Self::NoWeights { .. } | Self::Damaged { .. } => false,
         }
     }
 }

@@ -1,20 +1,21 @@
-//! The model step: the directory is there, and every shard its index names is there and not empty.
+//! The model step: the directory is there, and every shard its index names is there and whole by its header.
 //!
 //! vLLM finds a missing directory after 41 s and a missing shard after 85 s, with a misleading last line; this
 //! finds them at once and names them.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::io;
-use std::path::{Component, Path, PathBuf};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cic_common::assignment::ModelSpec;
-use serde::Deserialize;
+use cic_common::model::Index;
+use cic_common::model::index::INDEX_NAME;
 
 use crate::core::ModelFault;
 
 mod outline;
+pub mod structure;
 
 /// A file system that takes longer is stuck, and the step is tried again.
 const STEP_DEADLINE: Duration = Duration::from_secs(10);
@@ -22,10 +23,8 @@ const STEP_DEADLINE: Duration = Duration::from_secs(10);
 /// Thousands of small reads, of a network's file system beside a load; nothing but a word waits for them.
 const DIGEST_DEADLINE: Duration = Duration::from_secs(180);
 
-/// The index of the largest public model (Llama 3.1 405B, 191 shards) is under 200 KiB.
-const INDEX_BYTES_MAX: u64 = 16 << 20;
-
-const INDEX: &str = "model.safetensors.index.json";
+/// Hundreds of headers of a network's file system, beside other loads.
+const VERIFY_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Whether the model's directory is there and can be read.
 ///
@@ -35,12 +34,19 @@ pub async fn mount(model: &ModelSpec) -> Result<(), ModelFault> {
     within(&model.path, STEP_DEADLINE, mount_now(&model.path)).await
 }
 
-/// Whether the directory holds all the weights it promises.
+/// Whether the directory holds all the weights it promises, as far as lengths and headers tell.
 ///
 /// # Errors
-/// What is missing, for the core to weigh.
+/// What is wrong, for the core to weigh.
 pub async fn verify(model: &ModelSpec) -> Result<(), ModelFault> {
-    within(&model.path, STEP_DEADLINE, verify_now(&model.path)).await
+    let path = PathBuf::from(&model.path);
+    within(&model.path, VERIFY_DEADLINE, async {
+        let checking = tokio::task::spawn_blocking(move || structure::check(&path)).await;
+        checking
+            .map_err(|error| unreadable(Path::new(&model.path), &io::Error::other(error.to_string())))??;
+        Ok(())
+    })
+    .await
 }
 
 /// Names what the directory holds: SHA-256 over each file's name and length, over small files whole, and over the header of
@@ -82,61 +88,14 @@ async fn mount_now(path: &str) -> Result<(), ModelFault> {
     read.await.map(|_| ()).map_err(|error| unreadable(Path::new(path), &error))
 }
 
-async fn verify_now(path: &str) -> Result<(), ModelFault> {
-    let directory = Path::new(path);
-    let index = directory.join(INDEX);
-    match tokio::fs::metadata(&index).await {
-        Ok(found) if found.len() > INDEX_BYTES_MAX => {
-            let cause = format!("{} bytes, more than an index can have", found.len());
-            Err(ModelFault::Unreadable { path: text(&index), cause })
-        }
-        Ok(_) => {
-            let bytes = tokio::fs::read(&index).await.map_err(|error| unreadable(&index, &error))?;
-            for shard in shards_named(&index, &bytes)? {
-                check_shard(&index, directory, &shard).await?;
-            }
-            Ok(())
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => single_file(directory).await,
-        Err(error) => Err(unreadable(&index, &error)),
-    }
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-fn shards_named(index: &Path, bytes: &[u8]) -> Result<BTreeSet<String>, ModelFault> {
-    let parsed: Index = serde_json::from_slice(bytes)
-        .map_err(|error| ModelFault::Unreadable { path: text(index), cause: error.to_string() })?;
-    let shards: BTreeSet<String> = parsed.weight_map.into_values().collect();
-    if shards.is_empty() {
-        return Err(ModelFault::NoWeights { path: text(index) });
-    }
-    match shards.iter().find(|shard| !is_plain_name(shard)) {
-        Some(shard) => Err(ModelFault::Unreadable {
-            path: text(index),
-            cause: format!("shard {shard:?} is not a plain file name"),
-        }),
-        None => Ok(shards),
-    }
-}
-
-/// An index comes from a download: it must not make the agent look outside the model's directory.
-fn is_plain_name(shard: &str) -> bool {
-    let mut parts = Path::new(shard).components();
-    matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) && !shard.contains('/')
-}
-
 /// The files that an engine loads: those that the index names, else every safetensors file. `None` when the directory
 /// cannot be read.
 pub(super) async fn weight_files(directory: &Path) -> Option<Vec<PathBuf>> {
-    let index = directory.join(INDEX);
+    let index = directory.join(INDEX_NAME);
     if let Ok(bytes) = tokio::fs::read(&index).await
-        && let Ok(shards) = shards_named(&index, &bytes)
+        && let Ok(index) = Index::parse(&bytes)
     {
-        return Some(shards.iter().map(|shard| directory.join(shard)).collect());
+        return Some(index.shards().iter().map(|shard| directory.join(shard)).collect());
     }
     let mut found = Vec::new();
     let mut entries = tokio::fs::read_dir(directory).await.ok()?;
@@ -146,39 +105,6 @@ pub(super) async fn weight_files(directory: &Path) -> Option<Vec<PathBuf>> {
         }
     }
     Some(found)
-}
-
-async fn check_shard(index: &Path, directory: &Path, shard: &str) -> Result<(), ModelFault> {
-    let path: PathBuf = directory.join(shard);
-    match tokio::fs::metadata(&path).await {
-        Ok(found) if found.is_file() && found.len() > 0 => Ok(()),
-        Ok(found) if found.is_file() => {
-            Err(ModelFault::Unreadable { path: text(&path), cause: "the file is empty".to_owned() })
-        }
-        Ok(_) => Err(ModelFault::MissingShard { path: text(index), shard: shard.to_owned() }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            Err(ModelFault::MissingShard { path: text(index), shard: shard.to_owned() })
-        }
-        Err(error) => Err(unreadable(&path, &error)),
-    }
-}
-
-async fn single_file(directory: &Path) -> Result<(), ModelFault> {
-    let search = async {
-        let mut entries = tokio::fs::read_dir(directory).await?;
-        while let Some(entry) = entries.next_entry().await? {
-            let is_weights = entry.path().extension().is_some_and(|extension| extension == "safetensors");
-            if is_weights && tokio::fs::metadata(entry.path()).await?.len() > 0 {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    };
-    match search.await {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(ModelFault::NoWeights { path: text(directory) }),
-        Err(error) => Err(unreadable(directory, &error)),
-    }
 }
 
 fn unreadable(path: &Path, error: &io::Error) -> ModelFault {
@@ -197,12 +123,6 @@ mod tests {
         ModelSpec { name: "tiny".to_owned(), path: text(path) }
     }
 
-    fn index(directory: &Path, shard: &str) {
-        let json = format!(r#"{{"weight_map":{{"a":"{shard}","b":"model-2.safetensors"}}}}"#);
-        std::fs::write(directory.join(INDEX), json).unwrap();
-        std::fs::write(directory.join("model-2.safetensors"), "x").unwrap();
-    }
-
     #[tokio::test]
     async fn a_directory_that_is_not_there_is_named_and_may_heal() {
         let root = tempfile::tempdir().unwrap();
@@ -216,37 +136,17 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn every_shard_the_index_names_must_be_there_and_hold_something() {
+    async fn a_model_that_is_not_whole_is_refused_for_good_and_one_that_cannot_be_read_for_now() {
         let root = tempfile::tempdir().unwrap();
         let model = model(root.path());
-        assert!(matches!(verify(&model).await, Err(ModelFault::NoWeights { .. })));
-        index(root.path(), "model-1.safetensors");
-        assert!(matches!(
-            verify(&model).await,
-            Err(ModelFault::MissingShard { shard, .. }) if shard == "model-1.safetensors"
-        ));
-        std::fs::write(root.path().join("model-1.safetensors"), "").unwrap();
-        assert!(matches!(verify(&model).await, Err(ModelFault::Unreadable { .. })));
-        std::fs::write(root.path().join("model-1.safetensors"), "x").unwrap();
-        assert_eq!(verify(&model).await, Ok(()));
-    }
-
-    #[tokio::test]
-    async fn a_shard_outside_the_directory_is_refused() {
-        let root = tempfile::tempdir().unwrap();
-        for shard in ["../secret", "/etc/passwd", "sub/model.safetensors", "..", "", "./a"] {
-            index(root.path(), shard);
-            let fault = verify(&model(root.path())).await.unwrap_err();
-            assert!(fault.to_string().contains("not a plain file name"), "{shard}: {fault}");
-        }
-    }
-
-    #[tokio::test]
-    async fn one_safetensors_file_without_an_index_is_enough() {
-        let root = tempfile::tempdir().unwrap();
+        let fault = verify(&model).await.unwrap_err();
+        assert!(matches!(fault, ModelFault::NoWeights { .. }) && !fault.may_heal(), "{fault}");
         std::fs::write(root.path().join("model.safetensors"), "x").unwrap();
-        assert_eq!(verify(&model(root.path())).await, Ok(()));
-        std::fs::write(root.path().join(INDEX), "{").unwrap();
-        assert!(matches!(verify(&model(root.path())).await, Err(ModelFault::Unreadable { .. })));
+        let fault = verify(&model).await.unwrap_err();
+        assert!(matches!(fault, ModelFault::Damaged { .. }) && !fault.may_heal(), "{fault}");
+        std::fs::write(root.path().join("model.safetensors"), b"\x08\0\0\0\0\0\0\0{}      ").unwrap();
+        assert_eq!(verify(&model).await, Ok(()));
+        drop(root);
+        assert!(verify(&model).await.unwrap_err().may_heal());
     }
 }

@@ -1,18 +1,12 @@
 //! The model directory: what must be in one, and a small one for the stand-in engine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
 
-use serde::Deserialize;
-
-#[derive(Debug, Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-const INDEX: &str = "model.safetensors.index.json";
+use cic_common::model::Index;
+use cic_common::model::index::INDEX_NAME as INDEX;
 
 /// What is missing in `directory` for an engine to serve it, one line each.
 pub(super) fn mistakes(directory: &Path) -> Vec<String> {
@@ -25,15 +19,14 @@ pub(super) fn mistakes(directory: &Path) -> Vec<String> {
         mistakes.push(format!("--model: {shown} holds no config.json; is it a model directory?"));
     }
     match fs::read(directory.join(INDEX)) {
-        Ok(text) => match serde_json::from_slice::<Index>(&text) {
+        Ok(text) => match Index::parse(&text) {
             Ok(index) => {
-                let shards: BTreeSet<&String> = index.weight_map.values().collect();
-                let missing = shards.into_iter().filter(|shard| !directory.join(shard).is_file());
+                let missing = index.shards().into_iter().filter(|shard| !directory.join(shard).is_file());
                 mistakes.extend(missing.map(|shard| {
                     format!("--model: {shown} lacks {shard}, which {INDEX} names; fetch or copy it again")
                 }));
             }
-            Err(error) => mistakes.push(format!("--model: {shown}/{INDEX} cannot be read: {error}")),
+            Err(error) => mistakes.push(format!("--model: {shown}/{INDEX} {error}; fetch or copy it again")),
         },
         // A small model comes in one file, without an index.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -65,14 +58,14 @@ pub(super) fn write_small(directory: &Path) -> io::Result<()> {
         "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 512,
     });
     fs::write(directory.join("config.json"), format!("{config:#}\n"))?;
-    // safetensors: eight bytes with the length of the JSON header, little-endian, then the header: no tensors.
-    let header = b"{}      ";
-    let length = u64::try_from(header.len()).unwrap_or(0).to_le_bytes();
-    let empty = [&length[..], header].concat();
     let mut weight_map = BTreeMap::new();
     for (index, shard) in SHARDS.iter().enumerate() {
-        fs::write(directory.join(shard), &empty)?;
-        weight_map.insert(format!("model.layers.{index}.weight"), *shard);
+        let tensor = format!("model.layers.{index}.weight");
+        // safetensors: eight bytes with the length of the JSON header, little-endian, then the header: a tensor without elements.
+        let header = format!(r#"{{"{tensor}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}}}"#);
+        let length = u64::try_from(header.len()).unwrap_or(0).to_le_bytes();
+        fs::write(directory.join(shard), [&length[..], header.as_bytes()].concat())?;
+        weight_map.insert(tensor, *shard);
     }
     let index = serde_json::json!({ "metadata": { "total_size": 0 }, "weight_map": weight_map });
     fs::write(directory.join(INDEX), format!("{index:#}\n"))
@@ -101,7 +94,7 @@ mod tests {
         assert!(found[0].contains("config.json"), "{}", found[0]);
         assert!(found[1].contains("lacks model-00002-of-00002.safetensors"), "{}", found[1]);
         fs::write(path.join(INDEX), "{").expect("writes");
-        assert!(mistakes(path)[1].contains("cannot be read"));
+        assert!(mistakes(path)[1].contains("is no index of shards"));
         assert!(mistakes(Path::new("/no/such/model"))[0].contains("/no/such/model"));
     }
 }

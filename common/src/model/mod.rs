@@ -1,0 +1,9 @@
+//! What a model's files say of themselves, read from bytes that somebody else has read.
+
+pub mod dtype;
+pub mod header;
+pub mod index;
+
+pub use dtype::Dtype;
+pub use header::{Header, HeaderFault, Tensor};
+pub use index::{Index, IndexFault};
