@@ -51,6 +51,7 @@ impl Views {
             return newest;
         }
         self.wanted.notify_one();
+        // Late, or the driver has gone: the last one is what there is.
         let _ = timeout(LOOK_WITHIN, drawn.changed()).await;
         Arc::clone(&drawn.borrow())
     }

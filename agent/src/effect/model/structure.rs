@@ -80,7 +80,10 @@ fn names_in(directory: &Path) -> Result<Vec<String>, ModelFault> {
     let read = || -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(directory)? {
-            names.extend(entry?.file_name().into_string().ok().filter(|name| !name.starts_with('.')));
+            let name = entry?.file_name().into_string();
+            let name =
+                name.map_err(|name| io::Error::other(format!("holds {name:?}, whose name is no text")))?;
+            names.extend(Some(name).filter(|name| !name.starts_with('.')));
         }
         names.sort();
         Ok(names)
