@@ -129,9 +129,10 @@ impl Trial {
     pub(crate) fn mend(&mut self, act: impl FnOnce(&Self)) {
         self.lost_packets = wires::lost().expect("counters of nft");
         assert!(!self.loses_packets || self.lost_packets > 0, "the rules met no packet");
+        // Before it ends: a node may be back before this process runs on.
+        self.mended_at_unix_ms = unix_ms();
         act(self);
         wires::lose(&[]).expect("rules of nft");
-        self.mended_at_unix_ms = unix_ms();
     }
 
     /// Looks at what the controller believes for so long.
