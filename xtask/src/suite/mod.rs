@@ -7,6 +7,7 @@
 //! ```
 
 mod counts;
+mod failures;
 mod left_out;
 mod machine;
 mod report;

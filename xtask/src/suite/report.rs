@@ -13,6 +13,8 @@ pub(super) enum Outcome {
     Tested {
         counts: Counts,
         ended_well: bool,
+        /// Each failed test with what it said.
+        failures: String,
     },
     Failed(String),
     Skipped(String),
@@ -36,7 +38,7 @@ impl Report {
         total
     }
 
-    /// The table, and as last line `N passed, N failed, N skipped`.
+    /// The table, the failed tests, and as last line `N passed, N failed, N skipped`.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         let width = self.rows.iter().map(|(step, ..)| step.chars().count()).max().unwrap_or(0);
@@ -53,6 +55,11 @@ impl Report {
         }
         let Counts { passed, failed, skipped } = self.counts();
         let _ = writeln!(text, "{:>2}  {:<width$}  {:>5.1} min", "", "all", minutes(total));
+        for (_, outcome, _) in &self.rows {
+            if let Outcome::Tested { failures, .. } = outcome {
+                text.push_str(failures);
+            }
+        }
         let _ = write!(text, "{passed} passed, {failed} failed, {skipped} skipped");
         text
     }
@@ -65,7 +72,7 @@ impl Outcome {
             Self::Failed(_) => Counts { failed: 1, ..Counts::default() },
             Self::Skipped(_) => Counts { skipped: 1, ..Counts::default() },
             // A run that ended badly with no failed test still failed.
-            Self::Tested { counts, ended_well: false } if counts.failed == 0 => {
+            Self::Tested { counts, ended_well: false, .. } if counts.failed == 0 => {
                 Counts { failed: 1, ..*counts }
             }
             Self::Tested { counts, .. } => *counts,
@@ -99,18 +106,21 @@ mod tests {
         let mut report = Report::default();
         report.add("format", Outcome::Passed, Duration::from_secs(6));
         let counts = Counts { passed: 40, failed: 2, skipped: 1 };
-        report.add("tests", Outcome::Tested { counts, ended_well: false }, Duration::from_secs(60));
+        let failures = "failed: cic-agent serve::hangs\n".to_owned();
+        report.add("tests", Outcome::Tested { counts, ended_well: false, failures }, Duration::from_secs(60));
         report.add("deny", Outcome::Skipped("not installed".into()), Duration::ZERO);
         report.add("docs", Outcome::Failed("exit status: 101".into()), Duration::ZERO);
         let text = report.text();
         assert_eq!(text.lines().last(), Some("41 passed, 3 failed, 2 skipped"), "{text}");
         assert!(text.contains(" 1  format    0.1 min  pass\n"), "{text}");
+        assert!(text.contains("min\nfailed: cic-agent serve::hangs\n41 passed"), "{text}");
     }
 
     #[test]
     fn a_run_that_ends_badly_without_a_failed_test_has_failed() {
         let counts = Counts { passed: 40, ..Counts::default() };
-        assert_eq!(Outcome::Tested { counts, ended_well: false }.counts().failed, 1);
-        assert_eq!(Outcome::Tested { counts, ended_well: true }.counts().failed, 0);
+        let failed_count =
+            |ended_well| Outcome::Tested { counts, ended_well, failures: String::new() }.counts().failed;
+        assert_eq!((failed_count(false), failed_count(true)), (1, 0));
     }
 }

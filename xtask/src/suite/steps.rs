@@ -8,6 +8,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result};
 
 use super::counts::Counts;
+use super::failures::Failures;
 use super::left_out;
 use super::machine;
 use super::report::Outcome;
@@ -124,9 +125,11 @@ fn nextest(wanted: &mut Wanted) -> Result<Outcome> {
     let mut child = command.stderr(Stdio::piped()).spawn().context("cannot start cargo nextest")?;
     let lines = BufReader::new(child.stderr.take().context("its stderr is piped")?);
     let mut counts = None;
+    let mut failures = Failures::default();
     for line in lines.split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
         eprintln!("{line}");
+        failures.read(&line);
         counts = Counts::of_nextest(&line).or(counts);
     }
     let status = child.wait()?;
@@ -134,7 +137,7 @@ fn nextest(wanted: &mut Wanted) -> Result<Outcome> {
         eprintln!("skipped: {test}: {reason}");
     }
     Ok(match counts {
-        Some(counts) => Outcome::Tested { counts, ended_well: status.success() },
+        Some(counts) => Outcome::Tested { counts, ended_well: status.success(), failures: failures.text() },
         None => Outcome::Failed(format!("nextest ran no test: {status}")),
     })
 }
