@@ -18,11 +18,13 @@ use crate::serve::edge::{AdmissionLimits, ScarcitySpec};
 
 mod checkpoint;
 mod deadman;
+mod model;
 mod spot;
 mod surge;
 
 pub use checkpoint::Checkpoint;
 pub use deadman::Deadman;
+pub use model::Model;
 pub use spot::Spot;
 pub use surge::Surge;
 
@@ -76,6 +78,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("engine", "stall_kill_ms", Kind::Integer),
         Key::optional("engine", "stop_grace_ms", Kind::Integer),
         Key::optional("engine", "term_mode", Kind::Text),
+        Key::optional("model", "verify", Kind::Text),
         Key::optional("gpu", "probe", Kind::Text),
         Key::optional("gpu", "root", Kind::Text),
         Key::optional("gpu", "kmsg", Kind::Text),
@@ -134,6 +137,7 @@ pub struct Config {
     pub surge: Surge,
     pub metrics: Metrics,
     pub engine: Engine,
+    pub model: Model,
     pub gpu: Gpu,
     pub spot: Spot,
     pub checkpoint: Checkpoint,

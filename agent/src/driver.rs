@@ -25,7 +25,7 @@ use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::memory::Memory;
-use crate::effect::{model, power};
+use crate::effect::{model::Models, power};
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::serve::metrics::MetricsPort;
@@ -59,6 +59,7 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(1);
 pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
+    pub models: Models,
     pub gpu_memory: Memory<GpuMemo>,
     pub deadman_memory: Memory<DeadmanMemo>,
     /// Program and arguments that end this machine.
@@ -308,16 +309,16 @@ impl Driver {
                     });
                 }
                 Action::MountModel { attempt, model } => {
-                    let events = self.shells.events.clone();
+                    let (events, models) = (self.shells.events.clone(), self.shells.models.clone());
                     self.spawn("model mount", async move {
-                        let result = model::mount(&model).await;
+                        let result = models.mount(&model).await;
                         Ok(events.send(Event::ModelMounted { attempt, result }).await?)
                     });
                 }
                 Action::VerifyModel { attempt, model } => {
-                    let events = self.shells.events.clone();
+                    let (events, models) = (self.shells.events.clone(), self.shells.models.clone());
                     self.spawn("model verify", async move {
-                        let result = model::verify(&model).await;
+                        let result = models.verify(&model).await;
                         Ok(events.send(Event::ModelVerified { attempt, result }).await?)
                     });
                 }
@@ -369,7 +370,8 @@ impl Driver {
                 }
                 Action::NameModel { attempt, model } => {
                     let (state, events) = (self.shells.state.clone(), self.shells.events.clone());
-                    self.spawn("model digest", name_model(attempt, model, state, events));
+                    let models = self.shells.models.clone();
+                    self.spawn("model digest", name_model(attempt, model, models, state, events));
                 }
                 Action::Checkpoint { occasion, assignment, model_digest } => {
                     self.checkpoint(occasion, assignment, model_digest);
@@ -476,10 +478,11 @@ impl Driver {
 async fn name_model(
     attempt: u32,
     model: ModelSpec,
+    models: Models,
     state: StateDir,
     events: mpsc::Sender<Event>,
 ) -> TaskResult {
-    let result = model::digest(&model).await.map_err(|fault| fault.to_string());
+    let result = models.digest(&model).await.map_err(|fault| fault.to_string());
     if let Ok(digest) = &result {
         let known = KnownModel { path: model.path, digest: digest.clone() };
         if let Err(error) = state.write(name::MODEL, &known).await {

@@ -12,6 +12,7 @@ pub mod config;
 pub mod core;
 pub mod driver;
 pub mod effect;
+pub mod model_files;
 pub mod preflight;
 pub mod run;
 pub mod serve;

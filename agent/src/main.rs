@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
-use cic_agent::effect::model::structure::{self, Outline};
+use cic_agent::effect::model::{STEP_COMMAND, StepArgs, step};
+use cic_agent::model_files::{ManifestArgs, VerifyArgs, manifest, verify};
 use cic_agent::preflight::EngineArgs;
 use cic_agent::serve::edge::new_key;
 use cic_agent::source::gpu::write_clear;
@@ -14,7 +15,6 @@ use cic_agent::{checkpoints, preflight, run, status};
 use cic_common::config::EXIT_CONFIG;
 use cic_common::id::NodeId;
 use cic_common::telemetry;
-use cic_common::units::Bytes;
 use clap::{Parser, Subcommand};
 
 /// All of the agent's memory. With the C library's a seventh of the edge's time went there (decision 0020).
@@ -46,8 +46,10 @@ enum Act {
         #[command(flatten)]
         engine: EngineArgs,
     },
-    /// Say whether a model's directory is whole, as far as lengths and headers tell: no weight is read
-    Verify { directory: PathBuf },
+    /// Say whether a model's directory is whole: by lengths and headers, or, with --deep, by every byte
+    Verify(VerifyArgs),
+    /// Write the manifest of a model's directory that is known to be good: what `verify --deep` compares with
+    Manifest(ManifestArgs),
     /// Take GPUs for sound again that were condemned; the agent that runs here heeds it within a second
     GpuClear {
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -73,6 +75,9 @@ enum Act {
         #[arg(long, default_value = DEFAULT_PATH)]
         config: PathBuf,
     },
+    /// One step on a model's directory. Used by the agent itself.
+    #[command(name = STEP_COMMAND, hide = true)]
+    ModelStep(StepArgs),
     /// Becomes the engine in a session of its own. Used by the agent itself.
     #[command(name = "engine-exec", hide = true)]
     EngineExec(ExecArgs),
@@ -87,6 +92,7 @@ enum KeyAct {
 fn main() -> ExitCode {
     match Cli::parse().act {
         Act::EngineExec(args) => ExitCode::from(exec(&args)),
+        Act::ModelStep(args) => ExitCode::from(step(args)),
         Act::Run { config, record } => with(&config, |config| {
             telemetry::begin(config.log.format, &config.log.filter)?;
             runtime()?.block_on(run::run(config, record.as_deref()))
@@ -94,7 +100,8 @@ fn main() -> ExitCode {
         Act::Preflight { config, engine } => {
             with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))
         }
-        Act::Verify { directory } => finish(verify(&directory)),
+        Act::Verify(args) => finish(verify(&args)),
+        Act::Manifest(args) => finish(manifest(&args)),
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
         Act::Checkpoints { config, node } => {
             with(&config, |config| runtime()?.block_on(checkpoints::show(&config, node)))
@@ -102,13 +109,6 @@ fn main() -> ExitCode {
         Act::Key { act: KeyAct::New { name } } => finish(print_key(&name)),
         Act::Status { config } => with(&config, |config| runtime()?.block_on(status::status(&config))),
     }
-}
-
-fn verify(directory: &Path) -> anyhow::Result<u8> {
-    let Outline { files, tensors, bytes } = structure::check(directory)?;
-    let (directory, bytes) = (directory.display(), Bytes(bytes));
-    println!("{directory} is whole by its headers: {files} files of weights, {tensors} tensors, {bytes}");
-    Ok(0)
 }
 
 fn clear(config: &Config, gpu: Option<String>) -> anyhow::Result<u8> {

@@ -10,7 +10,6 @@ use cic_common::id::{DeploymentName, Term};
 use crate::config::Config;
 use crate::core::GpuFacts;
 use crate::effect::engine::Checker;
-use crate::effect::model;
 use crate::state::name;
 
 /// An engine to look at in place of the one that the last assignment named.
@@ -48,8 +47,9 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
         // An engine may be looked at without a model.
         if !assignment.model.path.is_empty() {
             let checked = async {
-                model::mount(&assignment.model).await?;
-                model::verify(&assignment.model).await
+                let models = config.model.looker(&config.node);
+                models.mount(&assignment.model).await?;
+                models.verify(&assignment.model).await
             };
             problems.extend(checked.await.err().map(|fault| fault.to_string()));
         }

@@ -43,7 +43,7 @@ use crate::state::{StateDir, boot_id, name};
 const LINK_EVENTS_WAITING_MAX: usize = 256;
 
 /// This very program, also when an upgrade has put another in its place on the disk.
-const OWN_PROGRAM: &str = "/proc/self/exe";
+pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
 /// Longest the parts take to stop; connections that are still answering are cut then.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
@@ -206,6 +206,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let shells = Shells {
         keeper,
         checker: Checker::new(config.flags_dir()),
+        models: config.model.looker(&config.node),
         gpu_memory,
         deadman_memory,
         power_off: config.deadman.command,

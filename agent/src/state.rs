@@ -31,6 +31,8 @@ pub mod name {
     pub const PORTS: &str = "ports.json";
     pub const RESTART: &str = "restart.json";
     pub const ROUTES: &str = "routes.json";
+    /// Files of models that were right, and as what they were found.
+    pub const VERIFIED: &str = "verified.json";
 }
 
 /// A disk that takes longer to write a few kilobytes is treated as failed.

@@ -7,6 +7,7 @@ mod controller;
 mod detect;
 mod edge;
 mod grid;
+mod model;
 mod notice;
 mod rig;
 mod soak;
@@ -37,6 +38,9 @@ struct Args {
     /// Length of `soak` and `chaos`
     #[arg(long, default_value_t = 10)]
     minutes: u32,
+    /// Gibibytes of the set of `model`
+    #[arg(long, default_value_t = model::GIB)]
+    gib: NonZeroUsize,
     /// Sizes of the fleets of `controller`
     #[arg(long, value_delimiter = ',', default_values_t = controller::SIZES)]
     nodes: Vec<usize>,
@@ -56,6 +60,8 @@ enum Bench {
     Soak,
     /// Ten minutes of replicas killed and connections reset: whether anybody who listens at an edge notices
     Chaos,
+    /// How fast a model's files are known to be whole, beside b3sum, sha256sum and cat
+    Model,
     /// What a node costs the controller, in fleets of a thousand to ten thousand
     Controller,
 }
@@ -75,6 +81,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Bench::Edge => ("edge", edge::run(args.rounds)?),
         Bench::Soak => ("soak", soak::run(args.minutes)?),
         Bench::Chaos => ("chaos", chaos::run(args.minutes)?),
+        Bench::Model => ("model", model::run(args.gib)?),
         Bench::Controller => ("controller", controller::run(&args.nodes)?),
     };
     print!("{}", table.text());

@@ -61,6 +61,11 @@ impl Table {
         self.rows.push(Row { name: name.to_owned(), value, unit, target: target.map(Target::AtMost) });
     }
 
+    /// A number that is to stay at or above `target`.
+    pub(crate) fn row_at_least(&mut self, name: &str, value: f64, unit: &'static str, target: f64) {
+        self.rows.push(Row { name: name.to_owned(), value, unit, target: Some(Target::AtLeast(target)) });
+    }
+
     pub(crate) fn text(&self) -> String {
         let width = self.rows.iter().map(|row| row.name.chars().count()).max().unwrap_or(0);
         let mut text = self.grid.as_ref().map_or_else(String::new, |grid| grid.text() + "\n");

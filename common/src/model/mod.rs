@@ -3,7 +3,10 @@
 pub mod dtype;
 pub mod header;
 pub mod index;
+pub mod manifest;
+pub mod tree;
 
 pub use dtype::Dtype;
 pub use header::{Header, HeaderFault, Tensor};
 pub use index::{Index, IndexFault};
+pub use manifest::{Manifest, ManifestFault};

@@ -13,7 +13,7 @@ use cic_common::model::header::{LENGTH_BYTES, header_length};
 use cic_common::model::index::{INDEX_BYTES_MAX, INDEX_NAME};
 use cic_common::model::{Header, HeaderFault, Index};
 
-use super::{text, unreadable};
+use super::{damaged, text, unreadable};
 use crate::core::ModelFault;
 
 const WEIGHTS: &str = "safetensors";
@@ -67,7 +67,7 @@ pub fn check(directory: &Path) -> Result<Outline, ModelFault> {
 
 /// What a link in the directory may lead to: the directory, or, where it is a snapshot in a cache of the Hugging Face hub,
 /// the folder with its blobs beside it.
-fn tree_of(directory: &Path) -> io::Result<PathBuf> {
+pub(super) fn tree_of(directory: &Path) -> io::Result<PathBuf> {
     let directory = directory.canonicalize()?;
     let snapshots = directory.parent().filter(|parent| parent.ends_with("snapshots"));
     let repository = snapshots.and_then(Path::parent).filter(|repository| repository.join("blobs").is_dir());
@@ -99,7 +99,7 @@ fn names_in(directory: &Path) -> Result<Vec<String>, ModelFault> {
     Ok(names)
 }
 
-fn stays_within(tree: &Path, path: &Path) -> Result<(), ModelFault> {
+pub(super) fn stays_within(tree: &Path, path: &Path) -> Result<(), ModelFault> {
     let found = path.symlink_metadata().map_err(|error| unreadable(path, &error))?;
     if !found.is_symlink() {
         return Ok(());
@@ -219,10 +219,6 @@ fn as_indexed(directory: &Path, index: &Index, headers: &[(&str, ReadHeader)]) -
         }
     }
     Ok(())
-}
-
-fn damaged(path: &Path, cause: String) -> ModelFault {
-    ModelFault::Damaged { path: text(path), cause }
 }
 
 #[cfg(test)]

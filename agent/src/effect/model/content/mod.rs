@@ -1,0 +1,21 @@
+//! Every byte of a model's files against its manifest, and the manifest of a directory that is known to be good.
+//!
+//! ```text
+//! walk: files -> job: what of each is to be hashed -> hash: threads, each the next piece -> check: findings
+//!                        ^- ledger: what was right and is unchanged                       '-> make: a manifest
+//! ```
+
+mod check;
+mod finding;
+mod hash;
+mod ledger;
+mod make;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use check::{Checked, check, read_manifest};
+pub use finding::{Finding, Wrong};
+pub use hash::{Effort, Progress};
+pub use ledger::Ledger;
+pub use make::make;
