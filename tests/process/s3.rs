@@ -5,6 +5,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use super::dev_fleet::binary;
 
@@ -42,6 +44,18 @@ impl S3Server {
         format!("s3://fleet/test?endpoint=http://{}&allow_http=true&region=us-east-1", self.address)
     }
 
+    /// Its `host:port`.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// The directory that the bucket's objects lie in.
+    #[must_use]
+    pub fn bucket(&self) -> PathBuf {
+        self.dir.path().join("buckets/fleet")
+    }
+
     /// What it takes to be let in, as an environment.
     #[must_use]
     pub fn keys(&self) -> Vec<(String, String)> {
@@ -77,6 +91,15 @@ impl S3Server {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())
+    }
+
+    /// Takes requests and answers none, or goes on.
+    ///
+    /// # Panics
+    /// When it has ended.
+    pub fn pause(&self, is_paused: bool) {
+        let signal = if is_paused { Signal::SIGSTOP } else { Signal::SIGCONT };
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("it runs");
     }
 
     /// The same server on the same port, with what it had.

@@ -122,7 +122,7 @@ impl Models {
                 Ok(Line::Answer(answer)) => return answer,
                 Ok(Line::Progress { done_bytes, all_bytes }) => {
                     count += 1;
-                    if count % LOG_EVERY == 0 {
+                    if count.is_multiple_of(LOG_EVERY) {
                         info!(path, "verified {} of {}", Bytes(done_bytes), Bytes(all_bytes));
                     }
                 }

@@ -2,7 +2,7 @@
 //!
 //! - [`content`]: one file's hashes.
 //! - [`list`]: the files of a model, and the rules for their names.
-//! - [`native`]: `cic-manifest.json`.
+//! - [`native`]: ours, `cic-manifest.json`.
 //! - [`foreign`]: manifests of others: OpenSSF model signing, and plain lists.
 
 mod content;
