@@ -12,6 +12,7 @@
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
 //! - [`model`]: what the files of a model say of themselves.
+//! - [`fit`]: whether a model fits GPUs, and by what arithmetic.
 //! - [`objects`]: object stores, and objects in them that show when they are damaged.
 //! - [`descriptor`]: a descriptor that the runtime watches.
 //! - [`process`]: who runs on this machine, and who belongs to whom.
@@ -20,6 +21,7 @@ pub mod assignment;
 pub mod backoff;
 pub mod config;
 pub mod descriptor;
+pub mod fit;
 pub mod gpu;
 pub mod id;
 pub mod model;

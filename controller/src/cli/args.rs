@@ -112,6 +112,9 @@ pub(super) enum Command {
         #[arg(long)]
         reason: Option<String>,
     },
+    /// Say whether a model fits GPUs, by what arithmetic, and what would fit where it does not
+    #[command(after_help = "Exit code: 0 it fits, 3 it does not, 78 something that was given is of no use.")]
+    Plan(PlanArgs),
     /// Show which controller leads, and what the one that was asked is
     Leader {
         /// Print the API's answer
@@ -156,6 +159,42 @@ pub(super) enum OrphansWish {
         #[arg(long, conflicts_with = "nodes")]
         all: bool,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct PlanArgs {
+    /// A model's directory, its config.json, or a size such as 70B, of which only the weights are judged
+    pub(super) model: String,
+    /// One replica's GPUs, such as H100:8; above 8 in whole nodes of 8
+    #[arg(long, value_name = "GPU:COUNT")]
+    pub(super) gpu: String,
+    /// Tokens of the longest sequence; by default all that the model knows, as vLLM takes them
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) max_model_len: Option<u64>,
+    /// fp8, int8, int4, awq, gptq, mxfp4, nvfp4 or none; by default as the checkpoint is stored
+    #[arg(long, value_name = "METHOD")]
+    pub(super) quantization: Option<String>,
+    /// auto, bfloat16, float16, fp8, fp8_e4m3 or fp8_e5m2
+    #[arg(long, value_name = "TYPE", default_value = "auto")]
+    pub(super) kv_cache_dtype: String,
+    /// Part of the memory that the engine may take
+    #[arg(long, value_name = "PART", default_value_t = 0.9)]
+    pub(super) gpu_memory_utilization: f64,
+    /// Sequences of one step; by default what vLLM's server takes on such a GPU
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) max_num_seqs: Option<u64>,
+    /// Tokens of one step, likewise
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) max_num_batched_tokens: Option<u64>,
+    /// GPUs among which each layer is divided; by default chosen
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(super) tp: Option<u64>,
+    /// Stages among which the layers are divided; by default chosen
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=64))]
+    pub(super) pp: Option<u64>,
+    /// Print all figures as one JSON object
+    #[arg(long)]
+    pub(super) json: bool,
 }
 
 #[derive(Debug, clap::Args)]

@@ -5,9 +5,10 @@
 //!                         |                        '- endpoint: which API, and how it was found
 //!                         |- table, style, span, shown, condition: what people see
 //!                         |- fault: signals to the processes of local nodes
+//!                         |- plan: a model's files against GPUs, with nobody asked
 //!                         '- dev/: a whole fleet on this machine
 //! ```
-//! Commands speak to the API as any other client; only `dev` and `fault` touch this machine.
+//! Commands speak to the API as any other client; only `dev`, `fault` and `plan` touch this machine.
 
 mod apply;
 mod args;
@@ -26,6 +27,7 @@ mod leader;
 mod nodes;
 mod operations;
 mod orphans;
+mod plan;
 mod processes;
 mod run;
 mod screen;

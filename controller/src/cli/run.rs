@@ -9,14 +9,14 @@ use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
 use super::{
-    apply, ask, deployments, dev, events, fault, health, leader, nodes, operations, orphans, sync, why,
+    apply, ask, deployments, dev, events, fault, health, leader, nodes, operations, orphans, plan, sync, why,
 };
 use crate::record::ReplayError;
 
 /// Runs the command; failures go to standard error, one line each.
 pub async fn run(cli: Cli) -> ExitCode {
     match perform(cli).await {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             for line in failure.to_string().lines() {
                 eprintln!("cic: {line}");
@@ -26,7 +26,7 @@ pub async fn run(cli: Cli) -> ExitCode {
     }
 }
 
-async fn perform(cli: Cli) -> Result<(), Failure> {
+async fn perform(cli: Cli) -> Result<ExitCode, Failure> {
     let client = || {
         let client = Client::new(Endpoint::find(cli.api.as_deref())?);
         match &cli.token_file {
@@ -34,7 +34,7 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
             None => Ok::<_, Failure>(client),
         }
     };
-    match &cli.command {
+    let performed = match &cli.command {
         Command::Nodes { watch, json } => nodes::nodes(&client()?, *watch, *json).await,
         Command::Deployments { json } => deployments::deployments(&client()?, *json).await,
         Command::Events { node, follow, limit, json } => {
@@ -50,13 +50,15 @@ async fn perform(cli: Cli) -> Result<(), Failure> {
         Command::Apply { file } => apply::apply(&client()?, file).await,
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
         Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,
+        Command::Plan(args) => return plan::plan(args),
         Command::Leader { json } => leader::leader(&client()?, *json).await,
         Command::Failover => leader::failover(&client()?).await,
         Command::Token { node } => ask::token(&client()?, node).await,
         Command::Replay { file } => replay(file),
         Command::Fault(args) => fault::fault(args).await,
         Command::Dev(args) => dev::run(args, cli.api.as_deref()).await,
-    }
+    };
+    performed.map(|()| ExitCode::SUCCESS)
 }
 
 fn replay(file: &Path) -> Result<(), Failure> {
