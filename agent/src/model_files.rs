@@ -1,5 +1,7 @@
 //! `cic-agent verify` and `cic-agent manifest`: a model's files, by hand.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -71,10 +73,13 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<u8> {
              `cic-agent manifest DIR` write one where the files are known to be good"
         )
     })?;
-    let mut ledger = args.cache.clone().map(Ledger::open).unwrap_or_default();
     let clock = Clock::start();
+    let mut ledger = args.cache.clone().map(|place| Ledger::open(place, clock.unix_ms())).unwrap_or_default();
+    let besides: Vec<PathBuf> =
+        [&args.manifest, &args.cache].into_iter().flatten().map(|path| real(path)).collect();
     let began = clock.now();
-    let checked = with_bar(args.threads, |effort| check(&args.directory, &manifest, &mut ledger, effort))??;
+    let checked =
+        with_bar(args.threads, |effort| check(&args.directory, &manifest, &besides, &mut ledger, effort))??;
     let took = clock.now().since(began);
     let Checked { files, bytes, known_bytes, findings, unsaved } = checked;
     if let (Some(cause), Some(cache)) = (unsaved, &args.cache) {
@@ -87,7 +92,7 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<u8> {
         eprintln!("{fault}");
     }
     if !findings.is_empty() || structure.is_err() {
-        eprintln!("{directory} is not whole: {} of {files} files are wrong", findings.len());
+        eprintln!("{directory} is not whole");
         return Ok(1);
     }
     let read = rate(bytes - known_bytes, took);
@@ -106,20 +111,39 @@ pub fn verify(args: &VerifyArgs) -> anyhow::Result<u8> {
 pub fn manifest(args: &ManifestArgs) -> anyhow::Result<u8> {
     let clock = Clock::start();
     let began = clock.now();
-    let made = with_bar(args.threads, |effort| make(&args.directory, args.sha256, effort))??;
-    let took = clock.now().since(began);
     let place = args.output.clone().unwrap_or_else(|| args.directory.join(MANIFEST_NAME));
+    let besides = [real(&place)];
+    let made = with_bar(args.threads, |effort| make(&args.directory, args.sha256, &besides, effort))??;
+    let took = clock.now().since(began);
     write(&place, &made.to_json()).with_context(|| format!("{} cannot be written", place.display()))?;
     let bytes = made.files().filter_map(|(_, content)| content.size).sum();
     println!("{}: {} files, {}; {}", place.display(), made.files().count(), Bytes(bytes), rate(bytes, took));
     Ok(0)
 }
 
-/// Whole or not at all.
+/// Without links, whether the file is there yet or not.
+fn real(path: &Path) -> PathBuf {
+    let whole = path.canonicalize().or_else(|_| {
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or_else(|| Path::new(".")).canonicalize()?;
+        Ok::<_, std::io::Error>(folder.join(path.file_name().unwrap_or_default()))
+    });
+    whole.unwrap_or_else(|_| path.to_owned())
+}
+
+/// Whole or not at all. What a run that was cut off leaves is hidden: it is no file of the model.
 fn write(place: &Path, text: &str) -> std::io::Result<()> {
-    let beside = place.with_extension("new");
-    std::fs::write(&beside, text)?;
-    std::fs::rename(beside, place)
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    let beside = place.with_file_name(format!(".{name}.new"));
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        std::fs::rename(&beside, place)
+    };
+    write().inspect_err(|_| {
+        let _ = std::fs::remove_file(&beside);
+    })
 }
 
 fn rate(bytes: u64, took: Duration) -> String {

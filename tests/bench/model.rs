@@ -72,7 +72,7 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
     table.row("structure, median", percentile(&mut structure, 50.0) * 1000.0, "ms", None);
     let ours = gigabytes / percentile(&mut deep, 50.0);
     table.row(&format!("verify --deep, {threads} threads, median of {}", deep.len()), ours, "GB/s", None);
-    for (name, mut took) in others {
+    for (name, mut took) in others.into_iter().filter(|(_, took)| !took.is_empty()) {
         let rate = gigabytes / percentile(&mut took, 50.0);
         table.row(&name, rate, "GB/s", None);
         if name.starts_with("b3sum") {

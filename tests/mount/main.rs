@@ -192,7 +192,7 @@ async fn a_mount_whose_daemon_was_killed_is_named_with_its_cause() {
     let Some(place) = place() else { return };
     let mut mounted = Mounted::begin(&place);
     let spec = mounted.spec();
-    // While it reads: the server gives nothing, so that the step waits in the kernel.
+    // While its files are looked at: the server gives nothing, so that the step waits in the kernel.
     mounted.server.pause(true);
     let verifying = mounted.models.clone();
     let reading = tokio::spawn({
@@ -204,6 +204,7 @@ async fn a_mount_whose_daemon_was_killed_is_named_with_its_cause() {
     mounted.s3fs.wait().expect("ended");
     let said = is_for_now(reading.await.expect("the step ends"));
     println!("daemon killed under way: {said}");
+    assert!(said.contains("connection abort") || said.contains("not connected"), "{said}");
     let (result, took) = timed(mounted.models.mount(&spec)).await;
     let said = is_for_now(result);
     println!("dead mount: {said}, after {took:.2?}");
@@ -216,7 +217,8 @@ async fn wait_in_fuse() {
     let began = Instant::now();
     let is_waiting = |process: &Process| {
         let of = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
-        of("cmdline").contains(STEP_COMMAND) && of("wchan").contains("request_wait_answer")
+        of("cmdline").contains(STEP_COMMAND)
+            && ["fuse", "request_wait_answer"].iter().any(|place| of("wchan").contains(place))
     };
     while !Process::all().expect("processes").iter().any(is_waiting) {
         assert!(began.elapsed() < MOUNTED_WITHIN, "no step waits for the mount");

@@ -3,9 +3,6 @@
 /// So much of what a failed test said.
 const SAID_MAX: usize = 6;
 
-/// What nextest calls a test that did not pass, first word of its line.
-const VERDICTS: [&str; 6] = ["FAIL", "TIMEOUT", "SIGABRT", "SIGSEGV", "SIGKILL", "ABORT"];
-
 /// What has been read of a run so far.
 #[derive(Debug, Default)]
 pub(super) struct Failures {
@@ -59,7 +56,10 @@ impl Failures {
 fn failed_test(line: &str) -> Option<String> {
     let (verdict, rest) = line.split_once(" [")?;
     let (_, name) = rest.split_once("s] ")?;
-    let is_failure = VERDICTS.contains(&verdict.trim());
+    // FAIL, LEAK-FAIL, TIMEOUT, ABORT, SIGSEGV and other signals.
+    let is_failure = verdict.contains("FAIL")
+        || verdict.starts_with("SIG")
+        || ["TIMEOUT", "ABORT"].contains(&verdict.trim());
     let name = name.trim_start();
     let name =
         name.strip_prefix('(').and_then(|counted| counted.split_once(") ")).map_or(name, |(_, name)| name);
@@ -83,6 +83,7 @@ mod tests {
     thread 'a_stopped_agent_is_routed_out' (7) panicked at tests/process/apart.rs:53:33:
     passes in its namespaces
      TIMEOUT [ 600.001s] (1000/1129) cic-agent serve::hangs
+      SIGBUS [   0.100s] (1001/1129) cic-agent serve::breaks
      Summary [ 900.0s] 3 tests run: 1 passed, 1 failed, 1 timed out, 0 skipped
         FAIL [  33.652s] ( 880/1129) fleet-tests::detect a_stopped_agent_is_routed_out";
         lines.lines().for_each(|line| failures.read(line));
@@ -90,6 +91,7 @@ mod tests {
     thread 'a_stopped_agent_is_routed_out' (6) panicked at tests/detect/main.rs:48:5:
     SIGSTOP of an agent, 20 s: out 1.61 s, back -
 failed: cic-agent serve::hangs
+failed: cic-agent serve::breaks
 ";
         assert_eq!(failures.text(), wanted);
     }

@@ -109,11 +109,12 @@ pub(super) fn mount(directory: &Path) -> Result<String, ModelFault> {
 }
 
 fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFault> {
+    let clock = Clock::start();
     let Some(manifest) = read_manifest(directory, None)? else {
         return Ok("no manifest, so that no byte was compared".to_owned());
     };
-    let mut ledger = ledger.map(Ledger::open).unwrap_or_default();
-    let (clock, next_ms) = (Clock::start(), AtomicU64::new(SAY_EVERY_MS));
+    let mut ledger = ledger.map(|place| Ledger::open(place, clock.unix_ms())).unwrap_or_default();
+    let next_ms = AtomicU64::new(SAY_EVERY_MS);
     let progress = |Progress { done_bytes, all_bytes }| {
         let (now, next) = (clock.now().as_millis(), next_ms.load(Ordering::Relaxed));
         let later = now + SAY_EVERY_MS;
@@ -126,7 +127,7 @@ fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFau
     let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
     let effort = Effort { threads, progress: &progress };
     let Checked { files, bytes, known_bytes, findings, unsaved } =
-        check(directory, &manifest, &mut ledger, &effort)?;
+        check(directory, &manifest, &[], &mut ledger, &effort)?;
     if let Some(cause) = unsaved {
         eprintln!("what was verified is not remembered: {cause}");
     }

@@ -114,8 +114,11 @@ impl Models {
             };
             let line = line.map_err(|error| unreadable(error.to_string()))?;
             let Some(line) = line else {
-                let ended =
-                    child.wait().await.map_or_else(|error| error.to_string(), |status| status.to_string());
+                let ended = tokio::time::timeout(quiet_max, child.wait()).await;
+                let ended = ended.map_or_else(
+                    |_| "and did not end".to_owned(),
+                    |ended| ended.map_or_else(|error| error.to_string(), |status| status.to_string()),
+                );
                 return Err(unreadable(format!("the process that looks ended without an answer: {ended}")));
             };
             match serde_json::from_str(&line) {
@@ -123,7 +126,8 @@ impl Models {
                 Ok(Line::Progress { done_bytes, all_bytes }) => {
                     count += 1;
                     if count.is_multiple_of(LOG_EVERY) {
-                        info!(path, "verified {} of {}", Bytes(done_bytes), Bytes(all_bytes));
+                        let (done, all) = (Bytes(done_bytes), Bytes(all_bytes));
+                        info!(path, %done, %all, "comparing with the manifest");
                     }
                 }
                 Err(error) => {

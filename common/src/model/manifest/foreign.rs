@@ -110,7 +110,7 @@ fn statement_of(top: Top<'_>) -> Result<Manifest, ManifestFault> {
     let subjects = top.subject.unwrap_or_default();
     if let Some(wanted) = subjects.into_iter().next().and_then(|subject| subject.digest.sha256) {
         let found = Sha256::of(&hashes).to_string();
-        if found != wanted {
+        if !found.eq_ignore_ascii_case(&wanted) {
             return Err(ManifestFault::Root { found, wanted });
         }
     }

@@ -124,7 +124,9 @@ impl Manifest {
         let is_within = |ignored: &String| {
             path.strip_prefix(ignored.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        is_hidden || [MANIFEST_NAME, SIGNATURE_NAME].contains(&path) || self.ignored.iter().any(is_within)
+        // Whatever a manifest ignores, weights are loaded.
+        let is_ignored = !path.ends_with(".safetensors") && self.ignored.iter().any(is_within);
+        is_hidden || [MANIFEST_NAME, SIGNATURE_NAME].contains(&path) || is_ignored
     }
 }
 

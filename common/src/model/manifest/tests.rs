@@ -85,6 +85,7 @@ fn a_signed_model_is_a_manifest_as_statement_and_as_bundle() {
             ("my.sig", true),
             ("cache/x", true),
             ("cached", false),
+            ("cache/model.safetensors", false),
             (MANIFEST_NAME, true),
             (SIGNATURE_NAME, true),
             (".git/config", true),

@@ -39,13 +39,14 @@ pub fn read_manifest(directory: &Path, file: Option<&Path>) -> Result<Option<Man
         None => [MANIFEST_NAME, SIGNATURE_NAME].map(|name| directory.join(name)).to_vec(),
     };
     for place in places {
-        let length = match place.metadata() {
-            Ok(found) => found.len(),
+        let found = match place.metadata() {
+            Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound && file.is_none() => continue,
             Err(error) => return Err(unreadable(&place, &error)),
         };
-        if length > MANIFEST_BYTES_MAX {
-            return Err(damaged(&place, format!("{length} bytes, more than a manifest can have")));
+        if !found.is_file() || found.len() > MANIFEST_BYTES_MAX {
+            let cause = format!("no file of at most {MANIFEST_BYTES_MAX} bytes, as a manifest is");
+            return Err(damaged(&place, cause));
         }
         let json = std::fs::read(&place).map_err(|error| unreadable(&place, &error))?;
         return Manifest::parse(&json).map(Some).map_err(|fault| damaged(&place, fault.to_string()));
@@ -62,13 +63,15 @@ struct Reading<'a> {
     digest: String,
 }
 
-/// Reads every file that the manifest names and that `ledger` does not know, and hashes it.
+/// Reads every file that the manifest names and that `ledger` does not know, and hashes it. Files in `besides`, by their real
+/// paths, may lie in the directory too.
 ///
 /// # Errors
 /// When the directory itself cannot be read. What is wrong with a file is a finding.
 pub fn check(
     directory: &Path,
     manifest: &Manifest,
+    besides: &[PathBuf],
     ledger: &mut Ledger,
     effort: &Effort<'_>,
 ) -> Result<Checked, ModelFault> {
@@ -79,6 +82,7 @@ pub fn check(
         .map_err(of_directory)?
         .into_iter()
         .filter(|path| manifest.file(path).is_none() && !manifest.says_nothing_of(path))
+        .filter(|path| !besides.contains(&directory.join(path)))
         .map(|path| (path, Wrong::Extra))
         .collect();
     let (mut readings, mut jobs, mut bytes, mut known_bytes) = (Vec::new(), Vec::new(), 0, 0);
@@ -113,6 +117,7 @@ pub fn check(
             None => ledger.learn(place, reading.stamp, reading.digest),
         }
     }
+    ledger.retain_below(directory, |path| path.to_str().is_some_and(|path| manifest.file(path).is_some()));
     let unsaved = ledger.save().err().map(|error| error.to_string());
     let findings = wrong.into_iter().map(|(path, wrong)| Finding { path, wrong }).collect();
     Ok(Checked { files: manifest.files().count(), bytes, known_bytes, findings, unsaved })
@@ -139,9 +144,10 @@ fn look<'a>(
     if !found.is_file() {
         return Err(Wrong::Kind("is no file".to_owned()));
     }
+    let size = content.size.unwrap_or(found.len());
     let digest = match (&content.blake3, &content.sha256) {
-        (Some(blake3), _) => format!("blake3:{}", blake3.root()),
-        (None, Some(sha256)) => format!("sha256:{sha256}"),
+        (Some(blake3), _) => format!("blake3:{}:{size}", blake3.root()),
+        (None, Some(sha256)) => format!("sha256:{sha256}:{size}"),
         // No manifest has such a file.
         (None, None) => return Err(Wrong::Bytes { ranges: None }),
     };
@@ -168,6 +174,10 @@ fn job_of(directory: &Path, reading: &Reading<'_>) -> Option<Job> {
 fn judge(reading: &Reading<'_>, hashed: Hashed) -> Option<Wrong> {
     let wanted = reading.content.size.unwrap_or(reading.found);
     match hashed {
+        // A length that is wrong is no matter of reading it again.
+        Hashed::Unreadable { .. } if reading.found != wanted => {
+            Some(Wrong::Length { found: reading.found, wanted, ranges: vec![(0, wanted)] })
+        }
         Hashed::Unreadable { at, error } => Some(Wrong::Unreadable { at, cause: error.to_string() }),
         Hashed::Sha256(hash) => {
             (hash.is_none() || hash != reading.content.sha256).then_some(Wrong::Bytes { ranges: None })

@@ -62,11 +62,11 @@ impl fmt::Display for Wrong {
             }
             Self::Bytes { ranges: None } => f.write_str("has not the bytes of the manifest"),
             Self::Bytes { ranges: Some(ranges) } => {
-                f.write_str("has not the bytes of the manifest, between ")?;
+                f.write_str("has not the bytes of the manifest, in bytes ")?;
                 let shown = ranges.iter().take(RANGES_SHOWN);
                 for (index, (begin, length)) in shown.enumerate() {
                     let comma = if index == 0 { "" } else { ", " };
-                    write!(f, "{comma}{begin} and {}", begin + length)?;
+                    write!(f, "{comma}{begin} to {}", begin + length - 1)?;
                 }
                 let more = ranges.len().saturating_sub(RANGES_SHOWN);
                 if more == 0 { Ok(()) } else { write!(f, " and in {more} stretches more") }

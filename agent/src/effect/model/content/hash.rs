@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use anyhow::Context as _;
 use cic_common::model::manifest::Sha256;
-use cic_common::model::tree::{PieceHash, PieceHasher, piece_count, piece_span};
+use cic_common::model::tree::{PIECE_BYTES, PieceHash, PieceHasher, piece_count, piece_span};
 use ring::digest::{Context, SHA256};
 
 /// Small enough for a core's own cache: what was read is hashed from there.
@@ -50,7 +50,7 @@ pub(super) enum Hashed {
 /// How the work is to be done, and who is told of it.
 pub struct Effort<'a> {
     pub threads: usize,
-    /// Called by each of the threads, after each piece.
+    /// Called by each of the threads, after each piece's length at most.
     pub progress: &'a (dyn Fn(Progress) + Sync),
 }
 
@@ -102,15 +102,13 @@ pub(super) fn hash(jobs: &[Job], effort: &Effort<'_>) -> anyhow::Result<Vec<Hash
             if is_given_up[task.job].load(Ordering::Relaxed) {
                 continue;
             }
-            let answer = reader.run(task.job, job, task.piece);
+            let mut tell = |bytes| {
+                let done_bytes = done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                (effort.progress)(Progress { done_bytes, all_bytes });
+            };
+            let answer = reader.run(task.job, job, task.piece, &mut tell);
             is_given_up[task.job].fetch_or(answer.is_err(), Ordering::Relaxed);
             answers.push((*task, answer));
-            let bytes = match job.kind {
-                Kind::Pieces => piece_span(task.piece, job.size).1,
-                Kind::Sha256 => job.size,
-            };
-            let done_bytes = done_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            (effort.progress)(Progress { done_bytes, all_bytes });
         }
         answers
     };
@@ -162,8 +160,14 @@ impl Reader {
         Self { buffer: vec![0; BUFFER_BYTES], open: None }
     }
 
-    /// With an error, the byte that could not be read.
-    fn run(&mut self, index: usize, job: &Job, piece: u64) -> Result<Done, (u64, io::Error)> {
+    /// With an error, the byte that could not be read. `tell` is told of what was read, in parts.
+    fn run(
+        &mut self,
+        index: usize,
+        job: &Job,
+        piece: u64,
+        tell: &mut dyn FnMut(u64),
+    ) -> Result<Done, (u64, io::Error)> {
         let (begin, length) = match job.kind {
             Kind::Pieces => piece_span(piece, job.size),
             Kind::Sha256 => (0, job.size),
@@ -175,18 +179,33 @@ impl Reader {
                 &mut other.insert((index, file)).1
             }
         };
-        match job.kind {
+        let mut untold = 0;
+        let mut count = |part: &[u8]| {
+            untold += part.len() as u64;
+            if untold >= PIECE_BYTES {
+                tell(std::mem::take(&mut untold));
+            }
+        };
+        let done = match job.kind {
             Kind::Pieces => {
                 let mut hasher = PieceHasher::new(piece, job.size);
-                let is_whole = each_part(file, &mut self.buffer, begin, length, |part| hasher.update(part))?;
-                Ok(Done::Piece(is_whole.then(|| hasher.finish())))
+                let is_whole = each_part(file, &mut self.buffer, begin, length, |part| {
+                    hasher.update(part);
+                    count(part);
+                })?;
+                Done::Piece(is_whole.then(|| hasher.finish()))
             }
             Kind::Sha256 => {
                 let mut context = Context::new(&SHA256);
-                let is_whole = each_part(file, &mut self.buffer, begin, length, |part| context.update(part))?;
-                Ok(Done::Sha256(is_whole.then(|| context.into())))
+                let is_whole = each_part(file, &mut self.buffer, begin, length, |part| {
+                    context.update(part);
+                    count(part);
+                })?;
+                Done::Sha256(is_whole.then(|| context.into()))
             }
-        }
+        };
+        tell(untold);
+        Ok(done)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The manifest of a directory as it is now.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, SIGNATURE_NAME};
@@ -14,18 +14,27 @@ use super::ledger::Stamp;
 use super::walk::walk;
 use crate::core::ModelFault;
 
-/// Reads every file of `directory`, twice where SHA-256 is wanted beside BLAKE3.
+/// Reads every file of `directory` but those in `besides`, which are named by their real paths, twice where SHA-256 is wanted beside BLAKE3.
 ///
 /// # Errors
 /// When a file cannot be read, leads elsewhere, or changes meanwhile.
-pub fn make(directory: &Path, with_sha256: bool, effort: &Effort<'_>) -> Result<Manifest, ModelFault> {
+pub fn make(
+    directory: &Path,
+    with_sha256: bool,
+    besides: &[PathBuf],
+    effort: &Effort<'_>,
+) -> Result<Manifest, ModelFault> {
     let of_directory = |error: io::Error| unreadable(directory, &error);
+    let directory = &directory.canonicalize().map_err(of_directory)?;
     let tree = tree_of(directory).map_err(of_directory)?;
     let names = walk(directory).map_err(of_directory)?;
     let kinds = if with_sha256 { vec![Kind::Pieces, Kind::Sha256] } else { vec![Kind::Pieces] };
     let (mut files, mut jobs) = (Vec::new(), Vec::new());
     for name in names.into_iter().filter(|name| ![MANIFEST_NAME, SIGNATURE_NAME].contains(&name.as_str())) {
         let path = directory.join(&name);
+        if besides.contains(&path) {
+            continue;
+        }
         stays_within(&tree, &path)?;
         let found = path.metadata().map_err(|error| unreadable(&path, &error))?;
         if !found.is_file() {

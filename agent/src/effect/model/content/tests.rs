@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, Sha256};
 use cic_common::model::tree::PIECE_BYTES;
+use cic_common::time::unix_ms;
 
 use super::hash::{Hashed, Job, Kind, hash};
 use super::*;
@@ -25,12 +26,12 @@ fn whole() -> (tempfile::TempDir, Manifest) {
     fs::write(root.path().join("config.json"), "{}").unwrap();
     fs::create_dir(root.path().join("sub")).unwrap();
     fs::write(root.path().join("sub/tokenizer.json"), "[]").unwrap();
-    let manifest = make(root.path(), false, &quietly()).unwrap();
+    let manifest = make(root.path(), false, &[], &quietly()).unwrap();
     (root, manifest)
 }
 
 fn findings(directory: &Path, manifest: &Manifest) -> Vec<String> {
-    let checked = check(directory, manifest, &mut Ledger::default(), &quietly()).unwrap();
+    let checked = check(directory, manifest, &[], &mut Ledger::default(), &quietly()).unwrap();
     checked.findings.iter().map(ToString::to_string).collect()
 }
 
@@ -47,22 +48,22 @@ const DAMAGES: [Damage; 14] = [
     (
         "one flipped byte",
         |dir| edit(dir, |bytes| bytes[PIECE + 9] ^= 1),
-        "model.safetensors: has not the bytes of the manifest, between 4194304 and 8388608",
+        "model.safetensors: has not the bytes of the manifest, in bytes 4194304 to 8388607",
     ),
     (
         "a flipped byte in the last piece",
         |dir| edit(dir, |bytes| *bytes.last_mut().unwrap() ^= 1),
-        "model.safetensors: has not the bytes of the manifest, between 8388608 and 8388685",
+        "model.safetensors: has not the bytes of the manifest, in bytes 8388608 to 8388684",
     ),
     (
         "a zero tail",
         |dir| edit(dir, |bytes| bytes[PIECE + 1..].fill(0)),
-        "model.safetensors: has not the bytes of the manifest, between 4194304 and 8388685",
+        "model.safetensors: has not the bytes of the manifest, in bytes 4194304 to 8388684",
     ),
     (
         "a zeroed header",
         |dir| edit(dir, |bytes| bytes[..64].fill(0)),
-        "model.safetensors: has not the bytes of the manifest, between 0 and 4194304",
+        "model.safetensors: has not the bytes of the manifest, in bytes 0 to 4194303",
     ),
     (
         "cut off",
@@ -142,8 +143,8 @@ fn all_that_is_wrong_is_found_at_once() {
     });
     fs::write(root.path().join("config.json"), "[]").unwrap();
     let wanted = [
-        "config.json: has not the bytes of the manifest, between 0 and 2",
-        "model.safetensors: has not the bytes of the manifest, between 0 and 4194304, 8388608 and 8388685",
+        "config.json: has not the bytes of the manifest, in bytes 0 to 1",
+        "model.safetensors: has not the bytes of the manifest, in bytes 0 to 4194303, 8388608 to 8388684",
     ];
     assert_eq!(findings(root.path(), &manifest), wanted);
 }
@@ -153,7 +154,7 @@ fn a_file_cut_off_or_grown_names_the_stretches_to_be_mended() {
     for (length, wanted) in [(PIECE + 1, vec![(PIECE_BYTES, PIECE_BYTES + 77)]), (PIECE * 2 + 78, vec![])] {
         let (root, manifest) = whole();
         edit(root.path(), |bytes| bytes.resize(length, 0));
-        let checked = check(root.path(), &manifest, &mut Ledger::default(), &quietly()).unwrap();
+        let checked = check(root.path(), &manifest, &[], &mut Ledger::default(), &quietly()).unwrap();
         match &checked.findings[..] {
             [Finding { wrong: Wrong::Length { ranges, .. }, .. }] => assert_eq!(*ranges, wanted, "{length}"),
             other => panic!("{length}: {other:?}"),
@@ -170,7 +171,7 @@ fn a_file_that_changes_while_it_is_read_is_not_taken_for_whole() {
     let write = |_| fs::write(&path, &same).unwrap();
     let effort = Effort { threads: 1, progress: &write };
     let mut ledger = Ledger::default();
-    let checked = check(root.path(), &manifest, &mut ledger, &effort).unwrap();
+    let checked = check(root.path(), &manifest, &[], &mut ledger, &effort).unwrap();
     let found: Vec<_> = checked.findings.iter().map(ToString::to_string).collect();
     assert!(found.contains(&"model.safetensors: was changed while it was read".to_owned()), "{found:?}");
     assert!(checked.findings.iter().all(|finding| finding.wrong.may_heal()));
@@ -215,7 +216,7 @@ fn sha256_alone_and_blake3_without_pieces_find_the_file_but_not_the_place() {
 fn a_manifest_of_ours_may_have_both_hashes_and_is_read_from_the_directory() {
     let (root, _) = whole();
     assert_eq!(read_manifest(root.path(), None), Ok(None));
-    let manifest = make(root.path(), true, &quietly()).unwrap();
+    let manifest = make(root.path(), true, &[], &quietly()).unwrap();
     fs::write(root.path().join(MANIFEST_NAME), manifest.to_json()).unwrap();
     assert_eq!(read_manifest(root.path(), None).unwrap(), Some(manifest.clone()));
     let bytes = fs::read(root.path().join(WEIGHTS)).unwrap();
@@ -233,13 +234,16 @@ fn a_manifest_of_ours_may_have_both_hashes_and_is_read_from_the_directory() {
 fn what_was_right_and_is_unchanged_is_not_read_again() {
     let (root, manifest) = whole();
     let place = root.path().join(".verified.json");
+    // Nothing is remembered of a file that was changed just now.
+    let later_ms = unix_ms() + 10_000;
     let read_bytes = |manifest: &Manifest| {
         let read = AtomicU64::new(0);
         let progress = |progress: Progress| {
             read.fetch_max(progress.done_bytes, Ordering::Relaxed);
         };
         let effort = Effort { threads: 2, progress: &progress };
-        let checked = check(root.path(), manifest, &mut Ledger::open(place.clone()), &effort).unwrap();
+        let checked =
+            check(root.path(), manifest, &[], &mut Ledger::open(place.clone(), later_ms), &effort).unwrap();
         (read.into_inner(), checked.known_bytes, checked.findings.len())
     };
     let all = (PIECE * 2 + 77 + 4) as u64;
@@ -250,9 +254,86 @@ fn what_was_right_and_is_unchanged_is_not_read_again() {
     assert_eq!(read_bytes(&manifest), (all - 4, 4, 1));
     assert_eq!(read_bytes(&manifest), (all - 4, 4, 1));
     // By another manifest the same bytes are right.
-    let other = make(root.path(), false, &quietly()).unwrap();
+    let other = make(root.path(), false, &[], &quietly()).unwrap();
     assert_eq!(read_bytes(&other), (all - 4, 4, 0));
     assert_eq!(read_bytes(&other), (0, all, 0));
     fs::write(&place, "no JSON").unwrap();
     assert_eq!(read_bytes(&other), (all, 0, 0));
+}
+
+#[test]
+fn a_file_that_was_changed_just_now_is_not_remembered() {
+    let (root, manifest) = whole();
+    let place = root.path().join(".verified.json");
+    let known = |now_ms| {
+        let mut ledger = Ledger::open(place.clone(), now_ms);
+        check(root.path(), &manifest, &[], &mut ledger, &quietly()).unwrap().known_bytes
+    };
+    assert_eq!([known(unix_ms()), known(unix_ms())], [0, 0]);
+}
+
+#[test]
+fn what_was_right_before_the_machine_started_counts_for_nothing() {
+    let (root, manifest) = whole();
+    let place = root.path().join(".verified.json");
+    let known = || {
+        let mut ledger = Ledger::open(place.clone(), unix_ms() + 10_000);
+        check(root.path(), &manifest, &[], &mut ledger, &quietly()).unwrap().known_bytes
+    };
+    assert_eq!(known(), 0);
+    assert_ne!(known(), 0);
+    let mut kept: serde_json::Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
+    kept["boot"] = "another".into();
+    fs::write(&place, kept.to_string()).unwrap();
+    assert_eq!(known(), 0);
+}
+
+#[test]
+fn a_right_hash_with_a_wrong_length_is_refused_though_the_file_is_known() {
+    let (root, manifest) = whole();
+    let place = root.path().join(".verified.json");
+    let found = |manifest: &Manifest| {
+        let mut ledger = Ledger::open(place.clone(), unix_ms() + 10_000);
+        check(root.path(), manifest, &[], &mut ledger, &quietly()).unwrap().findings.len()
+    };
+    assert_eq!([found(&manifest), found(&manifest)], [0, 0]);
+    let mut wrong = Manifest::default();
+    for (path, content) in manifest.files() {
+        let size = content.size.map(|size| if path == "config.json" { size + 1 } else { size });
+        wrong.add(path, Content { size, ..content.clone() }).unwrap();
+    }
+    assert_eq!(found(&wrong), 1);
+}
+
+#[test]
+fn a_manifest_or_a_cache_in_the_directory_is_nothing_extra() {
+    let (root, _) = whole();
+    let real = root.path().canonicalize().unwrap();
+    let besides = [real.join("other.json")];
+    fs::write(&besides[0], "left of the last run").unwrap();
+    let manifest = make(root.path(), false, &besides, &quietly()).unwrap();
+    assert!(manifest.file("other.json").is_none());
+    let checked = check(root.path(), &manifest, &besides, &mut Ledger::default(), &quietly()).unwrap();
+    assert_eq!(checked.findings, []);
+    assert_eq!(findings(root.path(), &manifest), ["other.json: is not in the manifest"]);
+}
+
+#[test]
+fn a_file_that_one_thread_must_read_whole_tells_of_each_part() {
+    let (root, manifest) = whole();
+    let bytes = fs::read(root.path().join(WEIGHTS)).unwrap();
+    let mut plain = Manifest::default();
+    for (path, content) in manifest.files() {
+        let sha256 = if path == WEIGHTS { Some(Sha256::of(&bytes)) } else { None };
+        let blake3 = if path == WEIGHTS { None } else { content.blake3.clone() };
+        plain.add(path, Content { size: content.size, blake3, sha256 }).unwrap();
+    }
+    let told = AtomicU64::new(0);
+    let progress = |_| {
+        told.fetch_add(1, Ordering::Relaxed);
+    };
+    let effort = Effort { threads: 1, progress: &progress };
+    let checked = check(root.path(), &plain, &[], &mut Ledger::default(), &effort).unwrap();
+    assert_eq!(checked.findings, []);
+    assert_eq!(told.into_inner(), 5, "three for the weights, one for each other file");
 }
