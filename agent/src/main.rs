@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use cic_agent::config::{Config, DEFAULT_PATH};
 use cic_agent::effect::engine::{ExecArgs, exec};
 use cic_agent::effect::model::{STEP_COMMAND, StepArgs, step};
-use cic_agent::model_files::{ManifestArgs, VerifyArgs, manifest, verify};
+use cic_agent::model_files::{FetchArgs, ManifestArgs, VerifyArgs, fetch, manifest, verify};
 use cic_agent::preflight::EngineArgs;
 use cic_agent::serve::edge::new_key;
 use cic_agent::source::gpu::write_clear;
@@ -50,6 +50,8 @@ enum Act {
     Verify(VerifyArgs),
     /// Write the manifest of a model's directory that is known to be good: what `verify --deep` compares with
     Manifest(ManifestArgs),
+    /// Make a directory what the manifest of a model in an object store says: only what is missing or wrong is fetched
+    Fetch(FetchArgs),
     /// Take GPUs for sound again that were condemned; the agent that runs here heeds it within a second
     GpuClear {
         #[arg(long, default_value = DEFAULT_PATH)]
@@ -102,6 +104,9 @@ fn main() -> ExitCode {
         }
         Act::Verify(args) => finish(verify(&args)),
         Act::Manifest(args) => finish(manifest(&args)),
+        Act::Fetch(args) => {
+            finish(runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(fetch(&args))))
+        }
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
         Act::Checkpoints { config, node } => {
             with(&config, |config| runtime()?.block_on(checkpoints::show(&config, node)))

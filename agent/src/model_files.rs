@@ -1,4 +1,4 @@
-//! `cic-agent verify` and `cic-agent manifest`: a model's files, by hand.
+//! `cic-agent verify`, `manifest` and `fetch`: a model's files, by hand.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -8,11 +8,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cic_common::model::manifest::MANIFEST_NAME;
+use cic_common::objects::Stores;
 use cic_common::time::Clock;
 use cic_common::units::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::effect::model::content::{Checked, Effort, Finding, Ledger, Progress, check, make, read_manifest};
+use crate::effect::model::fetch::{self, Fetched};
 use crate::effect::model::structure::{self, Outline};
 
 const BAR: &str =
@@ -50,6 +52,22 @@ pub struct ManifestArgs {
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Threads that read and hash; by default one for each processor
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// What to fetch, and to where.
+#[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
+pub struct FetchArgs {
+    /// Where the model is published: s3://, gs://, az:// or file:///, with its cic-manifest.json; credentials as each cloud's
+    /// own tools have them
+    pub url: String,
+    /// The model's directory, which need not be there
+    pub directory: PathBuf,
+    /// The manifest, in place of the one in the store
+    #[arg(long, value_name = "FILE")]
+    pub manifest: Option<PathBuf>,
+    /// Threads that read and hash what is there; by default one for each processor
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }
@@ -121,6 +139,38 @@ pub fn manifest(args: &ManifestArgs) -> anyhow::Result<u8> {
     Ok(0)
 }
 
+/// Fetches what is missing or wrong. Returns the exit code.
+///
+/// # Errors
+/// Names what cannot be had, and why; the next run goes on from there.
+pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
+    let stores = Stores::open([args.url.as_str()]).map_err(|(_, error)| error);
+    let store = stores.with_context(|| args.url.clone())?.all.pop().context("one URL is one store")?;
+    let manifest = match &args.manifest {
+        Some(file) => {
+            read_manifest(&args.directory, Some(file))?.with_context(|| format!("no {}", file.display()))?
+        }
+        None => fetch::manifest_of(&store).await?,
+    };
+    let clock = Clock::start();
+    let began = clock.now();
+    let bar = bar()?;
+    let progress = |progress| show(&bar, progress);
+    let effort = Effort { threads: thread_count(args.threads), progress: &progress };
+    let fetched = fetch::fetch(&store, &manifest, &args.directory, &effort).await;
+    bar.finish_and_clear();
+    let Fetched { files, bytes, fetched_bytes } = fetched?;
+    let (directory, took) = (args.directory.display(), clock.now().since(began).as_secs_f64());
+    #[allow(clippy::cast_precision_loss)]
+    let rate = fetched_bytes as f64 / 1e9 / took.max(1e-9);
+    println!(
+        "{directory} is whole to the last byte: {files} files, {}; {} fetched in {took:.2} s, {rate:.2} GB/s",
+        Bytes(bytes),
+        Bytes(fetched_bytes)
+    );
+    Ok(0)
+}
+
 /// Without links, whether the file is there yet or not.
 fn real(path: &Path) -> PathBuf {
     let whole = path.canonicalize().or_else(|_| {
@@ -154,14 +204,24 @@ fn rate(bytes: u64, took: Duration) -> String {
 
 /// Shows how far it has come where somebody looks.
 fn with_bar<T>(threads: Option<NonZeroUsize>, act: impl FnOnce(&Effort<'_>) -> T) -> anyhow::Result<T> {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-    bar.set_style(ProgressStyle::with_template(BAR)?);
-    let progress = |Progress { done_bytes, all_bytes }| {
-        bar.set_length(all_bytes);
-        bar.set_position(done_bytes);
-    };
-    let threads = threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get);
-    let result = act(&Effort { threads, progress: &progress });
+    let bar = bar()?;
+    let progress = |progress| show(&bar, progress);
+    let result = act(&Effort { threads: thread_count(threads), progress: &progress });
     bar.finish_and_clear();
     Ok(result)
+}
+
+fn bar() -> anyhow::Result<ProgressBar> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template(BAR)?);
+    Ok(bar)
+}
+
+fn show(bar: &ProgressBar, Progress { done_bytes, all_bytes }: Progress) {
+    bar.set_length(all_bytes);
+    bar.set_position(done_bytes);
+}
+
+fn thread_count(wanted: Option<NonZeroUsize>) -> usize {
+    wanted.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
 }

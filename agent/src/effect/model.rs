@@ -18,6 +18,7 @@ use crate::core::ModelFault;
 
 mod child;
 pub mod content;
+pub mod fetch;
 mod models;
 mod outline;
 pub mod structure;

@@ -150,6 +150,25 @@ impl Store {
         bounded(within, get).await?
     }
 
+    /// `length` bytes from `begin` on of what is under `key`, fewer where it ends before; `None` when nothing is there.
+    ///
+    /// # Errors
+    /// The cause in words: no answer, or it begins after its end.
+    pub async fn get_range(
+        &self,
+        key: &str,
+        begin: u64,
+        length: u64,
+        within: Duration,
+    ) -> Result<Option<Bytes>, String> {
+        let path = self.path(key);
+        match bounded(within, self.inner.get_range(&path, begin..begin.saturating_add(length))).await? {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(text_of(&error)),
+        }
+    }
+
     /// Names below `folder`, sorted.
     ///
     /// # Errors

@@ -19,15 +19,15 @@ const BUFFER_BYTES: usize = 256 << 10;
 
 /// One file to be hashed.
 #[derive(Debug)]
-pub(super) struct Job {
-    pub(super) path: PathBuf,
+pub(in crate::effect::model) struct Job {
+    pub(in crate::effect::model) path: PathBuf,
     /// The bytes that it ought to have.
-    pub(super) size: u64,
-    pub(super) kind: Kind,
+    pub(in crate::effect::model) size: u64,
+    pub(in crate::effect::model) kind: Kind,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(in crate::effect::model) enum Kind {
     /// BLAKE3, in pieces.
     Pieces,
     /// SHA-256, which only one thread at a time can do for a file.
@@ -36,7 +36,7 @@ pub(super) enum Kind {
 
 /// What became of a [`Job`].
 #[derive(Debug)]
-pub(super) enum Hashed {
+pub(in crate::effect::model) enum Hashed {
     /// `None` for a piece that the file ends before the end of.
     Pieces(Vec<Option<PieceHash>>),
     /// `None` when the file is shorter.
@@ -83,7 +83,7 @@ enum Done {
 ///
 /// # Errors
 /// When the threads cannot be started.
-pub(super) fn hash(jobs: &[Job], effort: &Effort<'_>) -> anyhow::Result<Vec<Hashed>> {
+pub(in crate::effect::model) fn hash(jobs: &[Job], effort: &Effort<'_>) -> anyhow::Result<Vec<Hashed>> {
     let tasks = tasks_of(jobs);
     let all_bytes = jobs.iter().map(|job| job.size).sum();
     let (next, done_bytes) = (AtomicUsize::new(0), AtomicU64::new(0));

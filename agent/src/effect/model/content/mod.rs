@@ -17,5 +17,6 @@ mod walk;
 pub use check::{Checked, check, read_manifest};
 pub use finding::{Finding, Wrong};
 pub use hash::{Effort, Progress};
+pub(super) use hash::{Hashed, Job, Kind, hash};
 pub use ledger::Ledger;
 pub use make::make;

@@ -1,6 +1,9 @@
-//! The model step on a mounted file system whose server is real and fails: s3fs (FUSE) on a server of the S3 protocol.
+//! The model step on a mounted file system whose server is real and fails: s3fs (FUSE) on a server of the S3 protocol; and
+//! a model fetched from such a server.
 //!
-//! Each test has namespaces of its own: its mounts and processes end with it.
+//! Each test of a mount has namespaces of its own: its mounts and processes end with it.
+
+mod fetch;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +49,7 @@ impl Mounted {
         let server = S3Server::start().expect("a server");
         let bucket = server.bucket();
         // In the bucket's root: this server fails where s3fs asks for the attributes of a folder.
-        write_model(&bucket);
+        write_model(&bucket, WEIGHT_BYTES);
         let agent = binary("cic-agent").expect("built");
         let mut manifest = Command::new(&agent);
         manifest.arg("manifest").arg(&bucket).stdout(Stdio::null());
@@ -104,16 +107,16 @@ fn mount(server: &S3Server, place: &Path, at: &Path) -> Child {
         .expect("s3fs starts")
 }
 
-fn write_model(directory: &Path) {
+fn write_model(directory: &Path, weight_bytes: usize) {
     fs::create_dir_all(directory).expect("a directory");
     let header =
-        json!({ "w": { "dtype": "U8", "shape": [WEIGHT_BYTES], "data_offsets": [0, WEIGHT_BYTES] } })
+        json!({ "w": { "dtype": "U8", "shape": [weight_bytes], "data_offsets": [0, weight_bytes] } })
             .to_string();
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend(header.as_bytes());
     let mut random = fastrand::Rng::with_seed(3);
     let begin = bytes.len();
-    bytes.resize(begin + WEIGHT_BYTES, 0);
+    bytes.resize(begin + weight_bytes, 0);
     random.fill(&mut bytes[begin..]);
     fs::write(directory.join("model.safetensors"), bytes).expect("written");
     fs::write(directory.join("config.json"), "{}").expect("written");

@@ -1,0 +1,171 @@
+use std::fs;
+use std::path::Path;
+
+use cic_common::model::Manifest;
+use cic_common::model::manifest::MANIFEST_NAME;
+use cic_common::model::tree::PIECE_BYTES;
+use cic_common::objects::{Store, Stores};
+
+use super::place::require;
+use super::*;
+use crate::effect::model::content::{Effort, Ledger, check, make};
+
+const PIECE: usize = PIECE_BYTES as usize;
+const WEIGHTS: &str = "model.safetensors";
+
+/// Bytes of the files of [`published`].
+const ALL: u64 = PIECE_BYTES * 5 + 77 + 4;
+
+fn quietly() -> Effort<'static> {
+    Effort { threads: 2, progress: &|_| {} }
+}
+
+/// A model as it is published, and its store.
+fn published(root: &Path) -> (Store, Manifest) {
+    let source = root.join("source");
+    fs::create_dir_all(source.join("sub")).unwrap();
+    let bytes: Vec<u8> = (0..PIECE * 5 + 77).map(|at| (at ^ (at >> 9) ^ (at >> 20)) as u8).collect();
+    fs::write(source.join(WEIGHTS), bytes).unwrap();
+    fs::write(source.join("config.json"), "{}").unwrap();
+    fs::write(source.join("sub/tokenizer.json"), "[]").unwrap();
+    fs::write(source.join("empty.txt"), "").unwrap();
+    let manifest = make(&source, false, &[], &quietly()).unwrap();
+    fs::write(source.join(MANIFEST_NAME), manifest.to_json()).unwrap();
+    let url = format!("file://{}", source.display());
+    let store = Stores::open([url.as_str()]).unwrap().all.remove(0);
+    (store, manifest)
+}
+
+fn assert_whole(directory: &Path, manifest: &Manifest) {
+    let checked = check(directory, manifest, &[], &mut Ledger::default(), &quietly()).unwrap();
+    assert_eq!(checked.findings, []);
+    assert_eq!(fs::read_to_string(directory.join(MANIFEST_NAME)).unwrap(), manifest.to_json());
+    let hidden = fs::read_dir(directory).unwrap().flatten();
+    let hidden: Vec<_> = hidden
+        .map(|entry| entry.file_name())
+        .filter(|name| name.to_string_lossy().starts_with('.'))
+        .collect();
+    assert!(hidden.is_empty(), "{hidden:?}");
+}
+
+async fn fetched_bytes(store: &Store, manifest: &Manifest, directory: &Path) -> u64 {
+    fetch(store, manifest, directory, &quietly()).await.unwrap().fetched_bytes
+}
+
+#[tokio::test]
+async fn a_model_that_is_not_there_appears_as_a_whole_and_is_not_fetched_twice() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = published(root.path());
+    let manifest = manifest_of(&store).await.unwrap();
+    let directory = root.path().join("cache/model");
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL);
+    assert_whole(&directory, &manifest);
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, 0);
+    let left: Vec<_> = fs::read_dir(root.path().join("cache")).unwrap().flatten().collect();
+    assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[tokio::test]
+async fn one_flipped_byte_costs_one_piece() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    fetched_bytes(&store, &manifest, &directory).await;
+    let mut bytes = fs::read(directory.join(WEIGHTS)).unwrap();
+    bytes[PIECE * 2 + 5] ^= 1;
+    fs::write(directory.join(WEIGHTS), bytes).unwrap();
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, PIECE_BYTES);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn a_file_cut_off_grown_or_missing_costs_what_it_lacks() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    fetched_bytes(&store, &manifest, &directory).await;
+    let weights = directory.join(WEIGHTS);
+    let cut = |length: u64| fs::File::options().write(true).open(&weights).unwrap().set_len(length).unwrap();
+    cut(PIECE_BYTES * 3 + 1);
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, PIECE_BYTES * 2 + 77);
+    cut(PIECE_BYTES * 6);
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, 0, "it had all, and more");
+    fs::remove_file(directory.join("sub/tokenizer.json")).unwrap();
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, 2);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn a_run_that_was_cut_off_leaves_nothing_to_be_loaded_and_is_gone_on_with() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    // As a kill leaves it: two pieces right, one torn, the rest holes.
+    let whole = fs::read(root.path().join("source").join(WEIGHTS)).unwrap();
+    let mut torn = vec![0; whole.len()];
+    torn[..PIECE * 2 + 1000].copy_from_slice(&whole[..PIECE * 2 + 1000]);
+    let staging = root.path().join(".model.cic-fetch");
+    fs::create_dir_all(&staging).unwrap();
+    fs::write(staging.join(WEIGHTS), torn).unwrap();
+    assert!(!directory.exists());
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL - PIECE_BYTES * 2);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn a_store_with_other_bytes_is_named_and_nothing_of_it_is_published() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let source = root.path().join("source").join(WEIGHTS);
+    let mut bytes = fs::read(&source).unwrap();
+    bytes[PIECE + 1] ^= 1;
+    fs::write(&source, &bytes).unwrap();
+    let directory = root.path().join("model");
+    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err();
+    let said = format!("{fault:#}");
+    assert!(said.contains("model.safetensors, bytes 4194304 to 8388607: it has not the bytes"), "{said}");
+    assert!(!directory.exists());
+    fs::remove_file(&source).unwrap();
+    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err();
+    assert!(format!("{fault:#}").contains("has no model.safetensors"), "{fault:#}");
+    // Once the store is right, what had come is not fetched again.
+    bytes[PIECE + 1] ^= 1;
+    fs::write(&source, &bytes).unwrap();
+    assert!(fetched_bytes(&store, &manifest, &directory).await < ALL);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn what_is_none_of_the_models_is_not_touched() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    fetched_bytes(&store, &manifest, &directory).await;
+    fs::write(directory.join("notes.py"), "mine").unwrap();
+    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err().to_string();
+    assert!(fault.contains("notes.py: is not in the manifest; take it away first"), "{fault}");
+    assert_eq!(fs::read_to_string(directory.join("notes.py")).unwrap(), "mine");
+}
+
+#[tokio::test]
+async fn a_link_to_a_wrong_file_is_replaced_and_the_file_behind_it_is_left_alone() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let snapshot = root.path().join("models--o--m/snapshots/1");
+    fetched_bytes(&store, &manifest, &snapshot).await;
+    let blob = root.path().join("models--o--m/blobs/abc");
+    fs::create_dir_all(blob.parent().unwrap()).unwrap();
+    fs::write(&blob, "[]").unwrap();
+    fs::remove_file(snapshot.join("config.json")).unwrap();
+    std::os::unix::fs::symlink("../../blobs/abc", snapshot.join("config.json")).unwrap();
+    assert_eq!(fetched_bytes(&store, &manifest, &snapshot).await, 2);
+    assert_eq!(fs::read_to_string(&blob).unwrap(), "[]");
+    assert_whole(&snapshot, &manifest);
+}
+
+#[test]
+fn a_disk_without_room_is_told_before_anything_is_fetched() {
+    assert!(require(10, 10).is_ok());
+    let said = require(3 << 30, 1 << 30).unwrap_err().to_string();
+    assert_eq!(said, "3.0 GiB are to be fetched and there is room for 1.0 GiB: free 2.0 GiB more");
+}
