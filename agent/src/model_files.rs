@@ -152,12 +152,13 @@ pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
         }
         None => fetch::manifest_of(&store).await?,
     };
+    let besides: Vec<PathBuf> = args.manifest.iter().map(|path| real(path)).collect();
     let clock = Clock::start();
     let began = clock.now();
     let bar = bar()?;
     let progress = |progress| show(&bar, progress);
     let effort = Effort { threads: thread_count(args.threads), progress: &progress };
-    let fetched = fetch::fetch(&store, &manifest, &args.directory, &effort).await;
+    let fetched = fetch::fetch(&store, &manifest, &args.directory, &besides, &effort).await;
     bar.finish_and_clear();
     let Fetched { files, bytes, fetched_bytes } = fetched?;
     let (directory, took) = (args.directory.display(), clock.now().since(began).as_secs_f64());

@@ -9,7 +9,11 @@ use fleet_tests::process::{S3Server, binary};
 
 use crate::write_model;
 
-const WEIGHT_BYTES: usize = 24 << 20;
+/// More pieces than are under way at once.
+const WEIGHT_BYTES: usize = 48 << 20;
+
+/// By then some of them are whole.
+const BEFORE_THE_KILL: u64 = 16 << 20;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -24,11 +28,11 @@ fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
 }
 
-/// Until a quarter of the weights is on the disk.
-fn wait_quarter(child: &mut Child, staged: &Path) {
+/// Until a part of the weights is on the disk.
+fn wait_part(child: &mut Child, staged: &Path) {
     let began = Instant::now();
     let blocks = || fs::metadata(staged).map_or(0, |found| std::os::unix::fs::MetadataExt::blocks(&found));
-    while blocks() * 512 < (WEIGHT_BYTES / 4) as u64 {
+    while blocks() * 512 < BEFORE_THE_KILL {
         assert!(child.try_wait().expect("asked").is_none(), "it ended before it could be killed");
         assert!(began.elapsed() < SOON, "nothing comes");
         std::thread::sleep(Duration::from_millis(1));
@@ -50,23 +54,25 @@ fn a_fetch_that_was_killed_is_gone_on_with_and_one_flipped_byte_costs_one_piece(
     let root = tempfile::tempdir().expect("a directory");
     let directory = root.path().join("model");
     let mut killed = fetch(&server, &directory).spawn().expect("it starts");
-    wait_quarter(&mut killed, &root.path().join(".model.cic-fetch/model.safetensors"));
+    wait_part(&mut killed, &root.path().join(".model.cic-fetch/model.safetensors"));
+    server.pause(true);
     killed.kill().expect("killed");
     killed.wait().expect("ended");
+    server.pause(false);
     assert!(!directory.exists(), "nothing is there until all is");
     let second = said(&fetch(&server, &directory).output().expect("it runs"));
     println!("{second}");
-    assert!(second.contains("is whole to the last byte: 2 files, 24.0 MiB"), "{second}");
-    assert!(!second.contains("24.0 MiB fetched"), "what had come is not fetched again: {second}");
+    assert!(second.contains("is whole to the last byte: 2 files, 48.0 MiB"), "{second}");
+    assert!(!second.contains("48.0 MiB fetched"), "what had come is not fetched again: {second}");
     let weights = directory.join("model.safetensors");
     let mut bytes = fs::read(&weights).expect("read");
     bytes[WEIGHT_BYTES / 2] ^= 1;
     fs::write(&weights, bytes).expect("written");
     let third = said(&fetch(&server, &directory).output().expect("it runs"));
     println!("{third}");
-    assert!(third.contains("4.0 MiB fetched"), "{third}");
+    assert!(third.contains("; 4.0 MiB fetched"), "{third}");
     let fourth = said(&fetch(&server, &directory).output().expect("it runs"));
-    assert!(fourth.contains("0 B fetched"), "{fourth}");
+    assert!(fourth.contains("; 0 B fetched"), "{fourth}");
 }
 
 #[test]

@@ -20,3 +20,4 @@ pub use hash::{Effort, Progress};
 pub(super) use hash::{Hashed, Job, Kind, hash};
 pub use ledger::Ledger;
 pub use make::make;
+pub(super) use walk::walk;

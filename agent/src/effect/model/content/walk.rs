@@ -9,7 +9,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// When a folder cannot be read, or a name is no text.
-pub(super) fn walk(directory: &Path) -> io::Result<BTreeSet<String>> {
+pub(in crate::effect::model) fn walk(directory: &Path) -> io::Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
     let mut folders = vec![String::new()];
     while let Some(folder) = folders.pop() {

@@ -1,15 +1,16 @@
 //! Brings a directory to what a manifest says, from an object store: all of a model, or the pieces of it that are wrong.
 //!
 //! ```text
-//! check: findings -> place: where files lie until they are whole -> want: pieces that are not there
-//!                     -> transfer: ranged reads, each piece hashed before it is written -> place: published
+//! check: findings -> refused, or wanted: each file, and which of its pieces lie in the staging folder or are right in the
+//!                    directory -> transfer: the others by ranged reads, each hashed before it is written -> staging: published
 //! ```
 //! A piece that is there and right is never fetched, whoever left it: a run that was killed, or the file with a flipped byte.
+//! A file in the directory is never written to: another takes its place once it is whole.
 
-mod place;
+mod staging;
 #[cfg(test)]
 mod tests;
 mod transfer;
-mod want;
+mod wanted;
 
 pub use transfer::{Fetched, fetch, manifest_of};

@@ -6,7 +6,7 @@ use cic_common::model::manifest::MANIFEST_NAME;
 use cic_common::model::tree::PIECE_BYTES;
 use cic_common::objects::{Store, Stores};
 
-use super::place::require;
+use super::staging::require;
 use super::*;
 use crate::effect::model::content::{Effort, Ledger, check, make};
 
@@ -49,7 +49,7 @@ fn assert_whole(directory: &Path, manifest: &Manifest) {
 }
 
 async fn fetched_bytes(store: &Store, manifest: &Manifest, directory: &Path) -> u64 {
-    fetch(store, manifest, directory, &quietly()).await.unwrap().fetched_bytes
+    fetch(store, manifest, directory, &[], &quietly()).await.unwrap().fetched_bytes
 }
 
 #[tokio::test]
@@ -121,17 +121,17 @@ async fn a_store_with_other_bytes_is_named_and_nothing_of_it_is_published() {
     bytes[PIECE + 1] ^= 1;
     fs::write(&source, &bytes).unwrap();
     let directory = root.path().join("model");
-    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err();
+    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err();
     let said = format!("{fault:#}");
     assert!(said.contains("model.safetensors, bytes 4194304 to 8388607: it has not the bytes"), "{said}");
     assert!(!directory.exists());
     fs::remove_file(&source).unwrap();
-    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err();
+    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err();
     assert!(format!("{fault:#}").contains("has no model.safetensors"), "{fault:#}");
     // Once the store is right, what had come is not fetched again.
     bytes[PIECE + 1] ^= 1;
     fs::write(&source, &bytes).unwrap();
-    assert!(fetched_bytes(&store, &manifest, &directory).await < ALL);
+    assert!(fetched_bytes(&store, &manifest, &directory).await <= ALL - PIECE_BYTES);
     assert_whole(&directory, &manifest);
 }
 
@@ -142,9 +142,12 @@ async fn what_is_none_of_the_models_is_not_touched() {
     let directory = root.path().join("model");
     fetched_bytes(&store, &manifest, &directory).await;
     fs::write(directory.join("notes.py"), "mine").unwrap();
-    let fault = fetch(&store, &manifest, &directory, &quietly()).await.unwrap_err().to_string();
+    fs::write(directory.join("config.json"), "[]").unwrap();
+    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err().to_string();
     assert!(fault.contains("notes.py: is not in the manifest; take it away first"), "{fault}");
-    assert_eq!(fs::read_to_string(directory.join("notes.py")).unwrap(), "mine");
+    for (name, text) in [("notes.py", "mine"), ("config.json", "[]")] {
+        assert_eq!(fs::read_to_string(directory.join(name)).unwrap(), text);
+    }
 }
 
 #[tokio::test]
@@ -167,5 +170,71 @@ async fn a_link_to_a_wrong_file_is_replaced_and_the_file_behind_it_is_left_alone
 fn a_disk_without_room_is_told_before_anything_is_fetched() {
     assert!(require(10, 10).is_ok());
     let said = require(3 << 30, 1 << 30).unwrap_err().to_string();
-    assert_eq!(said, "3.0 GiB are to be fetched and there is room for 1.0 GiB: free 2.0 GiB more");
+    assert_eq!(said, "3.0 GiB are to be written and there is room for 1.0 GiB: free 2.0 GiB more");
+}
+
+#[tokio::test]
+async fn a_file_with_another_name_elsewhere_is_replaced_and_not_written_to() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    fetched_bytes(&store, &manifest, &directory).await;
+    let (mine, elsewhere) = (directory.join("config.json"), root.path().join("of another version"));
+    fs::write(&mine, "[]").unwrap();
+    fs::set_permissions(&mine, std::os::unix::fs::PermissionsExt::from_mode(0o444)).unwrap();
+    fs::hard_link(&mine, &elsewhere).unwrap();
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, 2);
+    assert_eq!(fs::read_to_string(&elsewhere).unwrap(), "[]");
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn what_a_run_by_another_manifest_left_is_not_published() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    let staging = root.path().join(".model.cic-fetch");
+    fs::create_dir_all(staging.join("sub")).unwrap();
+    fs::write(staging.join("model-00003-of-00003.safetensors"), "torn").unwrap();
+    fs::write(staging.join("sub/old.py"), "").unwrap();
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn a_manifest_that_names_hidden_files_or_itself_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    for path in [".git/hooks/post-checkout", "sub/.cache/x", ".cic-lock", MANIFEST_NAME] {
+        let mut wrong = manifest.clone();
+        wrong.add(path, manifest.file("config.json").unwrap().clone()).unwrap();
+        let fault = fetch(&store, &wrong, &directory, &[], &quietly()).await.unwrap_err().to_string();
+        assert!(fault.contains(path) && fault.contains("no file of a model"), "{fault}");
+        assert!(!directory.exists());
+    }
+}
+
+#[tokio::test]
+async fn names_are_asked_for_as_they_stand() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, _) = published(root.path());
+    let source = root.path().join("source");
+    fs::write(source.join("a~b #1é.json"), "1").unwrap();
+    let manifest = make(&source, false, &[], &quietly()).unwrap();
+    let directory = root.path().join("model");
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL + 1);
+    assert_whole(&directory, &manifest);
+}
+
+#[tokio::test]
+async fn one_directory_is_fetched_by_one_process_at_a_time() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    let held = super::staging::Staging::open(&directory).unwrap();
+    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err().to_string();
+    assert!(fault.contains("is being fetched by another process"), "{fault}");
+    drop(held);
+    assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL);
 }
