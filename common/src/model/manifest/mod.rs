@@ -1,9 +1,9 @@
 //! What the files of a model ought to be, byte for byte.
 //!
-//! - [`content`]: one file's hashes.
-//! - [`list`]: the files of a model, and the rules for their names.
-//! - [`native`]: ours, `cic-manifest.json`.
-//! - [`foreign`]: manifests of others: OpenSSF model signing, and plain lists.
+//! - `content`: one file's hashes.
+//! - `list`: the files of a model, and the rules for their names.
+//! - `native`: ours, `cic-manifest.json`.
+//! - `foreign`: manifests of others: OpenSSF model signing, and plain lists.
 
 mod content;
 mod foreign;
