@@ -193,7 +193,9 @@ impl Scheme {
         let mut scheme = Self::of(quantization);
         for key in ["modules_to_not_convert", "ignore", "ignored_layers", "exclude_modules"] {
             for pattern in config.get(key).and_then(Value::as_array).into_iter().flatten() {
-                scheme.keep(pattern.as_str().unwrap_or_default());
+                // One that is no text is told as one that is not understood.
+                let text = pattern.as_str().map_or_else(|| format!("[{pattern}]"), str::to_owned);
+                scheme.keep(&text);
             }
         }
         Ok(scheme)
