@@ -27,6 +27,10 @@ const BACK_WITHIN: Duration = Duration::from_secs(2);
 /// An agent that restarts and adopts its engine answers polls after some 3 s.
 const RESTART_WITHIN: Duration = Duration::from_secs(10);
 
+/// From the moment that nothing passes on an edge's connection to the moment that its requests go on elsewhere: the
+/// kernel gives one up after 8 s, the edge a stream after 12 s.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(14);
+
 /// Two cores carry a dozen processes here, so that bounds are twice what is promised; the line shows the figure.
 const SLACK: u32 = 2;
 
@@ -83,6 +87,24 @@ fn one_packet_in_five_lost_on_every_path_replaces_nobody() {
     trial.wait_all_back();
     let seen = trial.end();
     seen.assert_nothing_was_done();
+}
+
+#[test]
+fn connections_that_a_firewall_forgot_cost_a_wait_and_no_request() {
+    if !apart::is_inside() {
+        return;
+    }
+    let mut trial = Trial::prepare("open connections to two nodes of three forgotten, 40 s", &[]);
+    let forgotten: Vec<String> =
+        trial.nodes[..2].iter().flat_map(|node| trial.wires.open_to(node).expect("sockets")).collect();
+    trial.lose(&forgotten);
+    trial.wait_and_look(Duration::from_secs(40));
+    trial.mend(|_| {});
+    trial.wait_all_back();
+    let seen = trial.end();
+    seen.assert_nothing_was_done();
+    let longest = seen.longest.max(seen.longest_gap);
+    assert!(longest < FORGOTTEN_WITHIN * SLACK, "{seen}");
 }
 
 #[test]

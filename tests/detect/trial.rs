@@ -53,7 +53,9 @@ pub(crate) struct Seen {
     pub(crate) terminations: usize,
     pub(crate) requests: u64,
     pub(crate) failed: Vec<String>,
-    longest: Duration,
+    pub(crate) longest: Duration,
+    /// Between two events of a stream.
+    pub(crate) longest_gap: Duration,
     /// Every one that any node of the beginning was given.
     pub(crate) beliefs: BTreeSet<String>,
     lost_packets: u64,
@@ -209,6 +211,7 @@ impl Trial {
             requests: loads.iter().map(|load| load.good).sum::<u64>() + streams.whole + failed.len() as u64,
             failed,
             longest: loads.iter().map(|load| load.longest).max().unwrap_or_default(),
+            longest_gap: streams.longest_gap,
             beliefs: self.beliefs,
             lost_packets: self.lost_packets,
             begun_at_unix_ms: self.begun_at_unix_ms,
@@ -254,8 +257,8 @@ impl fmt::Display for Seen {
         };
         write!(
             f,
-            "{}: out {}, back {}, route-outs {}, launches {}, terminations {}, failed requests {} of {}, longest {}; \
-             believed {}; packets lost {}",
+            "{}: out {}, back {}, route-outs {}, launches {}, terminations {}, failed requests {} of {}, longest {}, \
+             longest gap of a stream {}; believed {}; packets lost {}",
             self.name,
             span(self.out_after()),
             span(self.back_after),
@@ -265,6 +268,7 @@ impl fmt::Display for Seen {
             self.failed.len(),
             self.requests,
             span(Some(self.longest)),
+            span(Some(self.longest_gap)),
             self.beliefs.iter().cloned().collect::<Vec<_>>().join(" "),
             self.lost_packets
         )

@@ -86,6 +86,23 @@ impl Wires {
             .collect()
     }
 
+    /// Nothing passes on the connections that are open to the node now; new ones do.
+    pub(crate) fn open_to(&self, node: &str) -> anyhow::Result<Vec<String>> {
+        let peer = self.nodes[node].peer;
+        let sockets = std::fs::read_to_string("/proc/net/tcp")?;
+        // sl local_address rem_address st …; addresses are HEX:PORT, and 01 is ESTABLISHED.
+        let port_of = |address: &str| u16::from_str_radix(address.rsplit(':').next()?, 16).ok();
+        let connection = |line: &str| {
+            let mut fields = line.split_whitespace().skip(1);
+            let (own, other, state) = (port_of(fields.next()?)?, port_of(fields.next()?)?, fields.next()?);
+            (other == peer && state == "01").then_some(own)
+        };
+        let rules = |own: u16| {
+            [format!("tcp sport {own} tcp dport {peer}"), format!("tcp sport {peer} tcp dport {own}")]
+        };
+        Ok(sockets.lines().filter_map(connection).flat_map(rules).collect())
+    }
+
     /// The controller hears nothing of any agent, the gateway's included, and reaches none; they reach each other.
     pub(crate) fn all_to_the_controller(&self) -> Vec<String> {
         let controller = self.controller;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::{Value, json};
@@ -21,6 +21,8 @@ pub struct StreamsSeen {
     pub refused: Vec<String>,
     /// Those that broke after it, each with the node that served it and the cause.
     pub broken: Vec<(String, String)>,
+    /// The longest wait for an event, the first one apart.
+    pub longest_gap: Duration,
 }
 
 /// Streams in a loop, from several threads, until stopped.
@@ -75,6 +77,7 @@ impl Streams {
             sum.whole += seen.whole;
             sum.refused.extend(seen.refused);
             sum.broken.extend(seen.broken);
+            sum.longest_gap = sum.longest_gap.max(seen.longest_gap);
             sum
         })
     }
@@ -89,7 +92,7 @@ impl Drop for Streams {
 fn run(edge: &str, body: &str, seen: &mut StreamsSeen) {
     let mut node = String::new();
     let mut event_count = 0;
-    match stream(edge, body, &mut node, &mut event_count) {
+    match stream(edge, body, &mut node, &mut event_count, &mut seen.longest_gap) {
         Ok(()) => seen.whole += 1,
         Err(error) if event_count == 0 => {
             seen.refused.push(format!("{error:#}"));
@@ -101,7 +104,13 @@ fn run(edge: &str, body: &str, seen: &mut StreamsSeen) {
 }
 
 /// One stream to its end: only a finish reason other than `abort` before `[DONE]` is success.
-fn stream(edge: &str, body: &str, node: &mut String, event_count: &mut u64) -> anyhow::Result<()> {
+fn stream(
+    edge: &str,
+    body: &str,
+    node: &mut String,
+    event_count: &mut u64,
+    longest_gap: &mut Duration,
+) -> anyhow::Result<()> {
     let address: SocketAddr = edge.parse().with_context(|| format!("address {edge:?}"))?;
     let mut socket = TcpStream::connect_timeout(&address, EVENT_WITHIN).context("connect")?;
     socket.set_read_timeout(Some(EVENT_WITHIN))?;
@@ -114,13 +123,16 @@ fn stream(edge: &str, body: &str, node: &mut String, event_count: &mut u64) -> a
     let mut lines = BufReader::new(socket).lines();
     let status = lines.next().context("no answer")??;
     ensure!(status.contains(" 200 "), "{status}");
-    let mut finish = None;
+    let (mut finish, mut last_event) = (None, None::<Instant>);
     for line in lines {
         let line = line.context("read")?;
         if let Some(name) = line.strip_prefix("x-cic-node: ") {
             name.trim().clone_into(node);
         }
         let Some(event) = line.strip_prefix("data: ") else { continue };
+        let now = Instant::now();
+        *longest_gap = last_event.map_or(Duration::ZERO, |last| now - last).max(*longest_gap);
+        last_event = Some(now);
         if event == "[DONE]" {
             return match finish.as_deref() {
                 Some("length" | "stop") => Ok(()),

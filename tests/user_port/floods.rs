@@ -29,6 +29,9 @@ enum Outcome {
 
 /// Writes `piece` up to `count` times while the other side lets us, reading what it says. Where it `must_end`, its end
 /// is waited for. Returns the outcome, how many pieces were sent, and the most memory that the agent had.
+///
+/// Nothing else is written: an acknowledgement between a piece and the next would be an error of its own (RFC 9113,
+/// 6.10).
 fn flood(
     stand: &Stand,
     mut stream: TcpStream,
@@ -39,7 +42,8 @@ fn flood(
     // A reader that waits for longer than this lasts has seen no end.
     stream.set_read_timeout(Some(3 * SOON)).unwrap();
     let mut answers = stream.try_clone().unwrap();
-    let reader = std::thread::spawn(move || read_until(&mut answers, |frame| frame.kind == GOAWAY));
+    let next = move || read(&mut answers);
+    let reader = std::thread::spawn(|| std::iter::from_fn(next).find(|frame| frame.kind == GOAWAY));
     let (mut sent, mut rss_max) = (0, stand.rss());
     let began = Instant::now();
     while sent < count

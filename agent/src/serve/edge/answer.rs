@@ -26,6 +26,9 @@ pub const CLASS_HEADER: HeaderName = HeaderName::from_static("x-cic-class");
 /// On a request between nodes: its stream goes on elsewhere when this node hands it over.
 pub(super) const RESUMABLE_HEADER: HeaderName = HeaderName::from_static("x-cic-resumable");
 
+/// On the answer to such a request: its stream never stays without a byte for long, see [`super::pulse`].
+pub(super) const PULSE_HEADER: HeaderName = HeaderName::from_static("x-cic-pulse");
+
 /// Why a node does not take a peer's request; the sender tries another.
 pub const REFUSED_HEADER: HeaderName = HeaderName::from_static("x-cic-refused");
 

@@ -9,11 +9,14 @@ use hyper::body::Frame;
 use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::http::response::Parts;
 use serde::Deserialize;
+use tokio::time::timeout;
 
-use super::answer::{REFUSED_HEADER, RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
+use super::answer::{PULSE_HEADER, REFUSED_HEADER, RETRY_AFTER_MAX, RETRY_AFTER_MIN, RETRY_AFTER_UNSAID};
 use super::choice::{Choice, Load};
 use super::connection::Inflow;
+use super::errand::REQUEST_MAX;
 use super::pool::{Pool, SendError, Upstream};
+use super::pulse;
 use super::request::Buffered;
 use super::resume::{EVENT_BYTES_MAX, Framer, Said, read};
 
@@ -28,6 +31,8 @@ pub(super) struct Held {
     pub(super) frames: VecDeque<Frame<Bytes>>,
     /// What follows the frames; `None` when they are all.
     pub(super) rest: Option<Inflow>,
+    /// Its stream has signs of life in it.
+    pub(super) has_pulse: bool,
 }
 
 impl Held {
@@ -82,6 +87,7 @@ pub(super) async fn attempt(
     };
     let (mut head, body) = response.into_parts();
     let is_refused = head.headers.contains_key(REFUSED_HEADER);
+    let has_pulse = head.headers.remove(PULSE_HEADER).is_some() && matches!(upstream, Upstream::Peer { .. });
     match (Load::take(&mut head.headers), upstream) {
         // An API outside has no say in what nodes of ours carry.
         (None, _) | (Some(_), Upstream::Outside { .. }) => {}
@@ -108,7 +114,7 @@ pub(super) async fn attempt(
             let answer = hold(head, body).await.ok();
             Err(Failure::Broken { why: format!("answered {status}"), answer })
         }
-        StatusCode::OK if is_event_stream(&head.headers) => first_event(head, body).await,
+        StatusCode::OK if is_event_stream(&head.headers) => first_event(head, body, has_pulse).await,
         _ => {
             let held = hold(head, body).await?;
             match &held.rest {
@@ -147,18 +153,23 @@ async fn hold(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
                 frames.push_back(frame);
             }
             Some(Err(error)) => return Err(broken(format!("answer broke off: {error}"))),
-            None => return Ok(Held { head, frames, rest: None }),
+            None => return Ok(Held { head, frames, rest: None, has_pulse: false }),
         }
     }
-    Ok(Held { head, frames, rest: Some(body) })
+    Ok(Held { head, frames, rest: Some(body), has_pulse: false })
 }
 
 /// Reads until the first event is whole, and refuses one that only says that the engine failed.
-async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
+async fn first_event(head: Parts, mut body: Inflow, has_pulse: bool) -> Result<Held, Failure> {
     let mut frames = VecDeque::new();
     let mut framer = Framer::default();
-    loop {
-        match body.frame().await {
+    let within = if has_pulse { pulse::FIRST_WITHIN } else { REQUEST_MAX };
+    'events: loop {
+        // Cancel safe: what is given up closes its connection.
+        let Ok(frame) = timeout(within, body.frame()).await else {
+            return Err(broken(format!("sent nothing of its stream for {} s", within.as_secs())));
+        };
+        match frame {
             Some(Ok(frame)) => {
                 framer.push(frame.data_ref().cloned().unwrap_or_default());
                 frames.push_back(frame);
@@ -168,8 +179,10 @@ async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
             }
             None => return Err(broken("stream ended before its first event".to_owned())),
         }
-        if let Some(event) = framer.next() {
+        while let Some(event) = framer.next() {
             match read(&event) {
+                // It says nothing of the engine. The reader of the frames passes it over as well.
+                Said::Pulse => continue,
                 Said::Moved => return Err(Failure::Refused("handed over at once".to_owned())),
                 Said::Done => return Err(broken("stream ended before it began".to_owned())),
                 Said::Chunk(chunk) => {
@@ -182,7 +195,7 @@ async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
                 }
                 Said::Other => {}
             }
-            break;
+            break 'events;
         }
         if framer.waiting_bytes() > EVENT_BYTES_MAX {
             break;
@@ -190,9 +203,9 @@ async fn first_event(head: Parts, mut body: Inflow) -> Result<Held, Failure> {
     }
     if body.is_end_stream() {
         body.end();
-        return Ok(Held { head, frames, rest: None });
+        return Ok(Held { head, frames, rest: None, has_pulse });
     }
-    Ok(Held { head, frames, rest: Some(body) })
+    Ok(Held { head, frames, rest: Some(body), has_pulse })
 }
 
 #[derive(Deserialize)]

@@ -326,7 +326,7 @@ impl Edge {
             request_id = ?request.request_id,
             "request failed on every replica"
         );
-        if let Some(Held { head, frames, rest }) = last_answer {
+        if let Some(Held { head, frames, rest, has_pulse: _ }) = last_answer {
             let body = Relay::new(frames, rest, Cut::never(), Guards::default(), None);
             return response_of(head.status, head.headers, body);
         }

@@ -17,9 +17,10 @@ use serde_json::json;
 use tokio::sync::watch;
 
 use super::answer::{
-    LAST_RESORT_HEADER, NODE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json, refuse_full,
-    refuse_peer,
+    LAST_RESORT_HEADER, NODE_HEADER, PULSE_HEADER, REQUEST_ID_HEADER, RESUMABLE_HEADER, Refusal, from_json,
+    refuse_full, refuse_peer,
 };
+use super::attempt::is_event_stream;
 use super::choice::{Candidate, Choice};
 use super::counts::{Counts, CutStreams, Flow};
 use super::errand::{Errand, response_of};
@@ -303,7 +304,12 @@ impl Edge {
                 let cut = if is_resumable { handed_over } else { Cut::never() };
                 let body = Relay::new(std::collections::VecDeque::new(), rest, cut, guards, None);
                 let body = if is_resumable { body.offering(Bytes::from_static(MOVED)) } else { body };
+                let has_pulse = is_resumable && is_event_stream(&head.headers);
+                let body = if has_pulse { body.with_pulse() } else { body };
                 let mut response = response_of(head.status, head.headers, body);
+                if has_pulse {
+                    response.headers_mut().insert(PULSE_HEADER, HeaderValue::from_static("1"));
+                }
                 self.mark(&mut response, upstream.node());
                 self.own_load().put(response.headers_mut());
                 response.headers_mut().insert(REQUEST_ID_HEADER, request_id);

@@ -21,6 +21,7 @@ mod front;
 mod journal;
 mod lifeline;
 mod pool;
+mod pulse;
 mod quiet;
 mod relay;
 mod replicas;

@@ -14,6 +14,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::{Request, Response};
+use nix::sys::socket::{setsockopt, sockopt};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -26,6 +27,11 @@ use super::connection::{Connection, Inflow};
 
 /// Name, TCP and TLS together. Between regions a handshake takes 0.5 s; a node that takes longer is passed over.
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+
+/// The kernel of the other machine is asked so often on a connection on which nothing comes. One that answers neither that
+/// nor data for so long is over: a firewall has forgotten it, while new ones may pass.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(2);
+const UNANSWERED_MAX: Duration = Duration::from_secs(8);
 
 /// vLLM's server closes an idle connection after 5 s (VLLM_HTTP_TIMEOUT_KEEP_ALIVE).
 const OWN_IDLE_MAX: Duration = Duration::from_secs(3);
@@ -243,13 +249,13 @@ impl Pool {
                 Upstream::Own { port, .. } => begin(tcp(&format!("127.0.0.1:{port}")).await?).await,
                 Upstream::Peer { node, address } => {
                     let tls = self.shared.tls.clone().ok_or(SendError::NoIdentity)?;
-                    let stream = tcp(address).await?;
+                    let stream = tcp_afar(address).await?;
                     let name = Peer::Node(node.clone()).server_name();
                     let stream = TlsConnector::from(tls).connect(name, stream).await;
                     begin(stream.map_err(SendError::Connect)?).await
                 }
                 Upstream::Outside { host, port, is_tls, .. } => {
-                    let stream = tcp(&format!("{host}:{port}")).await?;
+                    let stream = tcp_afar(&format!("{host}:{port}")).await?;
                     if !is_tls {
                         return begin(stream).await;
                     }
@@ -281,6 +287,25 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     Connection::begin(stream).await.map_err(SendError::Connect)
+}
+
+/// A connection to another machine: one whose packets are lost is told from one on which nothing is said.
+async fn tcp_afar(address: &str) -> Result<TcpStream, SendError> {
+    let stream = tcp(address).await?;
+    watch(&stream).map_err(|errno| SendError::Connect(errno.into()))?;
+    Ok(stream)
+}
+
+fn watch(stream: &TcpStream) -> Result<(), nix::Error> {
+    let seconds = |span: Duration| u32::try_from(span.as_secs()).unwrap_or(u32::MAX);
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &seconds(KEEPALIVE_EVERY))?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &seconds(KEEPALIVE_EVERY))?;
+    setsockopt(
+        stream,
+        sockopt::TcpUserTimeout,
+        &u32::try_from(UNANSWERED_MAX.as_millis()).unwrap_or(u32::MAX),
+    )
 }
 
 async fn tcp(address: &str) -> Result<TcpStream, SendError> {

@@ -1,4 +1,4 @@
-//! How long a replica has sent nothing of a stream.
+//! How long nothing has come.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -16,14 +16,25 @@ pub(super) const QUIET_MAX: u32 = 4;
 
 /// Counts the spans without news. A timer is made for the first wait and runs on while news comes: to set it anew each
 /// time would cost more than the news.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Quiet {
+    span: Duration,
     timer: Option<Pin<Box<Sleep>>>,
     is_news: bool,
     count: u32,
 }
 
+impl Default for Quiet {
+    fn default() -> Self {
+        Self::of(QUIET)
+    }
+}
+
 impl Quiet {
+    pub(super) fn of(span: Duration) -> Self {
+        Self { span, timer: None, is_news: false, count: 0 }
+    }
+
     /// Something came.
     pub(super) fn heard(&mut self) {
         self.is_news = true;
@@ -31,9 +42,9 @@ impl Quiet {
 
     /// Whole spans in a row in which nothing came. Wakes its caller at the end of the current one.
     pub(super) fn spans(&mut self, context: &mut Context<'_>) -> u32 {
-        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(QUIET)));
+        let timer = self.timer.get_or_insert_with(|| Box::pin(sleep(self.span)));
         while timer.as_mut().poll(context).is_ready() {
-            timer.as_mut().set(sleep(QUIET));
+            timer.as_mut().set(sleep(self.span));
             self.count = if std::mem::take(&mut self.is_news) { 0 } else { self.count + 1 };
         }
         self.count

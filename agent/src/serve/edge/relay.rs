@@ -11,6 +11,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::choice::Turn;
 use super::connection::Inflow;
 use super::counts::{Counts, InFlight};
+use super::pulse::{PULSE, Saying};
 use super::quiet::{QUIET_MAX, Quiet};
 use crate::serve::peer::BodyError;
 
@@ -61,6 +62,7 @@ pub(super) struct Relay {
     counts: Option<Counts>,
     /// Said when it is to be cut, instead of breaking off: a reader that can go on elsewhere does.
     offer: Option<Bytes>,
+    pulse: Option<Saying>,
 }
 
 impl Relay {
@@ -71,12 +73,17 @@ impl Relay {
         guards: Guards,
         counts: Option<Counts>,
     ) -> Self {
-        Self { held, rest, quiet: Quiet::default(), cut, guards, counts, offer: None }
+        Self { held, rest, quiet: Quiet::default(), cut, guards, counts, offer: None, pulse: None }
     }
 
     /// Says `offer` when it is to be cut, and goes on as long as its reader does.
     pub(super) fn offering(self, offer: Bytes) -> Self {
         Self { offer: Some(offer), ..self }
+    }
+
+    /// Says that it lives while the replica says nothing.
+    pub(super) fn with_pulse(self) -> Self {
+        Self { pulse: Some(Saying::new()), ..self }
     }
 
     fn end(&mut self) {
@@ -112,6 +119,9 @@ impl Body for Relay {
         match body.poll_next(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.quiet.heard();
+                if let (Some(pulse), Some(data)) = (&mut this.pulse, frame.data_ref()) {
+                    pulse.heard(data);
+                }
                 Poll::Ready(Some(Ok(frame)))
             }
             Poll::Ready(Some(Err(error))) => this.broken(error.into()),
@@ -128,6 +138,9 @@ impl Body for Relay {
                     return this.broken("replica is presumed dead".into());
                 }
                 if this.quiet.spans(context) < QUIET_MAX {
+                    if this.pulse.as_mut().is_some_and(|pulse| pulse.is_due(context)) {
+                        return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(PULSE)))));
+                    }
                     return Poll::Pending;
                 }
                 this.broken("replica sent nothing for too long".into())

@@ -6,6 +6,8 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
+use crate::serve::edge::pulse::PULSE;
+
 /// Longest event looked at. The first one names every token of the prompt: 1 M tokens of 7 bytes each.
 pub(in crate::serve::edge) const EVENT_BYTES_MAX: usize = 8 << 20;
 
@@ -67,7 +69,9 @@ pub(in crate::serve::edge) enum Said<'a> {
     Done,
     /// The replica's edge hands the stream over: go on elsewhere.
     Moved,
-    /// A comment, or nothing that is known.
+    /// The replica's edge lives, and its engine says nothing.
+    Pulse,
+    /// Another comment, or nothing that is known.
     Other,
 }
 
@@ -203,6 +207,9 @@ pub(in crate::serve::edge) fn read(event: &[u8]) -> Said<'_> {
     if event.ends_with(MOVED) {
         return Said::Moved;
     }
+    if event == PULSE {
+        return Said::Pulse;
+    }
     let Some(data) = event.strip_prefix(b"data:") else { return Said::Other };
     let data = data.trim_ascii();
     if data == b"[DONE]" {
@@ -306,6 +313,7 @@ mod tests {
         }
         assert!(matches!(read(b"data: [DONE]\n\n"), Said::Done));
         assert!(matches!(read(MOVED), Said::Moved));
+        assert!(matches!(read(PULSE), Said::Pulse));
     }
 
     #[test]

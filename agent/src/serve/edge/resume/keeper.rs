@@ -125,6 +125,7 @@ impl Keeper {
             }
             Said::Done => Heard::Cut("stream ended before its answer was whole".to_owned()),
             Said::Moved => Heard::Moved,
+            Said::Pulse => Heard::Goes,
             Said::Other if !matches!(self.segment, Segment::First) => Heard::Goes,
             Said::Other => {
                 out.put_slice(event);

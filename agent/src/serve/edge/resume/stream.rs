@@ -23,6 +23,7 @@ use crate::serve::edge::connection::Inflow;
 use crate::serve::edge::counts::InFlight;
 use crate::serve::edge::errand::Found;
 use crate::serve::edge::front::Edge;
+use crate::serve::edge::pulse::Listening;
 use crate::serve::edge::quiet::{QUIET_MAX, Quiet};
 use crate::serve::edge::relay::{Cut, Guards};
 use crate::serve::edge::request::Buffered;
@@ -49,6 +50,7 @@ pub(in crate::serve::edge) struct Part {
     sent_at: Mono,
     framer: Framer,
     body: Option<Inflow>,
+    pulse: Option<Listening>,
     cut: Cut,
     /// Held for what its drop does.
     _guards: Guards,
@@ -119,7 +121,8 @@ impl Part {
                 framer.push(data);
             }
         }
-        Self { node, sent_at, framer, body: held.rest, cut, _guards: guards }
+        let pulse = held.has_pulse.then(Listening::new);
+        Self { node, sent_at, framer, body: held.rest, pulse, cut, _guards: guards }
     }
 }
 
@@ -303,6 +306,9 @@ impl Stream {
         };
         match body.poll_next(context) {
             Poll::Ready(Some(Ok(frame))) => {
+                if let Some(pulse) = &mut part.pulse {
+                    pulse.heard();
+                }
                 if let Ok(data) = frame.into_data() {
                     part.framer.push(data);
                 }
@@ -322,13 +328,19 @@ impl Stream {
                     self.cut(if is_own { Loss::HandOver } else { dead() });
                     return Poll::Ready(());
                 }
+                let is_silent = part.pulse.as_mut().is_some_and(|pulse| pulse.is_silent(context));
                 let spans = self.quiet.spans(context);
-                let may_move = matches!(self.care, Care::Keep(_)) && spans > 0;
+                let may_move = matches!(self.care, Care::Keep(_)) && (spans > 0 || is_silent);
                 let is_lost = may_move && self.edge.has_other(&self.ticket.model, &part.node);
                 if spans < QUIET_MAX && !is_lost {
                     return Poll::Pending;
                 }
-                self.cut(Loss::Fault("the replica sent nothing for too long".to_owned()));
+                let why = if is_silent {
+                    "its connection is dead"
+                } else {
+                    "the replica sent nothing for too long"
+                };
+                self.cut(Loss::Fault(why.to_owned()));
             }
         }
         Poll::Ready(())
@@ -341,6 +353,7 @@ impl Watched {
         match &said {
             Said::Done if self.is_finished => {}
             Said::Done => return Heard::Cut("stream ended before its answer was whole".to_owned()),
+            Said::Pulse => return Heard::Goes,
             // An offer, which such a stream cannot take: its replica goes on as long as it can.
             Said::Moved => return Heard::Goes,
             Said::Chunk(chunk) => {
