@@ -6,13 +6,13 @@ use std::io::Write as _;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cic_common::assignment::{Assignment, ModelSpec};
+use cic_common::assignment::Assignment;
 use cic_common::id::{NodeId, OperationId};
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::{Clock, Mono};
 use cic_common::wire::message::{CommandOutcome, NodeEvent};
 use cic_common::wire::order::Order;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -25,7 +25,7 @@ use crate::effect::checkpoint::{Answers, Checkpoints, Successor};
 use crate::effect::engine::{Checker, Keeper, crashes};
 use crate::effect::link::{LinkEvent, Links, Pulse};
 use crate::effect::memory::Memory;
-use crate::effect::{model::Models, power};
+use crate::effect::{model::Desk, power};
 use crate::serve::edge::{Edge, OwnEngine, Routes};
 use crate::serve::gpu_metrics::{GpuBoard, GpuFigures};
 use crate::serve::metrics::MetricsPort;
@@ -59,7 +59,7 @@ const LAST_CHECKPOINT: Duration = Duration::from_secs(1);
 pub struct Shells {
     pub keeper: Keeper,
     pub checker: Checker,
-    pub models: Models,
+    pub files: Desk,
     pub gpu_memory: Memory<GpuMemo>,
     pub deadman_memory: Memory<DeadmanMemo>,
     /// Program and arguments that end this machine.
@@ -106,13 +106,6 @@ pub struct Driver {
     /// Something that the next run must find is being written.
     last_note: Option<oneshot::Receiver<()>>,
     out: Vec<Action>,
-}
-
-/// The files that the last engine was started on.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct KnownModel {
-    pub(crate) path: String,
-    pub(crate) digest: String,
 }
 
 #[derive(Serialize)]
@@ -308,20 +301,11 @@ impl Driver {
                         Ok(())
                     });
                 }
-                Action::MountModel { attempt, model } => {
-                    let (events, models) = (self.shells.events.clone(), self.shells.models.clone());
-                    self.spawn("model mount", async move {
-                        let result = models.mount(&model).await;
-                        Ok(events.send(Event::ModelMounted { attempt, result }).await?)
-                    });
-                }
-                Action::VerifyModel { attempt, model } => {
-                    let (events, models) = (self.shells.events.clone(), self.shells.models.clone());
-                    self.spawn("model verify", async move {
-                        let result = models.verify(&model).await;
-                        Ok(events.send(Event::ModelVerified { attempt, result }).await?)
-                    });
-                }
+                Action::MountModel { attempt, model } => self.shells.files.mount(attempt, model),
+                Action::VerifyModel { attempt, model } => self.shells.files.verify(attempt, model),
+                Action::FetchModel { attempt, url, model } => self.shells.files.fetch(attempt, url, model),
+                Action::AttachModel { attempt, url, model } => self.shells.files.attach(attempt, url, model),
+                Action::LeaveModel => self.shells.files.leave(),
                 Action::CheckEngine { attempt, assignment, gpus } => {
                     let (events, checker) = (self.shells.events.clone(), self.shells.checker.clone());
                     self.spawn("engine check", async move {
@@ -331,7 +315,9 @@ impl Driver {
                         Ok(events.send(Event::EngineChecked { attempt, result }).await?)
                     });
                 }
-                Action::StartEngine { attempt, assignment } => self.shells.keeper.start(attempt, assignment),
+                Action::StartEngine { attempt, assignment, directory } => {
+                    self.shells.keeper.start(attempt, assignment, directory);
+                }
                 Action::StopEngine { pid, grace_ms, autopsy } => {
                     self.shells.keeper.stop(pid, Duration::from_millis(grace_ms), autopsy);
                 }
@@ -368,11 +354,7 @@ impl Driver {
                     info!("hand streams over");
                     self.shells.edge.hand_over();
                 }
-                Action::NameModel { attempt, model } => {
-                    let (state, events) = (self.shells.state.clone(), self.shells.events.clone());
-                    let models = self.shells.models.clone();
-                    self.spawn("model digest", name_model(attempt, model, models, state, events));
-                }
+                Action::NameModel { attempt, model } => self.shells.files.name(attempt, model),
                 Action::Checkpoint { occasion, assignment, model_digest } => {
                     self.checkpoint(occasion, assignment, model_digest);
                 }
@@ -472,24 +454,6 @@ impl Driver {
             self.shells.edge.set_own(own);
         }
     }
-}
-
-/// Says what the model's files are, and remembers it for a run that finds the engine running.
-async fn name_model(
-    attempt: u32,
-    model: ModelSpec,
-    models: Models,
-    state: StateDir,
-    events: mpsc::Sender<Event>,
-) -> TaskResult {
-    let result = models.digest(&model).await.map_err(|fault| fault.to_string());
-    if let Ok(digest) = &result {
-        let known = KnownModel { path: model.path, digest: digest.clone() };
-        if let Err(error) = state.write(name::MODEL, &known).await {
-            warn!(%error, "the model's digest is not remembered");
-        }
-    }
-    Ok(events.send(Event::ModelKnown { attempt, result }).await?)
 }
 
 async fn wait(due: Option<tokio::time::Instant>) {

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cic_common::model::manifest::MANIFEST_NAME;
-use cic_common::objects::Stores;
 use cic_common::time::Clock;
 use cic_common::units::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -144,8 +143,7 @@ pub fn manifest(args: &ManifestArgs) -> anyhow::Result<u8> {
 /// # Errors
 /// Names what cannot be had, and why; the next run goes on from there.
 pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
-    let stores = Stores::open([args.url.as_str()]).map_err(|(_, error)| error);
-    let store = stores.with_context(|| args.url.clone())?.all.pop().context("one URL is one store")?;
+    let store = fetch::store_at(&args.url)?;
     let manifest = match &args.manifest {
         Some(file) => {
             read_manifest(&args.directory, Some(file))?.with_context(|| format!("no {}", file.display()))?

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
-use cic_common::assignment::{Assignment, EngineSpec, ModelSpec};
+use cic_common::assignment::{Assignment, EngineSpec, ModelSpec, Source};
 use cic_common::id::{DeploymentName, Term};
 
 use crate::config::Config;
@@ -46,12 +46,7 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
     if let Some(assignment) = assignment(&config.node.state_dir, engine)? {
         // An engine may be looked at without a model.
         if !assignment.model.path.is_empty() {
-            let checked = async {
-                let models = config.model.looker(&config.node);
-                models.mount(&assignment.model).await?;
-                models.verify(&assignment.model).await
-            };
-            problems.extend(checked.await.err().map(|fault| fault.to_string()));
+            problems.extend(model_problem(config, &assignment.model).await);
         }
         // What the driver says is known once the agent runs, which checks it before each start.
         let checked = Checker::new(config.flags_dir()).check(&assignment, &GpuFacts::default()).await;
@@ -66,6 +61,28 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
     Ok(u8::from(!problems.is_empty()))
 }
 
+/// Why the model is not to be had here. What lies in a store alone is not fetched for this.
+async fn model_problem(config: &Config, model: &ModelSpec) -> Option<String> {
+    let models = config.model.looker(&config.node);
+    let mut faults = Vec::new();
+    for place in Source::places(model) {
+        let Source::Directory(path) = place else {
+            println!("{} is not here yet; the agent fetches it from {}", model.path, place.as_str());
+            return None;
+        };
+        let there = ModelSpec::at(&model.name, &path);
+        let checked = async {
+            models.mount(&there).await?;
+            models.verify(&there, |_, _| {}).await
+        };
+        match checked.await {
+            Ok(()) => return None,
+            Err(fault) => faults.push(fault.to_string()),
+        }
+    }
+    Some(faults.join("; "))
+}
+
 /// The engine that was asked about, or the one that this node was last told to run.
 fn assignment(state_dir: &Path, engine: &EngineArgs) -> anyhow::Result<Option<Assignment>> {
     let Some(program) = engine.engine.clone() else {
@@ -77,7 +94,7 @@ fn assignment(state_dir: &Path, engine: &EngineArgs) -> anyhow::Result<Option<As
     let path = engine.model.as_ref().map(|path| path.display().to_string()).unwrap_or_default();
     Ok(Some(Assignment {
         deployment: DeploymentName::new("preflight")?,
-        model: ModelSpec { name: "preflight".to_owned(), path },
+        model: ModelSpec::at("preflight", &path),
         engine: EngineSpec { program, args: engine.args.clone(), env: BTreeMap::new() },
     }))
 }

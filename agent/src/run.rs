@@ -23,11 +23,12 @@ use tracing::{info, warn};
 
 use crate::config::{Config, TermMode};
 use crate::core::{Agent, AgentSpec, Booted, Event};
-use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, KnownModel, Shells, Store};
+use crate::driver::{Driver, EDGE_WORDS_WAITING_MAX, EVENTS_WAITING_MAX, Shells, Store};
 use crate::effect::checkpoint::{Answers, Checkpoints};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
 use crate::effect::memory::{Found, Memory};
+use crate::effect::model::{Desk, KnownModel};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
@@ -82,7 +83,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let engine = if config.node.role == Role::Replica { keeper.find().await? } else { None };
     let remembered = state.read(name::ASSIGNMENT);
     let known: Option<KnownModel> = state.read(name::MODEL);
-    let found_path = engine.as_ref().map(|found| found.assignment.model.path.clone());
+    let found_path = keeper.running().borrow().as_ref().map(|record| record.directory().to_owned());
     let model_digest =
         known.filter(|known| found_path.as_ref() == Some(&known.path)).map(|known| known.digest);
     let (gpu_memory, deadman_memory) = (Memory::of(name::GPU), Memory::of(name::DEADMAN));
@@ -199,6 +200,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         role: config.node.role,
         incarnation,
         timing,
+        mounts: state.path(name::MOUNTS).display().to_string(),
         has_store,
         deadman: config.deadman.spec(&config.node),
     };
@@ -206,7 +208,7 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let shells = Shells {
         keeper,
         checker: Checker::new(config.flags_dir()),
-        models: config.model.looker(&config.node),
+        files: Desk::new(config.model.looker(&config.node), state.clone(), tasks.clone(), events.clone()),
         gpu_memory,
         deadman_memory,
         power_off: config.deadman.command,

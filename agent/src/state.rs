@@ -33,6 +33,8 @@ pub mod name {
     pub const ROUTES: &str = "routes.json";
     /// Files of models that were right, and as what they were found.
     pub const VERIFIED: &str = "verified.json";
+    /// What this agent mounts lies below it.
+    pub const MOUNTS: &str = "mounts";
 }
 
 /// A disk that takes longer to write a few kilobytes is treated as failed.

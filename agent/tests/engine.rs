@@ -105,7 +105,8 @@ impl Run {
     }
 
     async fn started(&mut self, assignment: Assignment) -> u32 {
-        self.keeper.start(1, assignment);
+        let directory = assignment.model.path.clone();
+        self.keeper.start(1, assignment, directory);
         match self.next().await {
             Event::EngineStarted { attempt: 1, pid } => pid,
             other => panic!("{other:?}"),
@@ -128,7 +129,7 @@ fn engine(root: &Root, script: &str) -> Assignment {
     std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
     Assignment {
         deployment: DeploymentName::new("d").unwrap(),
-        model: ModelSpec { name: "tiny".to_owned(), path: "/models/tiny".to_owned() },
+        model: ModelSpec::at("tiny", "/models/tiny"),
         engine: EngineSpec {
             program: program.display().to_string(),
             args: vec!["--flag".to_owned()],
@@ -277,7 +278,8 @@ async fn a_missing_program_is_one_line_that_will_not_heal() {
     let mut run = Run::begin(&root);
     let mut assignment = engine(&root, "exit 0");
     assignment.engine.program = "/no/such/vllm".to_owned();
-    run.keeper.start(7, assignment);
+    let directory = assignment.model.path.clone();
+    run.keeper.start(7, assignment, directory);
     match run.next().await {
         Event::EngineStartFailed { attempt: 7, reason, may_heal: false } => {
             assert!(reason.contains("/no/such/vllm") && reason.contains("engine.program"), "{reason}");

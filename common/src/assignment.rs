@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DeploymentName, NodeId};
+pub use crate::source::Source;
 
 /// The model a deployment serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,8 +13,19 @@ use crate::id::{DeploymentName, NodeId};
 pub struct ModelSpec {
     /// Name clients ask for.
     pub name: String,
-    /// Directory on the node that holds `config.json` and the safetensors shards.
+    /// Directory on the node that holds `config.json` and the safetensors shards, or is filled with them.
     pub path: String,
+    /// Where else they are to be had, in this order, when the directory is not there or not whole.
+    #[serde(default)]
+    pub sources: Vec<Source>,
+}
+
+impl ModelSpec {
+    /// One that is at `path` or nowhere.
+    #[must_use]
+    pub fn at(name: &str, path: &str) -> Self {
+        Self { name: name.to_owned(), path: path.to_owned(), sources: Vec::new() }
+    }
 }
 
 /// How the engine is started: `PROGRAM serve MODEL --served-model-name NAME --host … --port … ARGS`.

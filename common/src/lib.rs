@@ -11,6 +11,7 @@
 //! - [`tls`]: the certificate authority, node identities, enrolment and renewal.
 //! - [`supervise`]: the only place that spawns tasks.
 //! - [`config`], [`backoff`], [`telemetry`]: reading TOML, waiting longer each time, and logs.
+//! - [`source`]: where a model is to be had.
 //! - [`model`]: what the files of a model say of themselves.
 //! - [`fit`]: whether a model fits GPUs, and by what arithmetic.
 //! - [`objects`]: object stores, and objects in them that show when they are damaged.
@@ -32,6 +33,7 @@ pub mod process;
 pub mod report;
 pub mod route;
 pub mod routing;
+pub mod source;
 pub mod supervise;
 pub mod telemetry;
 pub mod time;

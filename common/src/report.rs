@@ -1,6 +1,7 @@
 //! What a node says of itself: the body of a heartbeat and of a poll answer.
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -236,9 +237,41 @@ pub struct NodeReport {
     /// The most urgent one that is open.
     pub notice: Option<Notice>,
     pub spot: SpotReport,
+    /// While a model's files are fetched or compared.
+    pub model: Option<ModelProgress>,
     /// Set when the node cannot heal itself, with the cause.
     pub wants_replacement: Option<String>,
     pub state: StateDigest,
+}
+
+/// How far a model's files are fetched or compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelProgress {
+    pub done: Bytes,
+    pub all: Bytes,
+    /// In a second, since it began.
+    pub rate: Bytes,
+}
+
+impl ModelProgress {
+    /// How long the rest takes at this rate; `None` before anything is done.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let rest = self.all.0.saturating_sub(self.done.0);
+        rest.checked_div(self.rate.0).map(Duration::from_secs)
+    }
+}
+
+impl fmt::Display for ModelProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = self.done.0.saturating_mul(100).checked_div(self.all.0).unwrap_or(100);
+        write!(f, "{percent} % ({} of {}), {}/s", self.done, self.all, self.rate)?;
+        match self.left() {
+            Some(left) if left.as_secs() >= 120 => write!(f, ", {} min left", left.as_secs() / 60),
+            Some(left) => write!(f, ", {} s left", left.as_secs()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// Names one state of a node, so that what two paths brought can be compared.
@@ -266,6 +299,7 @@ impl NodeReport {
             edge: EdgeReport::default(),
             notice: None,
             spot: SpotReport::default(),
+            model: None,
             wants_replacement: None,
             state: StateDigest::default(),
         }
@@ -340,6 +374,18 @@ mod tests {
             utilization_percent: None,
             temperature_c: None,
         }
+    }
+
+    #[test]
+    fn progress_says_how_much_how_fast_and_how_long_still() {
+        const MIB: u64 = 1 << 20;
+        let progress = |done: u64, rate: u64| {
+            ModelProgress { done: Bytes(done * MIB), all: Bytes(400 * MIB), rate: Bytes(rate * MIB) }
+                .to_string()
+        };
+        assert_eq!(progress(100, 2), "25 % (100.0 MiB of 400.0 MiB), 2.0 MiB/s, 2 min left");
+        assert_eq!(progress(300, 10), "75 % (300.0 MiB of 400.0 MiB), 10.0 MiB/s, 10 s left");
+        assert_eq!(progress(0, 0), "0 % (0 B of 400.0 MiB), 0 B/s");
     }
 
     #[test]

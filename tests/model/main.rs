@@ -1,9 +1,11 @@
 //! The model step on a mounted file system whose server is real and fails: s3fs (FUSE) on a server of the S3 protocol; and
-//! a model fetched from such a server.
+//! a model fetched from such a server, by hand and by an agent.
 //!
 //! Each test of a mount has namespaces of its own: its mounts and processes end with it.
 
+mod attached;
 mod fetch;
+mod sourced;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -58,7 +60,7 @@ impl Mounted {
             program: agent,
             ledger: place.join("verified.json"),
             depth: Depth::Content,
-            quiet: Quiet { mount: secs(4), structure: secs(20), content: secs(20), digest: secs(20) },
+            quiet: Quiet { mount: secs(4), structure: secs(20), content: secs(20), ..Quiet::default() },
         };
         let at = place.join("mounted");
         fs::create_dir(&at).expect("a directory");
@@ -69,7 +71,7 @@ impl Mounted {
     }
 
     fn spec(&self) -> ModelSpec {
-        ModelSpec { name: "tiny".to_owned(), path: self.directory.to_str().expect("UTF-8").to_owned() }
+        ModelSpec::at("tiny", self.directory.to_str().expect("UTF-8"))
     }
 
     fn wait_listed(&self) {
@@ -148,9 +150,9 @@ async fn a_model_in_a_bucket_is_verified_through_its_mount_and_a_flipped_byte_is
     let mounted = Mounted::begin(&place);
     let spec = mounted.spec();
     mounted.models.mount(&spec).await.expect("it is there");
-    let (verified, first) = timed(mounted.models.verify(&spec)).await;
+    let (verified, first) = timed(mounted.models.verify(&spec, |_, _| {})).await;
     verified.expect("it is whole");
-    let (verified, again) = timed(mounted.models.verify(&spec)).await;
+    let (verified, again) = timed(mounted.models.verify(&spec, |_, _| {})).await;
     verified.expect("it is whole still");
     println!(
         "s3fs, {WEIGHT_BYTES} bytes: verified in {first:.2?}, again in {again:.2?} by what was remembered"
@@ -163,7 +165,7 @@ async fn a_model_in_a_bucket_is_verified_through_its_mount_and_a_flipped_byte_is
     // s3fs looks at the object's attributes once a second.
     let began = Instant::now();
     let fault = loop {
-        match mounted.models.verify(&spec).await {
+        match mounted.models.verify(&spec, |_, _| {}).await {
             Err(fault) => break fault,
             Ok(()) => assert!(began.elapsed() < MOUNTED_WITHIN, "the flipped byte is not seen"),
         }
@@ -186,7 +188,7 @@ async fn a_mount_whose_server_hangs_is_given_up_in_time_and_serves_again_once_it
     assert!(took < secs(6), "{took:?}");
     kill(pid(&mounted.s3fs), Signal::SIGCONT).expect("goes on");
     mounted.models.mount(&spec).await.expect("it answers again");
-    mounted.models.verify(&spec).await.expect("it is whole");
+    mounted.models.verify(&spec, |_, _| {}).await.expect("it is whole");
     assert!(mounted.s3fs.try_wait().expect("asked").is_none(), "it was not killed by that");
 }
 
@@ -200,7 +202,7 @@ async fn a_mount_whose_daemon_was_killed_is_named_with_its_cause() {
     let verifying = mounted.models.clone();
     let reading = tokio::spawn({
         let spec = spec.clone();
-        async move { verifying.verify(&spec).await }
+        async move { verifying.verify(&spec, |_, _| {}).await }
     });
     wait_in_fuse().await;
     mounted.s3fs.kill().expect("killed");

@@ -30,6 +30,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub struct SoloOptions {
     pub engine: PathBuf,
     pub model: PathBuf,
+    /// Where the model is to be had when it is not there.
+    pub sources: Vec<String>,
     pub args: Vec<String>,
     pub engine_env: Vec<(String, String)>,
     /// `CIC_…` settings of the agent, and anything else for its environment.
@@ -47,7 +49,8 @@ impl SoloOptions {
         std::fs::write(model.join("config.json"), r#"{"max_position_embeddings": 4096}"#)?;
         std::fs::write(model.join("model.safetensors"), b"\x08\0\0\0\0\0\0\0{}      ")?;
         let engine = binary("cic-standin-engine")?;
-        Ok(Self { engine, model, args: Vec::new(), engine_env: Vec::new(), env: Vec::new() })
+        let (sources, args) = (Vec::new(), Vec::new());
+        Ok(Self { engine, model, sources, args, engine_env: Vec::new(), env: Vec::new() })
     }
 
     /// The real vLLM of `.engine`; `None` where it is not installed.
@@ -73,6 +76,7 @@ impl SoloOptions {
         Some(Self {
             engine: root.join("venv/bin/vllm"),
             model: root.join("tiny-llama"),
+            sources: Vec::new(),
             args: vec!["--enforce-eager".to_owned()],
             engine_env: env.map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
             env: Vec::new(),
@@ -115,7 +119,7 @@ impl Solo {
             options.engine_env.iter().map(|(key, value)| (key.clone(), json!(value))).collect();
         let assignment = json!([1, {
             "deployment": "solo",
-            "model": { "name": "tiny", "path": options.model },
+            "model": { "name": "tiny", "path": options.model, "sources": options.sources },
             "engine": { "program": options.engine, "args": options.args, "env": env },
         }]);
         std::fs::write(state.join("assignment.json"), assignment.to_string())?;

@@ -246,7 +246,7 @@ fn deployment() -> Deployment {
     let cluster = ClusterName::new("sim", "here", "h100", "spot", "20260101", 1);
     Deployment {
         name: DeploymentName::new("chat").expect("a label"),
-        model: ModelSpec { name: "model".to_owned(), path: "/models/1".to_owned() },
+        model: ModelSpec::at("model", "/models/1"),
         engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
         replicas: 1,
         replicas_min: 0,

@@ -91,7 +91,7 @@ fn deployments(rng: &mut Rng) -> Vec<Deployment> {
             let cluster = ClusterName::new("sim", "here", "h100", "spot", "20260101", n);
             Deployment {
                 name: DeploymentName::new(format!("chat{n}")).expect("a label"),
-                model: ModelSpec { name: format!("model{n}"), path: format!("/models/{n}") },
+                model: ModelSpec::at(&format!("model{n}"), &format!("/models/{n}")),
                 engine: EngineSpec {
                     program: "vllm".to_owned(),
                     args: Vec::new(),

@@ -52,7 +52,7 @@ pub(crate) fn operation(id: u64, state: OperationState) -> Operation {
 pub(crate) fn deployment() -> Deployment {
     Deployment {
         name: DeploymentName::new("chat").expect("valid"),
-        model: ModelSpec { name: "tiny".to_owned(), path: "/models/tiny".to_owned() },
+        model: ModelSpec::at("tiny", "/models/tiny"),
         engine: EngineSpec {
             program: "vllm".to_owned(),
             args: vec!["--x".to_owned()],

@@ -71,12 +71,13 @@ async fn obey(mut orders: mpsc::Receiver<Ordered>, done: watch::Sender<Done>) ->
         role: Role::Gateway,
         incarnation: Incarnation(1),
         timing: Timing::default(),
+        mounts: "/mounts".to_owned(),
         has_store: false,
         deadman: None,
     };
     let (mut agent, clock, mut out) = (Agent::new(spec), Clock::start(), Vec::new());
     agent.step(clock.now(), AgentEvent::Booted(Booted::default()), &mut out);
-    let model = ModelSpec { name: "m".to_owned(), path: "/m".to_owned() };
+    let model = ModelSpec::at("m", "/m");
     let engine = EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() };
     let assignment = Assignment { deployment: DeploymentName::new("d").unwrap(), model, engine };
     agent.step(clock.now(), AgentEvent::Assigned { term: TERM, assignment }, &mut out);

@@ -76,6 +76,7 @@ impl World {
             role: Role::Replica,
             incarnation: machine.incarnation,
             timing,
+            mounts: "/mounts".to_owned(),
             has_store: true,
             deadman: None,
         };
@@ -218,10 +219,23 @@ impl World {
                 let result = self.look_at_model(&model.path);
                 self.answer_agent(node, run, MODEL_MS, Event::ModelVerified { attempt, result });
             }
+            // Models here have no sources, and no step takes long.
+            Action::FetchModel { attempt, url, .. } => {
+                let fault = ModelFault::NotFetched { url, cause: "there is no store here".to_owned() };
+                let event = Event::ModelFetched { attempt, result: Err(fault) };
+                self.answer_agent(node, run, MODEL_MS, event);
+            }
+            Action::AttachModel { attempt, url, .. } => {
+                let fault =
+                    ModelFault::NotMounted { url, cause: "there is no such file system here".to_owned() };
+                let event = Event::ModelMounted { attempt, result: Err(fault) };
+                self.answer_agent(node, run, MODEL_MS, event);
+            }
+            Action::LeaveModel => {}
             Action::CheckEngine { attempt, .. } => {
                 self.answer_agent(node, run, MODEL_MS, Event::EngineChecked { attempt, result: Ok(()) });
             }
-            Action::StartEngine { attempt, assignment } => {
+            Action::StartEngine { attempt, assignment, .. } => {
                 if machine.engine.is_some() {
                     let (reason, may_heal) = ("port 8100 is in use".to_owned(), true);
                     let event = Event::EngineStartFailed { attempt, reason, may_heal };

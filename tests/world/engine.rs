@@ -119,7 +119,7 @@ mod tests {
     fn start(manners: EngineManners) -> Engine {
         let assignment = Assignment {
             deployment: DeploymentName::new("chat").expect("a label"),
-            model: ModelSpec { name: "m".to_owned(), path: "/m".to_owned() },
+            model: ModelSpec::at("m", "/m"),
             engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: Default::default() },
         };
         Engine::start(Mono::ZERO, 7, assignment, &manners, &mut Rng::new(2))

@@ -91,6 +91,20 @@ pub enum Action {
         attempt: u32,
         model: ModelSpec,
     },
+    /// Have `url` mounted on the model's directory, anew where it is dead; ends in `ModelMounted`.
+    AttachModel {
+        attempt: u32,
+        url: String,
+        model: ModelSpec,
+    },
+    /// Make the model's directory what is published at `url`; ends in `ModelFetched`.
+    FetchModel {
+        attempt: u32,
+        url: String,
+        model: ModelSpec,
+    },
+    /// Give up what is under way on a model's files.
+    LeaveModel,
     /// Whether flags, memory and driver allow a start; ends in `EngineChecked`.
     CheckEngine {
         attempt: u32,
@@ -100,6 +114,8 @@ pub enum Action {
     StartEngine {
         attempt: u32,
         assignment: Assignment,
+        /// Where the model was found.
+        directory: String,
     },
     /// `/health`, and the counters of `/metrics`; how much more is the depth's to say.
     ProbeEngine {

@@ -17,6 +17,7 @@ use super::deadman::{Deadman, DeadmanSpec};
 use super::gpu::{GpuEvent, GpuTiming, Gpus};
 use super::notices::Notices;
 use super::restart::Restarts;
+use super::search::Search;
 use super::sight::Sight;
 use super::stage::{After, Heal, Next, Probe, Stage};
 use super::{Action, EdgeMode, Event, Timing};
@@ -28,6 +29,8 @@ pub struct AgentSpec {
     pub role: Role,
     pub incarnation: Incarnation,
     pub timing: Timing,
+    /// Below it is what this agent mounts.
+    pub mounts: String,
     /// There is an object store for checkpoints.
     pub has_store: bool,
     /// `None`: the VM does not end itself.
@@ -47,6 +50,8 @@ pub struct Agent {
     pub(super) restarted_for: Option<(Term, OperationId)>,
     pub(super) assignment: Option<Assignment>,
     pub(super) attempt: u32,
+    /// For the files of the current attempt.
+    pub(super) search: Option<Search>,
     pub(super) restarts: Restarts,
     pub(super) restart_count: u32,
     pub(super) is_adopted: bool,
@@ -100,6 +105,7 @@ impl Agent {
             restarted_for: None,
             assignment: None,
             attempt: 0,
+            search: None,
             restarts,
             restart_count: 0,
             is_adopted: false,
@@ -138,6 +144,10 @@ impl Agent {
                 self.commanded(now, operation, term, command, out)
             }
             Event::ModelMounted { attempt, result } => self.mounted(now, attempt, result, out),
+            Event::ModelFetched { attempt, result } => self.fetched(now, attempt, result, out),
+            Event::ModelProgress { attempt, done_bytes, all_bytes } => {
+                self.model_moved(now, attempt, done_bytes, all_bytes);
+            }
             Event::ModelVerified { attempt, result } => self.verified(now, attempt, result, out),
             Event::EngineChecked { attempt, result } => self.checked(now, attempt, result, out),
             Event::EngineStarted { attempt, pid } => self.started(now, attempt, pid, out),
@@ -218,6 +228,7 @@ impl Agent {
             Stage::Stopping { until, .. } => Some(*until),
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { is_asked: true, .. }
             | Stage::Starting { .. }
@@ -253,6 +264,7 @@ impl Agent {
             edge: self.edge.clone(),
             notice: self.notices.first(now),
             spot: self.sight.report(now),
+            model: self.model_progress(),
             wants_replacement: self.wants_replacement.clone().or_else(|| self.gpu_wish.clone()),
             state: self.state,
         }
@@ -350,6 +362,7 @@ impl Agent {
             }
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }
@@ -427,6 +440,9 @@ impl Agent {
 
     pub(super) fn enter(&mut self, now: Mono, stage: Stage, reason: &str, out: &mut Vec<Action>) {
         let from = self.stage.phase();
+        if self.stage.is_on_files() && !stage.is_on_files() {
+            out.push(Action::LeaveModel);
+        }
         let is_news = self.reason != reason;
         self.stage = stage;
         self.reason = reason.to_owned();

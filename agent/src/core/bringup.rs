@@ -8,9 +8,10 @@ use cic_common::wire::message::NodeEvent;
 
 use super::agent::{Agent, decided, millis};
 use super::deadman::Deadman;
-use super::event::{Booted, CheckFault, EngineFound, ModelFault, ProbeFault, Reading};
+use super::event::{Booted, CheckFault, EngineFound, ProbeFault, Reading};
 use super::gate::Gate;
 use super::progress::Progress;
+use super::search::Search;
 use super::stage::{After, Heal, Probe, Stage};
 use super::{Action, EdgeMode};
 
@@ -90,7 +91,12 @@ impl Agent {
                 self.assignment = Some(assignment);
                 self.begin(now, "assignment received", out);
             }
-            Stage::Mounting { .. } | Stage::Verifying { .. } | Stage::Checking { .. } if !is_same => {
+            Stage::Mounting { .. }
+            | Stage::Fetching { .. }
+            | Stage::Verifying { .. }
+            | Stage::Checking { .. }
+                if !is_same =>
+            {
                 out.push(Action::Remember { term, assignment: assignment.clone() });
                 self.assignment = Some(assignment);
                 self.begin(now, "assignment changed", out);
@@ -111,6 +117,7 @@ impl Agent {
             | Stage::Waiting { .. }
             | Stage::Failed { .. }
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Passing
@@ -136,59 +143,10 @@ impl Agent {
         self.forget_model();
         let Some(assignment) = &self.assignment else { return };
         self.attempt += 1;
-        let attempt = self.attempt;
-        out.push(Action::MountModel { attempt, model: assignment.model.clone() });
-        self.enter(now, Stage::Mounting { attempt }, why, out);
-    }
-
-    pub(super) fn mounted(
-        &mut self,
-        now: Mono,
-        attempt: u32,
-        result: Result<(), ModelFault>,
-        out: &mut Vec<Action>,
-    ) {
-        if self.stage != (Stage::Mounting { attempt }) {
-            return;
-        }
-        let Some(assignment) = &self.assignment else { return };
-        match result {
-            Ok(()) => {
-                out.push(Action::VerifyModel { attempt, model: assignment.model.clone() });
-                self.enter(now, Stage::Verifying { attempt }, "model directory is there", out);
-            }
-            Err(fault) => self.fail(now, Phase::Mounting, fault.to_string(), heal_of(fault.may_heal()), out),
-        }
-    }
-
-    pub(super) fn verified(
-        &mut self,
-        now: Mono,
-        attempt: u32,
-        result: Result<(), ModelFault>,
-        out: &mut Vec<Action>,
-    ) {
-        if self.stage != (Stage::Verifying { attempt }) {
-            return;
-        }
-        match result {
-            Ok(()) => {
-                // Without the first word on the GPUs their baseline would be lost, and a check of memory be a guess.
-                let stage = Stage::Checking {
-                    attempt,
-                    is_asked: self.gpus_heard,
-                    until: now + self.spec.timing.gpu_wait,
-                };
-                self.enter(now, stage, "every shard is there; checking flags, memory and driver", out);
-                if let Some(assignment) = self.assignment.as_ref().filter(|_| self.spec.has_store) {
-                    out.push(Action::NameModel { attempt, model: assignment.model.clone() });
-                }
-                if self.gpus_heard {
-                    self.ask_for_check(attempt, out);
-                }
-            }
-            Err(fault) => self.fail(now, Phase::Verifying, fault.to_string(), heal_of(fault.may_heal()), out),
-        }
+        let search = Search::begin(assignment.model.clone(), self.spec.mounts.clone());
+        let place = search.place();
+        self.search = Some(search);
+        self.look(now, place, why, out);
     }
 
     pub(super) fn checked(
@@ -208,14 +166,15 @@ impl Agent {
     }
 
     pub(super) fn ask_for_check(&self, attempt: u32, out: &mut Vec<Action>) {
-        if let Some(assignment) = self.assignment.clone() {
+        if let (Some(mut assignment), Some(directory)) = (self.assignment.clone(), self.model_directory()) {
+            assignment.model.path = directory;
             out.push(Action::CheckEngine { attempt, assignment, gpus: self.gpu_facts() });
         }
     }
 
     /// Starts the engine, unless the GPUs forbid it.
     pub(super) fn start(&mut self, now: Mono, attempt: u32, out: &mut Vec<Action>) {
-        let Some(assignment) = &self.assignment else { return };
+        let (Some(assignment), Some(directory)) = (&self.assignment, self.model_directory()) else { return };
         if let Some((action, reason)) = self.gpus.condemned() {
             let reason = format!("no engine is started on a GPU that needs to {action}: {reason}");
             return self.fail(now, Phase::Verifying, reason, Heal::GpuSound, out);
@@ -228,7 +187,7 @@ impl Agent {
             let reason = format!("gpu_leaked: no engine is started on to memory that is held: {what}");
             return self.fail(now, Phase::Verifying, reason, Heal::GpuFree, out);
         }
-        out.push(Action::StartEngine { attempt, assignment: assignment.clone() });
+        out.push(Action::StartEngine { attempt, assignment: assignment.clone(), directory });
         self.has_run_engine = true;
         self.enter(
             now,
@@ -337,6 +296,7 @@ impl Agent {
             | Stage::Serving { .. }
             | Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }
@@ -429,7 +389,7 @@ impl Agent {
     }
 }
 
-fn heal_of(may_heal: bool) -> Heal {
+pub(super) fn heal_of(may_heal: bool) -> Heal {
     if may_heal { Heal::Retry } else { Heal::Never }
 }
 

@@ -95,6 +95,7 @@ impl Agent {
             | Stage::Exiting => {}
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }
@@ -135,6 +136,7 @@ impl Agent {
             }
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }
@@ -219,6 +221,7 @@ impl Agent {
             },
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }

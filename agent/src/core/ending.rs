@@ -72,6 +72,7 @@ impl Agent {
             Stage::Stopping { then, .. } => self.prove(now, Next::Then(then), &left, out),
             Stage::Idle
             | Stage::Mounting { .. }
+            | Stage::Fetching { .. }
             | Stage::Verifying { .. }
             | Stage::Checking { .. }
             | Stage::Starting { .. }

@@ -54,6 +54,10 @@ pub enum ModelFault {
     Unreadable { path: String, cause: String },
     #[error("{path}: {cause}")]
     Damaged { path: String, cause: String },
+    #[error("{url}: {cause}")]
+    NotMounted { url: String, cause: String },
+    #[error("{url}: {cause}")]
+    NotFetched { url: String, cause: String },
 }
 
 impl ModelFault {
@@ -62,6 +66,7 @@ impl ModelFault {
     pub fn may_heal(&self) -> bool {
         match self {
             Self::NoDirectory { .. } | Self::Unreadable { .. } => true,
+            Self::NotMounted { .. } | Self::NotFetched { .. } => true,
             Self::MissingShard { .. } | Self::NoWeights { .. } | Self::Damaged { .. } => false,
         }
     }
@@ -155,6 +160,16 @@ pub enum Event {
         command: Command,
     },
     ModelMounted {
+        attempt: u32,
+        result: Result<(), ModelFault>,
+    },
+    /// A step on the model's files has come so far.
+    ModelProgress {
+        attempt: u32,
+        done_bytes: u64,
+        all_bytes: u64,
+    },
+    ModelFetched {
         attempt: u32,
         result: Result<(), ModelFault>,
     },

@@ -15,12 +15,14 @@ mod deadman;
 mod drain;
 mod ending;
 mod event;
+mod files;
 mod gate;
 pub mod gpu;
 mod notices;
 mod progress;
 mod proof;
 mod restart;
+mod search;
 mod sight;
 mod stage;
 #[cfg(test)]

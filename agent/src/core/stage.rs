@@ -50,7 +50,7 @@ pub(super) enum Next {
 }
 
 /// ```text
-/// Idle -> Mounting -> Verifying -> Checking -> Starting -> Loading <-> Serving -> Draining -> Stopping
+/// Idle -> Mounting <-> Fetching -> Verifying -> Checking -> Starting -> Loading <-> Serving -> Draining -> Stopping
 ///            ^------------ Waiting <-------------------------'------------'                      |
 ///                             ^------------------------------------------------- Proving <-------'
 /// Idle -> Loading (adopted)   Idle -> Passing (gateway) -> Draining     Proving -> Stopped    (any) -> Failed
@@ -59,6 +59,10 @@ pub(super) enum Next {
 pub(super) enum Stage {
     Idle,
     Mounting {
+        attempt: u32,
+    },
+    /// Its directory is being filled.
+    Fetching {
         attempt: u32,
     },
     Verifying {
@@ -134,7 +138,7 @@ impl Stage {
     pub(super) fn phase(&self) -> Phase {
         match self {
             Self::Idle => Phase::Booting,
-            Self::Mounting { .. } => Phase::Mounting,
+            Self::Mounting { .. } | Self::Fetching { .. } => Phase::Mounting,
             Self::Verifying { .. } | Self::Checking { .. } => Phase::Verifying,
             Self::Starting { .. } | Self::Loading { .. } => Phase::Loading,
             Self::Serving { .. } | Self::Passing => Phase::Serving,
@@ -161,6 +165,7 @@ impl Stage {
             },
             Self::Idle
             | Self::Mounting { .. }
+            | Self::Fetching { .. }
             | Self::Verifying { .. }
             | Self::Checking { .. }
             | Self::Starting { .. }
@@ -173,6 +178,11 @@ impl Stage {
         }
     }
 
+    /// Whether a step on the model's files is under way.
+    pub(super) fn is_on_files(&self) -> bool {
+        matches!(self, Self::Mounting { .. } | Self::Fetching { .. } | Self::Verifying { .. })
+    }
+
     /// The engine process this stage is about.
     pub(super) fn pid(&self) -> Option<u32> {
         match self {
@@ -180,6 +190,7 @@ impl Stage {
             Self::Draining { pid, .. } => *pid,
             Self::Idle
             | Self::Mounting { .. }
+            | Self::Fetching { .. }
             | Self::Verifying { .. }
             | Self::Checking { .. }
             | Self::Starting { .. }
@@ -196,6 +207,7 @@ impl Stage {
         match self {
             Self::Idle
             | Self::Mounting { .. }
+            | Self::Fetching { .. }
             | Self::Verifying { .. }
             | Self::Checking { .. }
             | Self::Passing => EngineState::Absent,

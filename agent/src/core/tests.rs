@@ -15,6 +15,7 @@ use super::gpu::GpuEvent;
 use super::*;
 
 mod checkpointed;
+mod files;
 mod noticed;
 mod on_gpu;
 mod supervision;
@@ -33,6 +34,7 @@ impl Bench {
             role,
             incarnation: Incarnation(1),
             timing: Timing::default(),
+            mounts: "/state/mounts".to_owned(),
             has_store: false,
             deadman: None,
         };
@@ -105,7 +107,7 @@ fn exited(pid: u32, how: &str, log_tail: &[&str]) -> Event {
 fn assignment(model: &str) -> Assignment {
     Assignment {
         deployment: DeploymentName::new("d").expect("label"),
-        model: ModelSpec { name: model.to_owned(), path: "/m".to_owned() },
+        model: ModelSpec::at(model, "/m"),
         engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
     }
 }

@@ -16,14 +16,17 @@ use cic_common::model::index::INDEX_NAME;
 
 use crate::core::ModelFault;
 
+mod attach;
 mod child;
 pub mod content;
+mod desk;
 pub mod fetch;
 mod models;
 mod outline;
 pub mod structure;
 
 pub use child::{STEP_COMMAND, StepArgs, step};
+pub use desk::{Desk, KnownModel};
 pub use models::{Depth, Models, Quiet};
 
 /// The files that an engine loads: those that the index names, else every safetensors file. `None` when the directory

@@ -11,15 +11,15 @@ use super::message::{
     AgentMessage, Command, CommandOutcome, ControllerMessage, EnrolAnswer, EnrolRequest, Hello, NodeEvent,
     Welcome,
 };
-use crate::assignment::{Assignment, EngineSpec, ModelSpec, Predecessor};
+use crate::assignment::{Assignment, EngineSpec, ModelSpec, Predecessor, Source};
 use crate::gpu::{
     GpuAction, GpuHealth, GpuSummary, GpuVerdict, PciAddress, RecoveryAction, XidSeen, XidSource,
 };
 use crate::id::{ControllerId, DeploymentName, Incarnation, NodeId, OperationId, Term};
 use crate::notice::{BlindSource, Cloud, Confidence, Notice, NoticeKind, SpotReport};
 use crate::report::{
-    EdgeReport, EngineReport, EngineState, GpuReport, Heartbeat, HostReport, NodeReport, Phase, Role,
-    StateDigest,
+    EdgeReport, EngineReport, EngineState, GpuReport, Heartbeat, HostReport, ModelProgress, NodeReport,
+    Phase, Role, StateDigest,
 };
 use crate::route::{Edition, Replica, Route, RouteChange, RoutingChanges, RoutingTable};
 use crate::routing::{Policy, Routing};
@@ -294,7 +294,13 @@ fn notice() -> Notice {
 fn assignment() -> Assignment {
     Assignment {
         deployment: DeploymentName::new("chat").unwrap(),
-        model: ModelSpec { name: "tiny".to_owned(), path: "/models/tiny".to_owned() },
+        model: ModelSpec {
+            sources: vec![
+                Source::Directory("/mnt/tiny".to_owned()),
+                Source::Store("s3://models/tiny".to_owned()),
+            ],
+            ..ModelSpec::at("tiny", "/models/tiny")
+        },
         engine: EngineSpec {
             program: "vllm".to_owned(),
             args: vec!["--max-model-len".to_owned(), "512".to_owned()],
@@ -345,6 +351,7 @@ fn route_changes() -> RoutingChanges {
 
 fn report() -> NodeReport {
     NodeReport {
+        model: Some(ModelProgress { done: Bytes(1 << 33), all: Bytes(1 << 37), rate: Bytes(1_200_000_000) }),
         phase: Phase::Serving,
         phase_for_ms: 65_536,
         reason: "engine ready".to_owned(),

@@ -3,9 +3,10 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use cic_common::assignment::{EngineSpec, ModelSpec};
+use cic_common::assignment::{EngineSpec, ModelSpec, Source};
 use cic_common::id::{DeploymentName, check_label};
 use cic_common::name::{ClusterName, GPU_NONE};
+use cic_common::objects::Stores;
 use cic_common::time::utc_date;
 use serde::{Deserialize, Serialize};
 
@@ -72,7 +73,7 @@ impl Wanted {
         }
         check_model_name(&self.model.name, &mut mistakes);
         if provider == local::NAME {
-            check_model_path(&self.model.path, &mut mistakes);
+            check_model_path(&self.model, &mut mistakes);
             check_program(&self.engine.program, &mut mistakes);
         } else {
             mistakes.push(format!("provider: {provider:?} is not configured; there is \"{}\"", local::NAME));
@@ -91,7 +92,9 @@ impl Wanted {
             .unwrap_or_default();
         let known = by.view.deployments.iter().map(|view| &view.deployment);
         if let Some(known) = known.clone().find(|known| known.name.as_str() == by.name) {
-            check_fixed("model", &known.model, &self.model, &mut mistakes);
+            // Where it is to be had else matters to the next node alone.
+            let same_files = ModelSpec { sources: known.model.sources.clone(), ..self.model.clone() };
+            check_fixed("model", &known.model, &same_files, &mut mistakes);
             check_fixed("engine", &known.engine, &self.engine, &mut mistakes);
             check_fixed("provider", &known.provider, &provider, &mut mistakes);
             check_fixed("zone", &known.zone, &zone, &mut mistakes);
@@ -152,10 +155,19 @@ fn check_model_name(name: &str, mistakes: &mut Vec<String>) {
     }
 }
 
-fn check_model_path(path: &str, mistakes: &mut Vec<String>) {
+fn check_model_path(model: &ModelSpec, mistakes: &mut Vec<String>) {
+    let path = &model.path;
     let directory = Path::new(path);
     if !directory.is_absolute() {
         mistakes.push(format!("model.path: {path:?} is not an absolute path"));
+    } else if !model.sources.is_empty() {
+        // The node finds out what is where.
+        let stores = model.sources.iter().filter(|source| matches!(source, Source::Store(_)));
+        let mistake = |source: &Source| {
+            let (_, error) = Stores::open_with([source.as_str()], [("", ""); 0]).err()?;
+            Some(format!("model.sources: {:?}: {error}", source.as_str()))
+        };
+        mistakes.extend(stores.filter_map(mistake));
     } else if !directory.is_dir() {
         mistakes.push(format!("model.path: there is no directory {path:?}"));
     } else if !directory.join("config.json").is_file() {
@@ -191,7 +203,7 @@ mod tests {
     fn wanted(path: &Path) -> Wanted {
         let text = path.display().to_string();
         Wanted {
-            model: ModelSpec { name: "tiny".to_owned(), path: text },
+            model: ModelSpec::at("tiny", &text),
             engine: EngineSpec { program: "sh".to_owned(), args: Vec::new(), env: Default::default() },
             replicas: 2,
             replicas_min: None,
@@ -215,7 +227,7 @@ mod tests {
     #[test]
     fn every_mistake_is_told_at_once() {
         let wrong = Wanted {
-            model: ModelSpec { name: "a b".to_owned(), path: "/no/such/model".to_owned() },
+            model: ModelSpec::at("a b", "/no/such/model"),
             engine: EngineSpec {
                 program: "no-such-engine".to_owned(),
                 args: Vec::new(),

@@ -120,7 +120,8 @@ pub(super) fn why(node: &NodeView) -> String {
     let mut parts = condition::troubles(report);
     parts.push(node.why.clone());
     if report.phase != Phase::Serving {
-        parts.push(format!("says: {}", report.reason));
+        let far = report.model.map_or_else(String::new, |progress| format!(": {progress}"));
+        parts.push(format!("says: {}{far}", report.reason));
     }
     parts.join("; ")
 }

@@ -97,7 +97,7 @@ mod tests {
     fn after_999_nodes_no_other_deployments_names_are_handed_out() {
         let mut deployment = Deployment {
             name: DeploymentName::new("a").unwrap(),
-            model: ModelSpec { name: "m".to_owned(), path: "/m".to_owned() },
+            model: ModelSpec::at("m", "/m"),
             engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
             replicas: 1,
             replicas_min: 0,

@@ -243,7 +243,7 @@ fn deployment(episode: &Episode, zone: usize) -> Deployment {
     let seq = u16::try_from(zone + 1).unwrap_or(u16::MAX);
     Deployment {
         name: DeploymentName::new(format!("chat{zone}")).expect("a label"),
-        model: ModelSpec { name: format!("model{zone}"), path: "/m".to_owned() },
+        model: ModelSpec::at(&format!("model{zone}"), "/m"),
         engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
         replicas: u16::try_from(replicas).unwrap_or(u16::MAX),
         replicas_min: 1,

@@ -219,6 +219,7 @@ fn report(deployment: DeploymentName) -> NodeReport {
         edge: EdgeReport { in_flight: 12, request_count: 100_000, ..EdgeReport::default() },
         notice: None,
         spot: SpotReport { cloud: Some(Cloud::Aws), blind: Vec::new(), unread: Vec::new() },
+        model: None,
         wants_replacement: None,
         state: cic_common::report::StateDigest::default(),
     }

@@ -112,7 +112,7 @@ impl Site {
         let replicas = u16::try_from(members)?;
         Ok(Deployment {
             name: DeploymentName::new(zone(zone_number))?,
-            model: ModelSpec { name: "tiny".to_owned(), path: self.model().display().to_string() },
+            model: ModelSpec::at("tiny", &self.model().display().to_string()),
             engine: EngineSpec {
                 program: binary("cic-bench")?.display().to_string(),
                 args: Vec::new(),

@@ -305,7 +305,7 @@ mod tests {
         fn assignment(&self, args: &str) -> Assignment {
             Assignment {
                 deployment: DeploymentName::new("d").unwrap(),
-                model: ModelSpec { name: "m".to_owned(), path: self.root.path().display().to_string() },
+                model: ModelSpec::at("m", &self.root.path().display().to_string()),
                 engine: EngineSpec {
                     program: self.root.path().join("bin/vllm").display().to_string(),
                     args: args.split_whitespace().map(str::to_owned).collect(),

@@ -151,10 +151,10 @@ impl Keeper {
     }
 
     /// Starts an engine; ends in `EngineStarted` or `EngineStartFailed`.
-    pub fn start(&self, attempt: u32, assignment: Assignment) {
+    pub fn start(&self, attempt: u32, assignment: Assignment, directory: String) {
         let keeper = self.clone();
         self.shared.supervisor.spawn("engine start", Kind::Passing, |_| async move {
-            let event = match keeper.start_now(assignment).await {
+            let event = match keeper.start_now(assignment, directory).await {
                 Ok(pid) => Event::EngineStarted { attempt, pid },
                 Err((reason, may_heal)) => Event::EngineStartFailed { attempt, reason, may_heal },
             };
@@ -208,7 +208,7 @@ impl Keeper {
         }
     }
 
-    async fn start_now(&self, assignment: Assignment) -> Result<u32, (String, bool)> {
+    async fn start_now(&self, assignment: Assignment, directory: String) -> Result<u32, (String, bool)> {
         let shared = &self.shared;
         if let Some(running) = &*shared.running.borrow() {
             return Err((format!("engine pid {} is still running", running.pid), true));
@@ -220,6 +220,7 @@ impl Keeper {
             launcher: &shared.spec.launcher,
             tag: &shared.tag,
             assignment: &assignment,
+            directory: &directory,
             port,
             cgroup: cgroup.as_deref(),
             log: &shared.state.path(name::ENGINE_LOG),
@@ -245,7 +246,8 @@ impl Keeper {
         };
         let start_ticks = process.start_ticks;
         let spec_digest = spec_digest(&assignment);
-        let record = Record { pid, start_ticks, boot_id, port, cgroup, spec_digest, assignment };
+        let directory = Some(directory);
+        let record = Record { pid, start_ticks, boot_id, port, cgroup, spec_digest, directory, assignment };
         if let Err(error) = shared.state.write(name::ENGINE, &record).await {
             sweep(&shared.tag, Some(Trail::from(&record))).await;
             return Err((with_causes(&error), true));

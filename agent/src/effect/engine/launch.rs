@@ -100,6 +100,8 @@ pub(super) struct Launch<'a> {
     pub(super) launcher: &'a Path,
     pub(super) tag: &'a Tag,
     pub(super) assignment: &'a Assignment,
+    /// Where the model's files are.
+    pub(super) directory: &'a str,
     pub(super) port: u16,
     pub(super) cgroup: Option<&'a Path>,
     pub(super) log: &'a Path,
@@ -119,7 +121,7 @@ impl Launch<'_> {
         if let Some(cgroup) = self.cgroup {
             command.arg("--cgroup").arg(cgroup);
         }
-        command.arg("--").arg(program).args(arguments(self.assignment, self.port));
+        command.arg("--").arg(program).args(arguments(self.assignment, self.directory, self.port));
         for (key, _) in std::env::vars_os() {
             let name = key.to_string_lossy();
             if is_setting(&name) || is_credential(&name) {
@@ -134,11 +136,11 @@ impl Launch<'_> {
 }
 
 /// `serve MODEL --served-model-name NAME --host 127.0.0.1 --port PORT ARGS…`
-fn arguments(assignment: &Assignment, port: u16) -> Vec<String> {
+fn arguments(assignment: &Assignment, directory: &str, port: u16) -> Vec<String> {
     let model = &assignment.model;
     let port = port.to_string();
     let fixed =
-        ["serve", &model.path, "--served-model-name", &model.name, "--host", "127.0.0.1", "--port", &port];
+        ["serve", directory, "--served-model-name", &model.name, "--host", "127.0.0.1", "--port", &port];
     fixed.into_iter().map(str::to_owned).chain(assignment.engine.args.iter().cloned()).collect()
 }
 

@@ -20,6 +20,9 @@ pub struct Record {
     /// Names what it was started with; see `spec_digest`.
     #[serde(default)]
     pub spec_digest: String,
+    /// Where its model was found, if that was noted.
+    #[serde(default)]
+    pub directory: Option<String>,
     pub assignment: Assignment,
 }
 
@@ -33,6 +36,12 @@ pub(super) fn spec_digest(assignment: &Assignment) -> String {
 }
 
 impl Record {
+    /// Where its model's files are.
+    #[must_use]
+    pub fn directory(&self) -> &str {
+        self.directory.as_ref().unwrap_or(&self.assignment.model.path)
+    }
+
     /// Whether exactly this process is still running.
     ///
     /// # Errors

@@ -12,9 +12,10 @@ use cic_common::time::Clock;
 use cic_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
+use super::attach::attach;
 use super::content::{Checked, Effort, Finding, Ledger, Progress, check, read_manifest};
 use super::structure::{self, Outline};
-use super::{damaged, outline, text, unreadable};
+use super::{damaged, fetch, outline, text, unreadable};
 use crate::core::ModelFault;
 
 /// The subcommand.
@@ -30,10 +31,14 @@ const NICE: i32 = 10;
 pub(super) enum Step {
     /// The directory is there and can be listed
     Mount,
+    /// A file system is mounted on it
+    Attach,
     /// Lengths and headers
     Structure,
     /// Every byte, where there is a manifest
     Content,
+    /// What is missing or wrong, from a store
+    Fetch,
     /// The digest that a checkpoint names the model by
     Digest,
 }
@@ -46,6 +51,9 @@ pub struct StepArgs {
     /// What was right before, for the content
     #[arg(long)]
     ledger: Option<PathBuf>,
+    /// Where the model is published, for a fetch; what to mount, for an attach
+    #[arg(long)]
+    url: Option<String>,
 }
 
 /// What the process says, one JSON object a line; the answer is the last.
@@ -64,8 +72,10 @@ impl Step {
     pub(super) fn word(self) -> &'static str {
         match self {
             Self::Mount => "mount",
+            Self::Attach => "attach",
             Self::Structure => "structure",
             Self::Content => "content",
+            Self::Fetch => "fetch",
             Self::Digest => "digest",
         }
     }
@@ -74,14 +84,18 @@ impl Step {
 /// Does the step and says what came of it. Returns the exit code.
 #[must_use]
 pub fn step(args: StepArgs) -> u8 {
-    let StepArgs { step, directory, ledger } = args;
+    let StepArgs { step, directory, ledger, url } = args;
     let _ = rustix::process::nice(NICE);
+    // Nobody else waits for it, and the next agent begins its own.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let answer = match step {
         Step::Mount => mount(&directory),
+        Step::Attach => attach(&directory, &url.unwrap_or_default()),
         Step::Structure => structure::check(&directory).map(|Outline { files, tensors, bytes }| {
             format!("{files} files of weights, {tensors} tensors, {}", Bytes(bytes))
         }),
         Step::Content => content(&directory, ledger),
+        Step::Fetch => fetched(&directory, &url.unwrap_or_default()),
         Step::Digest => outline::digest(&directory).map_err(|error| unreadable(&directory, &error)),
     };
     say(&Line::Answer(answer));
@@ -109,23 +123,12 @@ pub(super) fn mount(directory: &Path) -> Result<String, ModelFault> {
 }
 
 fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFault> {
-    let clock = Clock::start();
     let Some(manifest) = read_manifest(directory, None)? else {
         return Ok("no manifest, so that no byte was compared".to_owned());
     };
-    let mut ledger = ledger.map(|place| Ledger::open(place, clock.unix_ms())).unwrap_or_default();
-    let next_ms = AtomicU64::new(SAY_EVERY_MS);
-    let progress = |Progress { done_bytes, all_bytes }| {
-        let (now, next) = (clock.now().as_millis(), next_ms.load(Ordering::Relaxed));
-        let later = now + SAY_EVERY_MS;
-        // One of the threads says it.
-        if now >= next && next_ms.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
-        {
-            say(&Line::Progress { done_bytes, all_bytes });
-        }
-    };
-    let threads = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let effort = Effort { threads, progress: &progress };
+    let mut ledger = ledger.map(|place| Ledger::open(place, Clock::start().unix_ms())).unwrap_or_default();
+    let progress = saying();
+    let effort = Effort { threads: threads(), progress: &progress };
     let Checked { files, bytes, known_bytes, findings, unsaved } =
         check(directory, &manifest, &[], &mut ledger, &effort)?;
     if let Some(cause) = unsaved {
@@ -135,6 +138,40 @@ fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFau
         Some(fault) => Err(fault),
         None => Ok(format!("{files} files, {}, of which {} were known", Bytes(bytes), Bytes(known_bytes))),
     }
+}
+
+/// Says progress, the first at once and then now and then.
+fn saying() -> impl Fn(Progress) + Sync {
+    let (clock, next_ms) = (Clock::start(), AtomicU64::new(0));
+    move |Progress { done_bytes, all_bytes }| {
+        let (now, next) = (clock.now().as_millis(), next_ms.load(Ordering::Relaxed));
+        let later = now + SAY_EVERY_MS;
+        // One of the threads says it.
+        if now >= next && next_ms.compare_exchange(next, later, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            say(&Line::Progress { done_bytes, all_bytes });
+        }
+    }
+}
+
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
+}
+
+fn fetched(directory: &Path, url: &str) -> Result<String, ModelFault> {
+    let not_fetched = |cause: String| ModelFault::NotFetched { url: url.to_owned(), cause };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| not_fetched(error.to_string()))?;
+    let done = runtime.block_on(async {
+        let store = fetch::store_at(url)?;
+        let manifest = fetch::manifest_of(&store).await?;
+        let progress = saying();
+        let effort = Effort { threads: threads(), progress: &progress };
+        fetch::fetch(&store, &manifest, directory, &[], &effort).await
+    });
+    let fetch::Fetched { files, bytes, fetched_bytes } =
+        done.map_err(|error| not_fetched(format!("{error:#}")))?;
+    Ok(format!("{files} files, {}, of which {} were fetched", Bytes(bytes), Bytes(fetched_bytes)))
 }
 
 /// What another reading does not mend comes first.

@@ -32,17 +32,22 @@ pub enum Depth {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Quiet {
     pub mount: Duration,
+    /// To find a mount dead, and to mount anew: helpers of network file systems try for a minute.
+    pub attach: Duration,
     /// Hundreds of headers of a network's file system, beside other loads.
     pub structure: Duration,
     pub content: Duration,
+    /// Three tries of a piece, each given up after a minute, and the comparison of what is there.
+    pub fetch: Duration,
     /// Thousands of small reads; nothing but a word waits for them.
     pub digest: Duration,
 }
 
 impl Default for Quiet {
     fn default() -> Self {
-        let [mount, structure, content, digest] = [10, 60, 60, 180].map(Duration::from_secs);
-        Self { mount, structure, content, digest }
+        let [mount, attach, structure, content, fetch, digest] =
+            [10, 120, 60, 60, 240, 180].map(Duration::from_secs);
+        Self { mount, attach, structure, content, fetch, digest }
     }
 }
 
@@ -66,18 +71,58 @@ impl Models {
         self.ask(Step::Mount, &model.path, self.quiet.mount).await.map(drop)
     }
 
+    /// Has `url` mounted on the model's directory.
+    ///
+    /// # Errors
+    /// Why it cannot be.
+    pub async fn attach(&self, url: &str, model: &ModelSpec) -> Result<(), ModelFault> {
+        let said =
+            self.ask_on(Step::Attach, &model.path, &["--url", url], self.quiet.attach, |_, _| {}).await;
+        let seen = said.map_err(|fault| match fault {
+            // Of the process, not of the files.
+            ModelFault::Unreadable { cause, .. } => ModelFault::NotMounted { url: url.to_owned(), cause },
+            other => other,
+        })?;
+        info!(model = model.name, path = model.path, url, seen, "mounted");
+        Ok(())
+    }
+
     /// Whether the directory holds the model that it promises: by lengths and headers, and to the last byte where it has a
     /// manifest and that is wanted.
     ///
     /// # Errors
     /// What is wrong, for the core to weigh.
-    pub async fn verify(&self, model: &ModelSpec) -> Result<(), ModelFault> {
+    pub async fn verify(
+        &self,
+        model: &ModelSpec,
+        progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<(), ModelFault> {
         let seen = self.ask(Step::Structure, &model.path, self.quiet.structure).await?;
         info!(model = model.name, path = model.path, seen, "whole by its headers");
         if self.depth == Depth::Content {
-            let seen = self.ask(Step::Content, &model.path, self.quiet.content).await?;
+            let seen = self.ask_on(Step::Content, &model.path, &[], self.quiet.content, progress).await?;
             info!(model = model.name, path = model.path, seen, "compared with its manifest");
         }
+        Ok(())
+    }
+
+    /// Makes the model's directory what is published at `url`.
+    ///
+    /// # Errors
+    /// What cannot be had, and why; the next try goes on from there.
+    pub async fn fetch(
+        &self,
+        url: &str,
+        model: &ModelSpec,
+        progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<(), ModelFault> {
+        let said = self.ask_on(Step::Fetch, &model.path, &["--url", url], self.quiet.fetch, progress).await;
+        let seen = said.map_err(|fault| match fault {
+            // Of the process, not of the files.
+            ModelFault::Unreadable { cause, .. } => ModelFault::NotFetched { url: url.to_owned(), cause },
+            other => other,
+        })?;
+        info!(model = model.name, path = model.path, url, seen, "fetched");
         Ok(())
     }
 
@@ -91,11 +136,23 @@ impl Models {
     }
 
     async fn ask(&self, step: Step, path: &str, quiet_max: Duration) -> Result<String, ModelFault> {
+        self.ask_on(step, path, &[], quiet_max, |_, _| {}).await
+    }
+
+    async fn ask_on(
+        &self,
+        step: Step,
+        path: &str,
+        more: &[&str],
+        quiet_max: Duration,
+        mut progress: impl FnMut(u64, u64) + Send,
+    ) -> Result<String, ModelFault> {
         let unreadable = |cause: String| ModelFault::Unreadable { path: path.to_owned(), cause };
         let mut child = Command::new(&self.program)
             .args([STEP_COMMAND, step.word()])
             .arg("--ledger")
             .arg(&self.ledger)
+            .args(more)
             .arg("--")
             .arg(Path::new(path))
             .stdin(Stdio::null())
@@ -125,9 +182,10 @@ impl Models {
                 Ok(Line::Answer(answer)) => return answer,
                 Ok(Line::Progress { done_bytes, all_bytes }) => {
                     count += 1;
+                    progress(done_bytes, all_bytes);
                     if count.is_multiple_of(LOG_EVERY) {
                         let (done, all) = (Bytes(done_bytes), Bytes(all_bytes));
-                        info!(path, %done, %all, "comparing with the manifest");
+                        info!(path, %done, %all, step = step.word(), "under way");
                     }
                 }
                 Err(error) => {

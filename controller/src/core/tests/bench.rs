@@ -315,7 +315,7 @@ impl Bench {
 pub(super) fn deployment(replicas: u16) -> Deployment {
     Deployment {
         name: DeploymentName::new("tiny").expect("label"),
-        model: ModelSpec { name: "tiny".to_owned(), path: "/m".to_owned() },
+        model: ModelSpec::at("tiny", "/m"),
         engine: EngineSpec { program: "vllm".to_owned(), args: Vec::new(), env: BTreeMap::new() },
         replicas,
         replicas_min: 0,

@@ -13,4 +13,4 @@ mod tests;
 mod transfer;
 mod wanted;
 
-pub use transfer::{Fetched, fetch, manifest_of};
+pub use transfer::{Fetched, fetch, manifest_of, store_at};

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{MANIFEST_BYTES_MAX, MANIFEST_NAME};
 use cic_common::model::tree::piece_span;
-use cic_common::objects::Store;
+use cic_common::objects::{Store, Stores};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::super::content::{Effort, Progress};
@@ -127,6 +127,15 @@ async fn piece_of(store: &Store, file: &Wanted, piece: u64) -> anyhow::Result<By
     }
     let end = begin + length - 1;
     bail!("{}: {}, bytes {begin} to {end}: {last} ({TRIES} times)", store.name, file.path)
+}
+
+/// The store at `url`, with the credentials of this process's environment.
+///
+/// # Errors
+/// When the URL is of no use.
+pub fn store_at(url: &str) -> anyhow::Result<Store> {
+    let stores = Stores::open([url]).map_err(|(_, error)| error);
+    stores.with_context(|| url.to_owned())?.all.pop().context("one URL is one store")
 }
 
 /// The manifest that lies with the model in `store`.
