@@ -4,6 +4,7 @@ mod clients;
 mod dev;
 mod engine;
 mod fleet_tests;
+mod fuzz;
 mod repository;
 mod suite;
 mod tidy;
@@ -19,7 +20,7 @@ struct Subcommand {
     run: fn(&[String]) -> Result<()>,
 }
 
-const SUBCOMMANDS: [Subcommand; 7] = [
+const SUBCOMMANDS: [Subcommand; 8] = [
     Subcommand {
         name: "dev",
         arguments: "[args…]",
@@ -55,6 +56,12 @@ const SUBCOMMANDS: [Subcommand; 7] = [
         arguments: "--seeds N [--from S] | --seed S --trace",
         what: "both cores in a simulated world",
         run: fleet_tests::simulate,
+    },
+    Subcommand {
+        name: "fuzz",
+        arguments: "[SECONDS]",
+        what: "search for inputs that break the parsers of a model's files, by libFuzzer",
+        run: fuzz::run,
     },
     Subcommand {
         name: "bench",
