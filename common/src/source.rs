@@ -67,12 +67,18 @@ impl From<Source> for String {
     }
 }
 
+/// `url` without its options, for people.
+#[must_use]
+pub fn without_options(url: &str) -> &str {
+    url.split('?').next().unwrap_or(url)
+}
+
 /// The name of the directory that `url` is mounted on: readable, and of no other URL.
 #[must_use]
 pub fn mount_name(url: &str) -> String {
     const CHARS_MAX: usize = 48;
     let plain = |char: char| if char.is_ascii_alphanumeric() { char } else { '-' };
-    let shown: String = url.split('?').next().unwrap_or(url).chars().take(CHARS_MAX).map(plain).collect();
+    let shown: String = without_options(url).chars().take(CHARS_MAX).map(plain).collect();
     // FNV-1a: two URLs of one cluster, not two of an enemy's.
     let hash = url.bytes().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)

@@ -1,6 +1,7 @@
 //! The model's files: found, fetched or compared, place by place.
 
 use cic_common::report::{ModelProgress, Phase};
+use cic_common::source::without_options;
 use cic_common::time::Mono;
 
 use super::Action;
@@ -20,12 +21,12 @@ impl Agent {
                 self.enter(now, Stage::Mounting { attempt }, why, out);
             }
             Place::Mount { url, at: model } => {
-                let reason = format!("{why}; mounting {url}");
+                let reason = format!("{why}; mounting {}", without_options(&url));
                 out.push(Action::AttachModel { attempt, url, model });
                 self.enter(now, Stage::Mounting { attempt }, &reason, out);
             }
             Place::Store { url, into: model } => {
-                let reason = format!("{why}; fetching from {url}");
+                let reason = format!("{why}; fetching from {}", without_options(&url));
                 out.push(Action::FetchModel { attempt, url, model });
                 self.enter(now, Stage::Fetching { attempt }, &reason, out);
             }

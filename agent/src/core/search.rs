@@ -2,7 +2,7 @@
 
 use cic_common::assignment::ModelSpec;
 use cic_common::report::ModelProgress;
-use cic_common::source::{Source, mount_name};
+use cic_common::source::{Source, mount_name, without_options};
 use cic_common::time::Mono;
 use cic_common::units::Bytes;
 
@@ -77,7 +77,7 @@ impl Search {
         self.passed.push((std::mem::take(&mut self.place), fault));
         self.progress = None;
         let next = self.model.sources.get(self.begun)?;
-        next.as_str().clone_into(&mut self.place);
+        without_options(next.as_str()).clone_into(&mut self.place);
         self.begun += 1;
         Some(self.place())
     }
@@ -103,8 +103,10 @@ impl Search {
 
     /// The current step has come so far.
     pub(super) fn heard(&mut self, now: Mono, done_bytes: u64, all_bytes: u64) {
+        // What is there is compared before the rest is fetched: another amount is of other work.
+        let same = self.progress.filter(|progress| progress.last.all == Bytes(all_bytes));
         let (since, before_bytes) =
-            self.progress.map_or((now, done_bytes), |progress| (progress.since, progress.before_bytes));
+            same.map_or((now, done_bytes), |progress| (progress.since, progress.before_bytes));
         let took_ms = u64::try_from(now.since(since).as_millis()).unwrap_or(u64::MAX);
         let rate = (done_bytes.saturating_sub(before_bytes)).saturating_mul(1000).checked_div(took_ms);
         let last = ModelProgress {

@@ -180,6 +180,11 @@ fn progress_is_reported_while_it_is_made_and_work_that_nobody_wants_is_left() {
     let progress = bench.agent.report(bench.now).model.expect("progress");
     assert_eq!((progress.done, progress.all, progress.rate), (Bytes(500), Bytes(1000), Bytes(200)));
     assert_eq!(progress.left(), Some(Duration::from_secs(2)));
+    // Other work: its own pace.
+    bench.give(Event::ModelProgress { attempt: 1, done_bytes: 90, all_bytes: 300 });
+    let rate = bench.agent.report(bench.now).model.map(|progress| (progress.all, progress.rate));
+    assert_eq!(rate, Some((Bytes(300), Bytes(0))));
+    let progress = bench.agent.report(bench.now).model.expect("progress");
     // Of an attempt before.
     bench.give(Event::ModelProgress { attempt: 0, done_bytes: 7, all_bytes: 7 });
     assert_eq!(bench.agent.report(bench.now).model, Some(progress));

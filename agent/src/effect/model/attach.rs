@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cic_common::source::mount_command;
+use cic_common::source::{mount_command, without_options};
 use cic_common::time::Clock;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use rustix::mount::{UnmountFlags, unmount};
@@ -32,7 +32,7 @@ const LAYERS_MAX: u32 = 8;
 
 /// Has `url` mounted on `at`, and says what was done.
 pub(super) fn attach(at: &Path, url: &str) -> Result<String, ModelFault> {
-    let fault = |cause: String| ModelFault::NotMounted { url: url.to_owned(), cause };
+    let fault = |cause: String| ModelFault::NotMounted { url: without_options(url).to_owned(), cause };
     let words = mount_command(url, &text(at)).map_err(|error| fault(error.to_string()))?;
     let mounted = is_mounted(at).map_err(|error| fault(format!("/proc/self/mountinfo: {error}")))?;
     let mut dead = None;

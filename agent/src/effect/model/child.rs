@@ -8,6 +8,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use cic_common::source::without_options;
 use cic_common::time::Clock;
 use cic_common::units::Bytes;
 use serde::{Deserialize, Serialize};
@@ -159,7 +160,7 @@ fn threads() -> usize {
 }
 
 fn fetched(directory: &Path, url: &str) -> Result<String, ModelFault> {
-    let not_fetched = |cause: String| ModelFault::NotFetched { url: url.to_owned(), cause };
+    let not_fetched = |cause: String| ModelFault::NotFetched { url: without_options(url).to_owned(), cause };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| not_fetched(error.to_string()))?;
     let done = runtime.block_on(async {

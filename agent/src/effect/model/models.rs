@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cic_common::assignment::ModelSpec;
+use cic_common::source::without_options;
 use cic_common::units::Bytes;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
@@ -80,7 +81,9 @@ impl Models {
             self.ask_on(Step::Attach, &model.path, &["--url", url], self.quiet.attach, |_, _| {}).await;
         let seen = said.map_err(|fault| match fault {
             // Of the process, not of the files.
-            ModelFault::Unreadable { cause, .. } => ModelFault::NotMounted { url: url.to_owned(), cause },
+            ModelFault::Unreadable { cause, .. } => {
+                ModelFault::NotMounted { url: without_options(url).to_owned(), cause }
+            }
             other => other,
         })?;
         info!(model = model.name, path = model.path, url, seen, "mounted");
@@ -119,7 +122,9 @@ impl Models {
         let said = self.ask_on(Step::Fetch, &model.path, &["--url", url], self.quiet.fetch, progress).await;
         let seen = said.map_err(|fault| match fault {
             // Of the process, not of the files.
-            ModelFault::Unreadable { cause, .. } => ModelFault::NotFetched { url: url.to_owned(), cause },
+            ModelFault::Unreadable { cause, .. } => {
+                ModelFault::NotFetched { url: without_options(url).to_owned(), cause }
+            }
             other => other,
         })?;
         info!(model = model.name, path = model.path, url, seen, "fetched");
