@@ -8,7 +8,6 @@ mod detect;
 mod edge;
 mod grid;
 mod model;
-mod model_fetch;
 mod notice;
 mod rig;
 mod soak;
