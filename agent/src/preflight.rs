@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cic_common::assignment::{Assignment, EngineSpec, ModelSpec, Source};
 use cic_common::id::{DeploymentName, Term};
+use cic_common::source::without_options;
 
 use crate::config::Config;
 use crate::core::GpuFacts;
@@ -61,14 +62,14 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
     Ok(u8::from(!problems.is_empty()))
 }
 
-/// Why the model is not to be had here. What lies in a store alone is not fetched for this.
+/// Why the model is not to be had here. What is mounted or fetched by the agent is not looked at.
 async fn model_problem(config: &Config, model: &ModelSpec) -> Option<String> {
     let models = config.model.looker(&config.node);
-    let mut faults = Vec::new();
+    let (mut faults, mut elsewhere) = (Vec::new(), Vec::new());
     for place in Source::places(model) {
         let Source::Directory(path) = place else {
-            println!("{} is not here yet; the agent fetches it from {}", model.path, place.as_str());
-            return None;
+            elsewhere.push(without_options(place.as_str()).to_owned());
+            continue;
         };
         let there = ModelSpec::at(&model.name, &path);
         let checked = async {
@@ -80,7 +81,12 @@ async fn model_problem(config: &Config, model: &ModelSpec) -> Option<String> {
             Err(fault) => faults.push(fault.to_string()),
         }
     }
-    Some(faults.join("; "))
+    let faults = faults.join("; ");
+    if elsewhere.is_empty() {
+        return Some(faults);
+    }
+    println!("{faults}; the agent will try {}", elsewhere.join(", "));
+    None
 }
 
 /// The engine that was asked about, or the one that this node was last told to run.

@@ -15,6 +15,7 @@
 //! - [`model`]: what the files of a model say of themselves.
 //! - [`fit`]: whether a model fits GPUs, and by what arithmetic.
 //! - [`objects`]: object stores, and objects in them that show when they are damaged.
+//! - [`mounts`]: what is mounted here.
 //! - [`descriptor`]: a descriptor that the runtime watches.
 //! - [`process`]: who runs on this machine, and who belongs to whom.
 
@@ -26,6 +27,7 @@ pub mod fit;
 pub mod gpu;
 pub mod id;
 pub mod model;
+pub mod mounts;
 pub mod name;
 pub mod notice;
 pub mod objects;

@@ -88,7 +88,7 @@ pub fn mount_name(url: &str) -> String {
 
 /// Program and arguments that mount `url` on the directory `at`, for reading only.
 ///
-/// | URL | what runs | options before those of the URL |
+/// | URL | what runs | options beside those of the URL |
 /// |---|---|---|
 /// | `nfs://server/export` | `mount -t nfs` | those that AWS and Google advise: 4.1, reads of 1 MiB, hard, 60 s |
 /// | `efs://fs-id/path` | `mount -t efs` of amazon-efs-utils | TLS |
@@ -112,12 +112,12 @@ pub fn mount_command(url: &str, at: &str) -> Result<Vec<String>, NoSource> {
     if (host.is_empty()) != (parsed.scheme() == "bind") {
         return Err(wrong(if host.is_empty() { "it names no server or bucket" } else { "it has a host" }));
     }
-    // A word that begins like an option would be one to the program.
     if path.contains('%') {
         return Err(wrong("its path has a character that a URL has to encode"));
     }
-    if host.starts_with('-') || path.split('/').any(|part| part == "..") {
-        return Err(wrong("its path leads elsewhere"));
+    // A word that begins like an option would be one to the program.
+    if host.starts_with('-') {
+        return Err(wrong("its server or bucket begins with a dash"));
     }
     let pair = |(key, value): (std::borrow::Cow<'_, str>, std::borrow::Cow<'_, str>)| {
         if value.is_empty() { key.into_owned() } else { format!("{key}={value}") }
@@ -126,15 +126,20 @@ pub fn mount_command(url: &str, at: &str) -> Result<Vec<String>, NoSource> {
     if said.iter().any(|option| option.contains([',', ' ', '\n']) || option.starts_with('-')) {
         return Err(wrong("an option has a comma or a space, or begins with a dash"));
     }
+    let changes = ["rw", "remount", "rbind", "move", "read-write"];
+    if said.iter().any(|option| changes.contains(&option.as_str())) {
+        return Err(wrong("models are mounted for reading only"));
+    }
+    // The last of two that contradict each other counts.
     let options = |first: &[&str]| {
-        let all: Vec<&str> = first.iter().copied().chain(said.iter().map(String::as_str)).collect();
-        all.join(",")
+        let said = said.iter().map(String::as_str);
+        first.iter().copied().chain(said).chain(["ro"]).collect::<Vec<&str>>().join(",")
     };
     let prefix = path.trim_matches('/');
     let words: Vec<String> = match parsed.scheme() {
         "nfs" => {
             let first =
-                ["ro", "nfsvers=4.1", "rsize=1048576", "hard", "timeo=600", "retrans=2", "noresvport"];
+                ["nfsvers=4.1", "rsize=1048576", "hard", "timeo=600", "retrans=2", "retry=0", "noresvport"];
             vec![
                 "mount".into(),
                 "-t".into(),
@@ -152,14 +157,14 @@ pub fn mount_command(url: &str, at: &str) -> Result<Vec<String>, NoSource> {
                 "-t".into(),
                 "efs".into(),
                 "-o".into(),
-                options(&["ro", "tls"]),
+                options(&["tls"]),
                 format!("{host}:{path}"),
                 at.into(),
             ]
         }
         "s3fs" => {
             let bucket = if prefix.is_empty() { host.to_owned() } else { format!("{host}:/{prefix}") };
-            vec!["s3fs".into(), bucket, at.into(), "-o".into(), options(&["ro"])]
+            vec!["s3fs".into(), bucket, at.into(), "-o".into(), options(&[])]
         }
         "mount-s3" => {
             let prefix = (!prefix.is_empty()).then(|| ["--prefix".to_owned(), format!("{prefix}/")]);
@@ -171,7 +176,9 @@ pub fn mount_command(url: &str, at: &str) -> Result<Vec<String>, NoSource> {
                 .chain([host.to_owned(), at.to_owned()])
                 .collect()
         }
-        _ => vec!["mount".into(), "-o".into(), options(&["bind", "ro"]), path.to_owned(), at.into()],
+        "bind" if prefix.is_empty() => return Err(wrong("it names no directory")),
+        "bind" => vec!["mount".into(), "-o".into(), options(&["bind"]), path.to_owned(), at.into()],
+        _ => return Err(wrong("nothing mounts it")),
     };
     Ok(words)
 }
@@ -191,6 +198,8 @@ mod tests {
             ("s3://", None),
             ("nfs:///models", None),
             ("bind://host/models", None),
+            ("bind://", None),
+            ("nfs://filer/models?rw", None),
             ("s3fs://-o/models", None),
             ("nfs://filer/models?a,b", None),
             ("nfs://filer/my%20models", None),
@@ -212,12 +221,12 @@ mod tests {
         for (url, expected) in [
             (
                 "nfs://filer:2050/export/models",
-                "mount -t nfs -o ro,nfsvers=4.1,rsize=1048576,hard,timeo=600,retrans=2,noresvport,port=2050 \
+                "mount -t nfs -o nfsvers=4.1,rsize=1048576,hard,timeo=600,retrans=2,retry=0,noresvport,port=2050,ro \
                  filer:/export/models /at",
             ),
-            ("efs://fs-0123/models?iam", "mount -t efs -o ro,tls,iam fs-0123:/models /at"),
-            ("efs://fs-0123", "mount -t efs -o ro,tls fs-0123:/ /at"),
-            ("s3fs://models?use_cache=/nvme", "s3fs models /at -o ro,use_cache=/nvme"),
+            ("efs://fs-0123/models?iam", "mount -t efs -o tls,iam,ro fs-0123:/models /at"),
+            ("efs://fs-0123", "mount -t efs -o tls,ro fs-0123:/ /at"),
+            ("s3fs://models?use_cache=/nvme", "s3fs models /at -o use_cache=/nvme,ro"),
             ("s3fs://models/llama/70b/", "s3fs models:/llama/70b /at -o ro"),
             (
                 "mount-s3://models/llama?region=eu-west-1&allow-other",

@@ -57,7 +57,7 @@ impl Agent {
         let EngineFound { pid, assignment } = found;
         if let Some(wanted) = self.assignment.take() {
             self.drift = drift(&assignment, &wanted);
-            self.wanted = self.drift.is_some().then_some(wanted);
+            self.wanted = (wanted != assignment).then_some(wanted);
         }
         if let Some(drift) = &self.drift {
             decided(out, "keep the running engine", drift);

@@ -126,8 +126,10 @@ impl Agent {
 
     /// How far a step of the search has come.
     pub(super) fn model_moved(&mut self, now: Mono, attempt: u32, done_bytes: u64, all_bytes: u64) {
+        // Nothing of nothing: it waits for another process.
         if self.stage.is_on_files()
             && self.attempt == attempt
+            && all_bytes > 0
             && let Some(search) = &mut self.search
         {
             search.heard(now, done_bytes, all_bytes);

@@ -72,6 +72,7 @@ impl Fleet {
     }
 
     fn deployed(&mut self, now: Mono, mut deployment: Deployment, out: &mut Vec<Action>) {
+        let before = self.deployments.get(&deployment.name).map(|old| old.deployment.assignment());
         if let Some(old) = self.deployments.get(&deployment.name) {
             deployment.cluster = old.deployment.cluster.clone();
             deployment.node_next = old.deployment.node_next;
@@ -79,7 +80,14 @@ impl Fleet {
         let text = format!("{} wants {} of {}", deployment.name, deployment.replicas, deployment.model.name);
         out.push(Action::SaveDeployment(deployment.clone()));
         self.note(None, Severity::Info, "deployment", text, out);
+        let (name, assignment) = (deployment.name.clone(), deployment.assignment());
         self.want(now, deployment);
+        // Running engines stay; where else a model is to be had matters to their next start.
+        if before.is_some_and(|before| before != assignment) {
+            let of_it = self.nodes.values().filter(|node| node.record.deployment.as_ref() == Some(&name));
+            let nodes: Vec<NodeId> = of_it.map(|node| node.record.node.clone()).collect();
+            nodes.iter().for_each(|node| self.assign(node, out));
+        }
     }
 
     pub(super) fn connected(&mut self, now: Mono, hello: Hello, out: &mut Vec<Action>) {

@@ -1,11 +1,13 @@
 //! A model's directory and its sources: which is used, what is fetched, and what is said of it.
 
 use cic_common::assignment::Source;
+use cic_common::source::mount_name;
 use cic_common::units::Bytes;
 
 use super::*;
 
 const STORE: &str = "s3://models/m";
+const FILER: &str = "nfs://filer/m?nconnect=4";
 const SHARE: &str = "/mnt/m";
 
 fn sourced(sources: &[&str]) -> Assignment {
@@ -41,6 +43,7 @@ fn step(actions: &[Action]) -> Option<String> {
     actions.iter().find_map(|action| match action {
         Action::MountModel { model, .. } => Some(format!("mount {}", model.path)),
         Action::VerifyModel { model, .. } => Some(format!("verify {}", model.path)),
+        Action::AttachModel { url, model, .. } => Some(format!("attach {url} at {}", model.path)),
         Action::FetchModel { url, model, .. } => Some(format!("fetch {url} to {}", model.path)),
         Action::CheckEngine { assignment, .. } => Some(format!("check {}", assignment.model.path)),
         _ => None,
@@ -103,6 +106,19 @@ fn the_first_place_that_is_whole_is_used_and_the_report_says_what_lost() {
             "found at /m, passed over: no model directory /m",
         ),
         (
+            "what is mounted is looked at where it is mounted",
+            &[FILER],
+            vec![
+                (
+                    mounted(absent("/m")),
+                    Some("attach nfs://filer/m?nconnect=4 at /state/mounts/nfs---filer-m-e0"),
+                ),
+                (mounted(Ok(())), Some("verify /state/mounts/nfs---filer-m-e0")),
+                (verified(Ok(())), Some("check /state/mounts/nfs---filer-m-e0")),
+            ],
+            "passed over: no model directory /m",
+        ),
+        (
             "the order is that of the sources",
             &[STORE, SHARE],
             vec![
@@ -119,9 +135,13 @@ fn the_first_place_that_is_whole_is_used_and_the_report_says_what_lost() {
         let mut bench = assigned(sources);
         for (event, expected) in steps {
             let shown = format!("{event:?}");
-            assert_eq!(step(bench.give(event)).as_deref(), expected, "{rule}: {shown}");
+            let named = mount_name(FILER);
+            let expected = expected.map(|step| step.replace("nfs---filer-m-e0", &named));
+            assert_eq!(step(bench.give(event)), expected, "{rule}: {shown}");
         }
-        assert!(bench.reason().contains(said), "{rule}: {}", bench.reason());
+        let reason = bench.reason();
+        assert_eq!(reason.contains("passed over"), !said.is_empty(), "{rule}: {reason}");
+        assert!(reason.contains(said), "{rule}: {reason}");
     }
 }
 

@@ -5,14 +5,14 @@
 
 use std::fs::File;
 use std::io::{self, Read as _, Seek as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use cic_common::mounts::{detach, is_mounted};
 use cic_common::source::{mount_command, without_options};
 use cic_common::time::Clock;
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use rustix::mount::{UnmountFlags, unmount};
 
 use super::child::{STEP_COMMAND, Step};
 use super::text;
@@ -27,8 +27,8 @@ const SHOWN_WITHIN: Duration = Duration::from_secs(30);
 
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Mounts of one directory upon each other that are undone.
-const LAYERS_MAX: u32 = 8;
+/// For the program that mounts. Those of network file systems try for minutes where a server is away.
+const RUN_WITHIN: Duration = Duration::from_secs(60);
 
 /// Has `url` mounted on `at`, and says what was done.
 pub(super) fn attach(at: &Path, url: &str) -> Result<String, ModelFault> {
@@ -41,7 +41,7 @@ pub(super) fn attach(at: &Path, url: &str) -> Result<String, ModelFault> {
             Ok(()) => return Ok("it was mounted".to_owned()),
             Err(cause) => dead = Some(cause),
         }
-        detach(at).map_err(|cause| fault(format!("a dead mount cannot be undone: {cause}")))?;
+        detach(at).map_err(|error| fault(format!("a dead mount cannot be undone: {error}")))?;
     }
     std::fs::create_dir_all(at).map_err(|error| fault(format!("{}: {error}", at.display())))?;
     run(&words).map_err(fault)?;
@@ -56,24 +56,6 @@ pub(super) fn attach(at: &Path, url: &str) -> Result<String, ModelFault> {
     }
     answers(at).map_err(|cause| fault(format!("mounted, and of no use: {cause}")))?;
     Ok(dead.map_or_else(|| "mounted".to_owned(), |cause| format!("mounted anew; it was dead: {cause}")))
-}
-
-/// Whether something is mounted on exactly `at`.
-fn is_mounted(at: &Path) -> io::Result<bool> {
-    // Without asking the mount itself. The directory above is the agent's own.
-    let Some((above, name)) = at.parent().zip(at.file_name()) else { return Ok(false) };
-    let at = above.canonicalize().map_or_else(|_| at.to_owned(), |above| above.join(name));
-    Ok(mount_points(&std::fs::read_to_string("/proc/self/mountinfo")?).any(|point| point == at))
-}
-
-/// The fifth field of each line; blanks and backslashes stand there as `\\040` (proc(5)).
-fn mount_points(mountinfo: &str) -> impl Iterator<Item = PathBuf> + '_ {
-    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
-        let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-            .iter()
-            .fold(field.to_owned(), |text, (code, char)| text.replace(code, char));
-        PathBuf::from(plain)
-    })
 }
 
 /// Whether the mount can be listed in time, asked by a process of its own: a dead one may hold it for ever.
@@ -105,17 +87,6 @@ fn answers(at: &Path) -> Result<(), String> {
     if said.contains("\"Ok\"") { Ok(()) } else { Err(said.trim().to_owned()) }
 }
 
-/// Takes it out of the tree, whoever still has files of it open.
-fn detach(at: &Path) -> Result<(), String> {
-    for _ in 0..LAYERS_MAX {
-        unmount(at, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW).map_err(|error| error.to_string())?;
-        if !is_mounted(at).map_err(|error| error.to_string())? {
-            return Ok(());
-        }
-    }
-    Err(format!("{} mounts lie upon each other", LAYERS_MAX))
-}
-
 /// Runs it to its end; a daemon that it leaves goes on. Its last words are the cause when it fails.
 fn run(words: &[String]) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("there is nothing to run")?;
@@ -135,10 +106,22 @@ fn run(words: &[String]) -> Result<(), String> {
     let errors = memfd_create(c"errors", MFdFlags::MFD_CLOEXEC).map_err(|error| error.to_string())?;
     let mut errors = File::from(errors);
     let shared = errors.try_clone().map_err(|error| error.to_string())?;
-    let status = command.stderr(shared).status().map_err(|error| match error.kind() {
+    let mut child = command.stderr(shared).spawn().map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => format!("no program {program:?} here; install it in the image"),
         _ => format!("{program}: {error}"),
     })?;
+    let clock = Clock::start();
+    let began = clock.now();
+    let status = loop {
+        match child.try_wait().map_err(|error| format!("{program}: {error}"))? {
+            Some(status) => break status,
+            None if clock.now().since(began) > RUN_WITHIN => {
+                let _ = child.kill();
+                return Err(format!("{program}: nothing is mounted within {} s", RUN_WITHIN.as_secs()));
+            }
+            None => std::thread::sleep(LOOK),
+        }
+    };
     if status.success() {
         return Ok(());
     }
@@ -153,14 +136,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn mount_points_are_read_as_the_kernel_writes_them() {
-        let mountinfo = "36 35 98:0 /mnt1 /mnt/two\\040words rw,noatime master:1 - ext3 /dev/root rw\n\
-                         25 1 0:22 / / rw - overlay overlay rw\n";
-        let points: Vec<PathBuf> = mount_points(mountinfo).collect();
-        assert_eq!(points, [PathBuf::from("/mnt/two words"), PathBuf::from("/")]);
-    }
-
-    #[test]
     fn what_cannot_be_mounted_is_named_with_its_cause() {
         let root = tempfile::tempdir().unwrap();
         let at = root.path().join("mounts/one");
@@ -168,7 +143,6 @@ mod tests {
         assert!(fault.may_heal());
         let said = fault.to_string();
         assert!(said.starts_with("bind:///no/such/directory: mount: exit status: "), "{said}");
-        assert!(said.contains("/no/such/directory"), "{said}");
         assert!(attach(&at, "nfs://").is_err());
     }
 }

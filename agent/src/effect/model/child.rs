@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cic_common::source::without_options;
 use cic_common::time::Clock;
@@ -24,6 +25,9 @@ pub const STEP_COMMAND: &str = "model-step";
 
 /// Between two lines that say how far it has come.
 const SAY_EVERY_MS: u64 = 1000;
+
+/// Between two looks whether another process has fetched it.
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 
 /// Whoever serves requests on this machine comes first.
 const NICE: i32 = 10;
@@ -86,7 +90,12 @@ impl Step {
 #[must_use]
 pub fn step(args: StepArgs) -> u8 {
     let StepArgs { step, directory, ledger, url } = args;
-    let _ = rustix::process::nice(NICE);
+    if step == Step::Attach {
+        // A daemon that it leaves reads for the engine, and is no more than the engine to the kernel's killer.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    } else {
+        let _ = rustix::process::nice(NICE);
+    }
     // Nobody else waits for it, and the next agent begins its own.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let answer = match step {
@@ -163,12 +172,24 @@ fn fetched(directory: &Path, url: &str) -> Result<String, ModelFault> {
     let not_fetched = |cause: String| ModelFault::NotFetched { url: without_options(url).to_owned(), cause };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| not_fetched(error.to_string()))?;
-    let done = runtime.block_on(async {
+    let fetch_once = async || {
         let store = fetch::store_at(url)?;
         let manifest = fetch::manifest_of(&store).await?;
         let progress = saying();
         let effort = Effort { threads: threads(), progress: &progress };
         fetch::fetch(&store, &manifest, directory, &[], &effort).await
+    };
+    let done = runtime.block_on(async {
+        loop {
+            match fetch_once().await {
+                // Another agent of this machine has the same model to fetch: what it brings is ours too.
+                Err(error) if error.is::<fetch::Busy>() => {
+                    say(&Line::Progress { done_bytes: 0, all_bytes: 0 });
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                done => break done,
+            }
+        }
     });
     let fetch::Fetched { files, bytes, fetched_bytes } =
         done.map_err(|error| not_fetched(format!("{error:#}")))?;

@@ -86,7 +86,7 @@ impl Models {
             }
             other => other,
         })?;
-        info!(model = model.name, path = model.path, url, seen, "mounted");
+        info!(model = model.name, path = model.path, url = without_options(url), seen, "mounted");
         Ok(())
     }
 
@@ -127,7 +127,7 @@ impl Models {
             }
             other => other,
         })?;
-        info!(model = model.name, path = model.path, url, seen, "fetched");
+        info!(model = model.name, path = model.path, url = without_options(url), seen, "fetched");
         Ok(())
     }
 

@@ -255,7 +255,7 @@ impl Pool {
                     begin(stream.map_err(SendError::Connect)?).await
                 }
                 Upstream::Outside { host, port, is_tls, .. } => {
-                    let stream = tcp_afar(&format!("{host}:{port}")).await?;
+                    let stream = tcp(&format!("{host}:{port}")).await?;
                     if !is_tls {
                         return begin(stream).await;
                     }
@@ -289,7 +289,7 @@ where
     Connection::begin(stream).await.map_err(SendError::Connect)
 }
 
-/// A connection to another machine: one whose packets are lost is told from one on which nothing is said.
+/// A connection to another node: one whose packets are lost is told from one on which nothing is said.
 async fn tcp_afar(address: &str) -> Result<TcpStream, SendError> {
     let stream = tcp(address).await?;
     watch(&stream).map_err(|errno| SendError::Connect(errno.into()))?;

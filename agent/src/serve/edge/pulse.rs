@@ -31,25 +31,29 @@ pub(super) struct Saying {
     quiet: Quiet,
     /// Spans of quiet that have been seen.
     seen: u32,
-    /// The last bytes of the engine ended an event: what is said within one would spoil it.
-    is_between_events: bool,
+    /// The last bytes of the engine, which end an event or do not: what is said within one would spoil it.
+    last: [u8; 3],
 }
 
 impl Saying {
     pub(super) fn new() -> Self {
-        Self { quiet: Quiet::of(SAY_EVERY), seen: 0, is_between_events: true }
+        Self { quiet: Quiet::of(SAY_EVERY), seen: 0, last: *b"\n\n\n" }
     }
 
     /// The engine has said this.
     pub(super) fn heard(&mut self, data: &[u8]) {
         self.quiet.heard();
-        self.is_between_events = data.ends_with(b"\n\n") || data.ends_with(b"\n\r\n");
+        for byte in &data[data.len().saturating_sub(self.last.len())..] {
+            self.last.rotate_left(1);
+            self.last[2] = *byte;
+        }
     }
 
     /// Whether it is to be said now. Wakes its caller when that can change.
     pub(super) fn is_due(&mut self, context: &mut Context<'_>) -> bool {
         let spans = self.quiet.spans(context);
-        let is_due = self.is_between_events && spans > self.seen;
+        let is_between_events = self.last.ends_with(b"\n\n") || self.last == *b"\n\r\n";
+        let is_due = is_between_events && spans > self.seen;
         self.seen = spans;
         is_due
     }
@@ -103,7 +107,7 @@ mod tests {
             (&b"data: {}\n\n"[..], 3),
             (b"data: {\"choi", 0),
             (b"ces\":[]}\n", 0),
-            (b"\n", 0),
+            (b"\n", 3),
             (b"data: {}\r\n\r\n", 3),
         ] {
             saying.heard(data);

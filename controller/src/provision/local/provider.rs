@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cic_common::id::{FleetName, NodeId};
+use cic_common::mounts::detach_below;
 use cic_common::time::unix_ms;
 use nix::sys::signal::Signal;
 
@@ -207,6 +208,8 @@ fn bury(directory: &Path, home: &Home, node: &NodeId) -> io::Result<()> {
             fs::rename(&path, grave.join(name))?;
         }
     }
+    // What the node mounted goes with its VM, and nothing of what is behind it.
+    detach_below(home.path())?;
     fs::remove_dir_all(home.path())?;
     let mut all = fs::read_dir(&graves)?.flatten().map(|entry| entry.path()).collect::<Vec<_>>();
     all.sort_by_key(|path| fs::metadata(path).and_then(|metadata| metadata.modified()).ok());

@@ -13,4 +13,5 @@ mod tests;
 mod transfer;
 mod wanted;
 
+pub use staging::Busy;
 pub use transfer::{Fetched, fetch, manifest_of, store_at};

@@ -29,21 +29,24 @@ pub(super) struct Staging {
     _lock: Flock<File>,
 }
 
+/// Another process is at it.
+#[derive(Debug, thiserror::Error)]
+#[error("{} is being fetched by another process", .0.display())]
+pub struct Busy(PathBuf);
+
 impl Staging {
     pub(super) fn open(directory: &Path) -> anyhow::Result<Self> {
         let is_new = !directory.exists();
         let folder = if is_new { beside(directory)? } else { directory.join(WITHIN) };
-        let busy = || format!("{} is being fetched by another process", directory.display());
+        let busy = || Busy(directory.to_owned());
         fs::create_dir_all(&folder).with_context(|| format!("{} cannot be made", folder.display()))?;
         let place = folder.join(LOCK);
         let lock = File::options().create(true).truncate(false).write(true).open(&place);
         let lock = lock.with_context(|| format!("{} cannot be written", folder.display()))?;
-        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock)
-            .map_err(|(_, error)| error)
-            .with_context(busy)?;
+        let lock = Flock::lock(lock, FlockArg::LockExclusiveNonblock).map_err(|_| busy())?;
         // The one before may have ended, and taken its folder away, between the two calls.
         let is_same = is_file_at(&lock, &place) && directory.exists() != is_new;
-        ensure!(is_same, "{}", busy());
+        ensure!(is_same, busy());
         Ok(Self { directory: directory.to_owned(), folder, is_new, _lock: lock })
     }
 

@@ -101,9 +101,7 @@ fn lacking(
     if staging.is_new {
         return Ok(manifest.files().map(|(path, _)| (path.to_owned(), None)).collect());
     }
-    // What is hashed now is no part of what is to come.
-    let quietly = Effort { threads: effort.threads, progress: &|_| {} };
-    let checked = check(directory, manifest, besides, &mut Ledger::default(), &quietly)?;
+    let checked = check(directory, manifest, besides, &mut Ledger::default(), effort)?;
     let mut files = Vec::new();
     for finding in checked.findings {
         let place = directory.join(&finding.path);
