@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use cic_common::mounts::detach_below;
 use nix::sys::signal::Signal;
 
 use super::super::failure::Failure;
@@ -16,7 +17,8 @@ const MACHINES_WITHIN: Duration = Duration::from_secs(5);
 const KILL_WITHIN: Duration = Duration::from_secs(5);
 
 /// Ends every process of the fleet in `dir`: machines by SIGTERM, so that engines end in order, then whatever is
-/// left by SIGKILL. Returns how many there were.
+/// left by SIGKILL. What its nodes had mounted goes too, so that removing `dir` removes nothing behind it. Returns how many
+/// processes there were.
 ///
 /// # Errors
 /// Names what remains all the same.
@@ -24,7 +26,8 @@ pub(super) async fn end_processes(dir: &Path) -> Result<usize, Failure> {
     let found_count = processes::of_fleet(dir).len();
     end_machines(dir).await;
     if process::kill_all(KILL_WITHIN, || processes::of_fleet(dir)).await {
-        return Ok(found_count);
+        let stays = |error| Failure::new(format!("what is mounted below {} stays: {error}", dir.display()));
+        return detach_below(dir).map(|()| found_count).map_err(stays);
     }
     let left = processes::of_fleet(dir).iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
     Err(Failure::new(format!("processes of {} remain after SIGKILL: {left}", dir.display())))

@@ -3,8 +3,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use cic_common::mounts::detach_below;
-
 use super::super::endpoint::DevRecord;
 use super::super::failure::Failure;
 use super::ending;
@@ -78,7 +76,7 @@ async fn clean(dir: &Path) -> Result<(), Failure> {
     for name in ["controller", "gateway", "nodes", "graveyard", "model"] {
         let folder = dir.join(name);
         if folder.is_dir() {
-            let removed = detach_below(&folder).and_then(|()| fs::remove_dir_all(&folder));
+            let removed = fs::remove_dir_all(&folder);
             removed
                 .map_err(|error| Failure::new(format!("{} cannot be removed: {error}", folder.display())))?;
         }
