@@ -94,11 +94,11 @@ fn connections_that_a_firewall_forgot_cost_a_wait_and_no_request() {
     if !apart::is_inside() {
         return;
     }
-    let mut trial = Trial::prepare("open connections to two nodes of three forgotten, 40 s", &[]);
+    let mut trial = Trial::prepare("open connections to two nodes of three forgotten, 20 s", &[]);
     let forgotten: Vec<String> =
         trial.nodes[..2].iter().flat_map(|node| trial.wires.open_to(node).expect("sockets")).collect();
     trial.lose(&forgotten);
-    trial.wait_and_look(Duration::from_secs(40));
+    trial.wait_and_look(Duration::from_secs(20));
     trial.mend(|_| {});
     trial.wait_all_back();
     let seen = trial.end();
