@@ -79,6 +79,7 @@ const SCHEMA: Schema = Schema {
         Key::optional("engine", "stop_grace_ms", Kind::Integer),
         Key::optional("engine", "term_mode", Kind::Text),
         Key::optional("model", "verify", Kind::Text),
+        Key::optional("model", "share_mib_per_s", Kind::Integer),
         Key::optional("gpu", "probe", Kind::Text),
         Key::optional("gpu", "root", Kind::Text),
         Key::optional("gpu", "kmsg", Kind::Text),

@@ -305,6 +305,7 @@ impl Driver {
                 Action::VerifyModel { attempt, model } => self.shells.files.verify(attempt, model),
                 Action::FetchModel { attempt, url, model } => self.shells.files.fetch(attempt, url, model),
                 Action::AttachModel { attempt, url, model } => self.shells.files.attach(attempt, url, model),
+                Action::WarmModel { model } => self.shells.files.warm(model),
                 Action::LeaveModel => self.shells.files.leave(),
                 Action::CheckEngine { attempt, assignment, gpus } => {
                     let (events, checker) = (self.shells.events.clone(), self.shells.checker.clone());

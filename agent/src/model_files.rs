@@ -13,7 +13,7 @@ use cic_common::units::Bytes;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::effect::model::content::{Checked, Effort, Finding, Ledger, Progress, check, make, read_manifest};
-use crate::effect::model::fetch::{self, Fetched};
+use crate::effect::model::fetch::{self, Fetched, Places};
 use crate::effect::model::structure::{self, Outline};
 
 const BAR: &str =
@@ -156,9 +156,11 @@ pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
     let bar = bar()?;
     let progress = |progress| show(&bar, progress);
     let effort = Effort { threads: thread_count(args.threads), progress: &progress };
-    let fetched = fetch::fetch(&store, &manifest, &args.directory, &besides, &effort).await;
+    let places = Places { store: &store, neighbours: None };
+    let fetched =
+        fetch::fetch(&places, &manifest, &args.directory, &besides, &mut Ledger::default(), &effort).await;
     bar.finish_and_clear();
-    let Fetched { files, bytes, fetched_bytes } = fetched?;
+    let Fetched { files, bytes, fetched_bytes, given: _ } = fetched?;
     let (directory, took) = (args.directory.display(), clock.now().since(began).as_secs_f64());
     #[allow(clippy::cast_precision_loss)]
     let rate = fetched_bytes as f64 / 1e9 / took.max(1e-9);

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cic_common::assignment::{Assignment, EngineSpec, ModelSpec, Source};
 use cic_common::id::{DeploymentName, Term};
+use cic_common::name::ClusterName;
 use cic_common::source::without_options;
 
 use crate::config::Config;
@@ -64,9 +65,14 @@ pub async fn preflight(config: &Config, engine: &EngineArgs) -> anyhow::Result<u
 
 /// Why the model is not to be had here. What is mounted or fetched by the agent is not looked at.
 async fn model_problem(config: &Config, model: &ModelSpec) -> Option<String> {
-    let models = config.model.looker(&config.node);
+    let models = config.model.looker(&config.node, config.controller.ca_file.as_deref());
     let (mut faults, mut elsewhere) = (Vec::new(), Vec::new());
+    let cluster = ClusterName::parse_node(&config.node.id).ok();
     for place in Source::places(model) {
+        let place = match &cluster {
+            Some((cluster, _)) => place.in_region(&cluster.region),
+            None => place,
+        };
         let Source::Directory(path) = place else {
             elsewhere.push(without_options(place.as_str()).to_owned());
             continue;

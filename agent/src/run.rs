@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use cic_common::notice::Cloud;
 use cic_common::report::Role;
+use cic_common::route::Replica;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -28,8 +29,10 @@ use crate::effect::checkpoint::{Answers, Checkpoints};
 use crate::effect::engine::{Checker, Keeper, KeeperSpec};
 use crate::effect::link::{EnrolSpec, LinkSpec, Links, Pulse, enrol, load_identity};
 use crate::effect::memory::{Found, Memory};
-use crate::effect::model::{Desk, KnownModel};
+use crate::effect::model::fetch::Address;
+use crate::effect::model::{Desk, KnownModel, NeighboursOf};
 use crate::serve::edge::{Edge, EdgeSpec, Routes, ScarcitySpec, UserPort};
+use crate::serve::files::Shelf;
 use crate::serve::gpu_metrics::GpuBoard;
 use crate::serve::metrics::MetricsPort;
 use crate::serve::order::OrderDesk;
@@ -45,6 +48,9 @@ const LINK_EVENTS_WAITING_MAX: usize = 256;
 
 /// This very program, also when an upgrade has put another in its place on the disk.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
+
+/// In the state directory: certificate and key.
+pub(crate) const IDENTITY_NAME: &str = "identity.pem";
 
 /// Longest the parts take to stop; connections that are still answering are cut then.
 const STOP_WITHIN: Duration = Duration::from_secs(4);
@@ -147,7 +153,9 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
         let listener = bind("[peer] listen", config.peer.listen).await?;
         let port = listener.local_addr()?.port();
         ports.peer = Some(port);
-        serve_peers(listener, (identity, trust), &pulse, &edge, orders, &tasks)?;
+        let (asked, per_second) = (edge.clone(), config.model.share_mib_per_s.saturating_mul(1 << 20));
+        let shelf = Shelf::new(keeper.running(), move || asked.has_room(), per_second, clock);
+        serve_peers(listener, (identity, trust), &pulse, &edge, (orders, shelf), &tasks)?;
         let spec = LinkSpec {
             controllers: config.controller.addresses.clone(),
             role: config.node.role,
@@ -208,7 +216,13 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let shells = Shells {
         keeper,
         checker: Checker::new(config.flags_dir()),
-        files: Desk::new(config.model.looker(&config.node), state.clone(), tasks.clone(), events.clone()),
+        files: Desk::new(
+            config.model.looker(&config.node, config.controller.ca_file.as_deref()),
+            neighbours_of(&config, &routes),
+            state.clone(),
+            tasks.clone(),
+            events.clone(),
+        ),
         gpu_memory,
         deadman_memory,
         power_off: config.deadman.command,
@@ -232,6 +246,21 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     let code = driver.run(waiting, link_waiting, words_waiting, orders_waiting, tasks.token()).await;
     tasks.stop(STOP_WITHIN).await.map_err(anyhow::Error::msg)?;
     Ok(code)
+}
+
+/// Replicas of a model but this node, and but those that are known to be in another zone, from where bytes cost more than
+/// from the store.
+fn neighbours_of(config: &Config, routes: &Routes) -> NeighboursOf {
+    let (node, zone, routes) = (config.node.id.clone(), config.node.zone.clone(), routes.clone());
+    Arc::new(move |model| {
+        let is_near = |replica: &Replica| match (&zone, &replica.zone) {
+            (Some(here), Some(there)) => here == there,
+            _ => true,
+        };
+        let replicas = routes.replicas(model).into_iter();
+        let near = replicas.filter(|replica| replica.node != node && is_near(replica));
+        near.map(|replica| Address { node: replica.node, at: replica.address }).collect()
+    })
 }
 
 async fn bind(key: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
@@ -318,7 +347,7 @@ async fn identify(
     trust: &Trust,
     tasks: &Supervisor,
 ) -> anyhow::Result<Identity> {
-    let identity_path = state.path("identity.pem");
+    let identity_path = state.path(IDENTITY_NAME);
     if let Some(identity) = load_identity(&identity_path, &config.node.id)? {
         return Ok(identity);
     }
@@ -344,7 +373,7 @@ fn serve_peers(
     (identity, trust): (&Identity, &Trust),
     pulse: &Arc<Pulse>,
     edge: &Edge,
-    orders: OrderDesk,
+    (orders, files): (OrderDesk, Shelf),
     tasks: &Supervisor,
 ) -> anyhow::Result<()> {
     let edge = edge.clone();
@@ -357,6 +386,7 @@ fn serve_peers(
         pulse: Arc::clone(pulse),
         edge: Arc::new(answer),
         orders,
+        files: Some(files),
     };
     let inner = tasks.clone();
     tasks.spawn("peer port", Kind::Vital, |token| port.run(listener, inner, token));

@@ -5,6 +5,9 @@ use url::Url;
 
 use crate::assignment::ModelSpec;
 
+/// Stands for the region of the node that looks.
+const REGION: &str = "{region}";
+
 /// An absolute path, what can be mounted, or the URL of an object store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -30,6 +33,17 @@ impl Source {
     /// Every place of `model`, in the order in which they are tried.
     pub fn places(model: &ModelSpec) -> impl Iterator<Item = Self> + use<'_> {
         std::iter::once(Self::Directory(model.path.clone())).chain(model.sources.iter().cloned())
+    }
+
+    /// The same as a node of `region` takes it: each `{region}` is its region's name.
+    #[must_use]
+    pub fn in_region(self, region: &str) -> Self {
+        let put = |text: String| text.replace(REGION, region);
+        match self {
+            Self::Directory(text) => Self::Directory(put(text)),
+            Self::Mount(text) => Self::Mount(put(text)),
+            Self::Store(text) => Self::Store(put(text)),
+        }
     }
 
     #[must_use]
@@ -65,6 +79,12 @@ impl From<Source> for String {
             Source::Directory(text) | Source::Mount(text) | Source::Store(text) => text,
         }
     }
+}
+
+/// Whether each region has a place of its own there.
+#[must_use]
+pub fn is_regional(text: &str) -> bool {
+    text.contains(REGION)
 }
 
 /// `url` without its options, for people.
@@ -194,6 +214,7 @@ mod tests {
             ("s3://models/llama", Some(Source::Store("s3://models/llama".to_owned()))),
             ("file:///srv/llama", Some(Source::Store("file:///srv/llama".to_owned()))),
             ("nfs://filer/models", Some(Source::Mount("nfs://filer/models".to_owned()))),
+            ("s3://models-{region}/llama", Some(Source::Store("s3://models-{region}/llama".to_owned()))),
             ("models/llama", None),
             ("s3://", None),
             ("nfs:///models", None),
@@ -213,6 +234,20 @@ mod tests {
             if let Err(error) = parsed {
                 assert!(error.to_string().contains(&format!("{text:?}")), "{error}");
             }
+        }
+    }
+
+    #[test]
+    fn a_regional_source_is_that_of_the_nodes_own_region() {
+        for (text, expected) in [
+            ("s3://models-{region}/m?region={region}", "s3://models-eu-west-1/m?region=eu-west-1"),
+            ("nfs://filer.{region}/m", "nfs://filer.eu-west-1/m"),
+            ("/mnt/{region}/m", "/mnt/eu-west-1/m"),
+            ("s3://models/m", "s3://models/m"),
+        ] {
+            let source = Source::try_from(text.to_owned()).expect(text);
+            assert_eq!(source.in_region("eu-west-1").as_str(), expected);
+            assert_eq!(is_regional(text), text != expected);
         }
     }
 

@@ -22,6 +22,7 @@ pub mod links;
 pub mod poll;
 pub mod ports;
 pub mod provision;
+pub mod publish;
 pub mod reach;
 pub mod record;
 pub mod serve;

@@ -8,6 +8,7 @@ mod detect;
 mod edge;
 mod grid;
 mod model;
+mod model_fetch;
 mod notice;
 mod rig;
 mod soak;

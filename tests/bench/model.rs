@@ -1,5 +1,7 @@
 //! What it costs to know that a model is whole: by its headers, and to the last byte, beside the tools people use for that.
 //!
+//! And what it costs to have it: fetched from a local server of the S3 protocol beside other clients, and repaired.
+//!
 //! A set of random shards of a gibibyte each is written, with headers and an index, and read from the page cache by all of
 //! them in turn, in each round in the same order. Then one byte is flipped, and the place is to be named.
 
@@ -15,6 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde_json::json;
 
+use crate::model_fetch::{PEERS, Stand, Took};
 use crate::rig::Bins;
 use crate::table::{Table, percentile};
 
@@ -32,6 +35,11 @@ const RSS_MIB_MAX: f64 = 64.0;
 
 /// Of what b3sum reads in a second with as many threads.
 const OF_B3SUM_MIN: f64 = 0.9;
+
+/// Of what the best of [`PEERS`] brings in a second from the same server.
+const OF_PEERS_MIN: f64 = 1.0;
+
+const REPAIR_PERCENT_MAX: f64 = 1.0;
 
 pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
     let bins = Bins::built()?;
@@ -53,8 +61,12 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
         structure.push(seconds(&mut agent(&["verify"]))?);
         deep.push(seconds(&mut agent(&["verify", "--deep"]))?);
     }
-    // Before any other program was waited for.
+    let store = Stand::begin(root.path())?;
+    let mut fetched = vec![store.ours(&bins.agent)?];
+    // Before any program of others was waited for; a push is among ours.
     let rss_mib = rss_mib()?;
+    let peers = store.beside(&bins.agent, ROUNDS, &mut fetched)?;
+    let repaired = store.repaired(&bins.agent)?;
     for (name, words) in tools(threads) {
         let mut took = Vec::new();
         for _ in 0..ROUNDS {
@@ -79,6 +91,30 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
             table.row_at_least("verify --deep, of b3sum", ours / rate, "", OF_B3SUM_MIN);
         }
     }
+    let ours = gigabytes / percentile(&mut fetched, 50.0);
+    table.row(&format!("fetched from a local S3, median of {}", fetched.len()), ours, "GB/s", None);
+    let mut best: Option<f64> = None;
+    for (name, took) in peers.into_iter().filter(|(_, took)| !took.is_empty()) {
+        let rate = |of: fn(&Took) -> f64| {
+            gigabytes / percentile(&mut took.iter().map(of).collect::<Vec<f64>>(), 50.0)
+        };
+        table.row(name, rate(|took| took.ended), "GB/s", None);
+        let synced = rate(|took| took.synced);
+        table.row(&format!("{name}, and all of it on the disk"), synced, "GB/s", None);
+        best = Some(best.map_or(synced, |best| best.max(synced)));
+    }
+    match best {
+        Some(best) => {
+            table.row_at_least(
+                "fetched, of the best of these that is on the disk",
+                ours / best,
+                "",
+                OF_PEERS_MIN,
+            );
+        }
+        None => eprintln!("none of {PEERS:?} is here to be measured beside"),
+    }
+    table.row("repair of one flipped byte: moved, of all bytes", repaired, "%", Some(REPAIR_PERCENT_MAX));
     table.row("resident memory, most of any of its runs", rss_mib, "MiB", Some(RSS_MIB_MAX));
     flipped(&bins.agent, root.path(), &shards[shards.len() / 2])?;
     Ok(table)
@@ -95,7 +131,7 @@ fn tools(threads: usize) -> Vec<(String, Vec<&'static str>)> {
     ]
 }
 
-fn seconds(command: &mut Command) -> anyhow::Result<f64> {
+pub(crate) fn seconds(command: &mut Command) -> anyhow::Result<f64> {
     let began = Instant::now();
     let output = command
         .stdin(Stdio::null())

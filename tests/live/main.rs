@@ -3,10 +3,11 @@
 //! Starting a vLLM takes 25 s of CPU, so the cases that break a running one share it.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use cic_common::process::Process;
-use fleet_tests::process::{Solo, SoloOptions, Streams, repository, request};
+use fleet_tests::process::{Solo, SoloOptions, Streams, binary, repository, request};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -58,6 +59,7 @@ fn a_running_vllm_is_adopted_stalls_dies_and_stops_as_the_agent_expects() {
     let began = Instant::now();
     let pid = solo.wait_serving(LOADED).expect("serves");
     println!("ready after {:.1} s", began.elapsed().as_secs_f64());
+    the_plan_reckons_with_the_same_cache(&solo);
 
     let whole = solo.kill_under_streams(KILLS, 2, 16).expect("adopted each time");
     println!(
@@ -66,6 +68,30 @@ fn a_running_vllm_is_adopted_stalls_dies_and_stops_as_the_agent_expects() {
     stall_and_move_again(&mut solo, pid);
     kill_the_api_server(&mut solo, pid);
     stop_with_a_stream_running(&mut solo);
+}
+
+/// What a token takes of the cache is what `cic plan` says: the engine has as many blocks as its gibibyte holds by that.
+fn the_plan_reckons_with_the_same_cache(solo: &Solo) {
+    let engine = solo.engine_address().expect("an address");
+    let page = request(&engine, "GET", "/metrics", None, SOON).expect("an answer").body;
+    let info = page
+        .lines()
+        .find(|line| line.starts_with("vllm:cache_config_info{"))
+        .expect("what it says of its cache");
+    let label = |name: &str| -> u64 {
+        let value = info.split(&format!("{name}=\"")).nth(1).and_then(|rest| rest.split('"').next());
+        value.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {info}"))
+    };
+    let (block, blocks) = (label("block_size"), label("num_gpu_blocks"));
+    let model = repository().join(".engine/tiny-llama");
+    let mut plan = Command::new(binary("cic").expect("built"));
+    let plan = plan.arg("plan").arg(model).args(["--gpu", "H100:1", "--json"]).output().expect("it runs");
+    let plan: serde_json::Value = serde_json::from_slice(&plan.stdout).expect("JSON");
+    let token = plan["context"]["bytes_per_token"].as_u64().expect("a figure");
+    println!(
+        "KV cache: {token} bytes a token by the plan; vLLM has {blocks} blocks of {block} tokens in 1 GiB"
+    );
+    assert_eq!(blocks, (1 << 30) / (block * token));
 }
 
 /// A paused vLLM answers `/health` with 200, has a request running and moves no token.

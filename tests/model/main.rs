@@ -61,6 +61,7 @@ impl Mounted {
             ledger: place.join("verified.json"),
             depth: Depth::Content,
             quiet: Quiet { mount: secs(4), structure: secs(20), content: secs(20), ..Quiet::default() },
+            badge: None,
         };
         let at = place.join("mounted");
         fs::create_dir(&at).expect("a directory");

@@ -1,12 +1,12 @@
 //! Two controllers on one PostgreSQL, a fleet of provider `local` with stand-in engines, and a gateway that users ask.
 
 use std::fs::{self, File};
-use std::net::{TcpListener, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail, ensure};
+use cic_common::ports::lasting_port;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -226,7 +226,7 @@ impl Duo {
         let home = self.dir.path().join("gateway");
         fs::create_dir_all(home.join("state"))?;
         cic_common::tls::write_secret(&home.join("join-token"), token.as_bytes())?;
-        self.edge = format!("127.0.0.1:{}", free_tcp_port()?);
+        self.edge = format!("127.0.0.1:{}", lasting_port()?);
         let quics = self.controllers.each_ref().map(|one| one.quic.as_str());
         let config = format!(
             "[node]\nid = 'gateway'\nrole = 'gateway'\nzone = 'here'\nstate_dir = '{home}/state'\n\
@@ -261,9 +261,9 @@ impl OneOfTwo {
     fn lay(dir: &Path, name: &'static str, postgres: &Postgres) -> anyhow::Result<Self> {
         Ok(Self {
             name,
-            api: format!("127.0.0.1:{}", free_tcp_port()?),
+            api: format!("127.0.0.1:{}", lasting_port()?),
             line: CutLine::lay(postgres.address())?,
-            quic: format!("127.0.0.1:{}", UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port()),
+            quic: format!("127.0.0.1:{}", lasting_port()?),
             config: dir.join(format!("{name}.toml")),
             log: dir.join(format!("{name}.log")),
             child: None,
@@ -381,8 +381,4 @@ impl Drop for Duo {
             std::thread::sleep(LOOK); // bounded wait: 15 s
         }
     }
-}
-
-fn free_tcp_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

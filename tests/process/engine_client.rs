@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use cic_common::ports::lasting_port;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -60,7 +61,7 @@ pub(crate) struct Engine {
 impl Engine {
     /// Readiness as the agent sees it: refused, then /health 200, then the model is listed and completes a token.
     pub(crate) fn start(started_by: &StartedBy) -> Result<Self> {
-        let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
+        let port = lasting_port()?;
         let log = tempfile::NamedTempFile::new()?;
         let mut command = started_by.command(port);
         command.stdout(log.reopen()?).stderr(log.reopen()?).process_group(0);

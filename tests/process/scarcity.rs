@@ -109,10 +109,7 @@ struct Outside {
 
 impl Outside {
     fn start(place: &std::path::Path) -> Self {
-        // Taken by the child as soon as it is free; nothing else on this machine asks for this very port.
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-        let port = socket.local_addr().expect("an address").port();
-        drop(socket);
+        let port = cic_common::ports::lasting_port().expect("a port");
         let child = Command::new(binary("cic-standin-engine").expect("a stand-in"))
             .args(["serve", &place.join("model").display().to_string(), "--served-model-name", "large"])
             .args(["--host", "127.0.0.1", "--port", &port.to_string()])

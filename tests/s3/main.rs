@@ -1,5 +1,7 @@
 //! `cic-s3`: a server of the S3 protocol over a directory, as the package `s3s-fs` brings it. Signatures are checked.
 
+mod files;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,7 +47,7 @@ async fn run(options: Options) -> anyhow::Result<()> {
     let Options { dir, port, port_file, access_key, secret_key } = options;
     let files = FileSystem::new(&dir)
         .map_err(|error| anyhow::anyhow!("{} cannot be served: {error:?}", dir.display()))?;
-    let mut builder = S3ServiceBuilder::new(files);
+    let mut builder = S3ServiceBuilder::new(files::Buckets { inner: files, dir });
     builder.set_auth(SimpleAuth::from_single(access_key, secret_key));
     let service = builder.build();
     let listener = TcpListener::bind(("127.0.0.1", port)).await.context("its port cannot be opened")?;

@@ -52,6 +52,7 @@ fn agent(fleet: &Fleet) -> (Runtime, (SocketAddr, watch::Receiver<Done>)) {
             Box::pin(async move { Response::new(body) })
         }),
         orders,
+        files: None,
     };
     in_own_runtime(async || {
         let listener = TcpListener::bind(loopback(0)).await.unwrap();

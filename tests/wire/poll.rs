@@ -67,6 +67,7 @@ fn agent(fleet: &Fleet, node: &str) -> (Runtime, SocketAddr) {
             Box::pin(async move { Response::new(body) })
         }),
         orders: OrderDesk::open().0,
+        files: None,
     };
     in_own_runtime(async || {
         let listener = TcpListener::bind(loopback(0)).await.unwrap();

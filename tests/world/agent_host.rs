@@ -231,7 +231,7 @@ impl World {
                 let event = Event::ModelMounted { attempt, result: Err(fault) };
                 self.answer_agent(node, run, MODEL_MS, event);
             }
-            Action::LeaveModel => {}
+            Action::WarmModel { .. } | Action::LeaveModel => {}
             Action::CheckEngine { attempt, .. } => {
                 self.answer_agent(node, run, MODEL_MS, Event::EngineChecked { attempt, result: Ok(()) });
             }

@@ -61,8 +61,10 @@ pub struct GpuFacts {
     /// Newest CUDA the driver supports: 1000 × major + 10 × minor.
     pub cuda_version: Option<u32>,
     pub driver_version: Option<String>,
-    /// Memory of all GPUs together.
-    pub memory_total: Option<Bytes>,
+    /// As the driver names the first: `NVIDIA H100 80GB HBM3`.
+    pub name: Option<String>,
+    /// Memory of each; empty where that of one is not known.
+    pub memory: Vec<Bytes>,
 }
 
 /// One act for a shell to perform. Results come back as events carrying the same `attempt` or `pid`.
@@ -101,6 +103,10 @@ pub enum Action {
     FetchModel {
         attempt: u32,
         url: String,
+        model: ModelSpec,
+    },
+    /// Have verified files in the page cache by the time that the engine reads them.
+    WarmModel {
         model: ModelSpec,
     },
     /// Give up what is under way on a model's files.

@@ -440,7 +440,8 @@ impl Agent {
 
     pub(super) fn enter(&mut self, now: Mono, stage: Stage, reason: &str, out: &mut Vec<Action>) {
         let from = self.stage.phase();
-        if self.stage.is_on_files() && !stage.is_on_files() {
+        let leaves = |is_in: fn(&Stage) -> bool| is_in(&self.stage) && !is_in(&stage);
+        if leaves(Stage::is_on_files) || leaves(Stage::is_coming_up) {
             out.push(Action::LeaveModel);
         }
         let is_news = self.reason != reason;

@@ -143,7 +143,7 @@ impl Agent {
         self.forget_model();
         let Some(assignment) = &self.assignment else { return };
         self.attempt += 1;
-        let search = Search::begin(assignment.model.clone(), self.spec.mounts.clone());
+        let search = Search::begin(assignment.model.clone(), self.spec.mounts.clone(), &self.spec.node);
         let place = search.place();
         self.search = Some(search);
         self.look(now, place, why, out);

@@ -163,13 +163,13 @@ impl Agent {
             GpuReport::Absent => return GpuFacts { count: Some(0), ..GpuFacts::default() },
             GpuReport::Blind { .. } | GpuReport::Wedged { .. } => return GpuFacts::default(),
         };
-        let totals: Option<Vec<u64>> =
-            summary.gpus.iter().map(|gpu| gpu.memory_total.map(|total| total.0)).collect();
+        let memory: Option<Vec<Bytes>> = summary.gpus.iter().map(|gpu| gpu.memory_total).collect();
         GpuFacts {
             count: Some(u32::try_from(summary.gpus.len()).unwrap_or(u32::MAX)),
             cuda_version: inventory.and_then(|inventory| inventory.cuda_version),
             driver_version: inventory.and_then(|inventory| inventory.driver_version.clone()),
-            memory_total: totals.filter(|totals| !totals.is_empty()).map(|totals| Bytes(totals.iter().sum())),
+            name: self.gpus.samples().next().map(|sample| sample.name.clone()),
+            memory: memory.unwrap_or_default(),
         }
     }
 

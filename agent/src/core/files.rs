@@ -116,6 +116,7 @@ impl Agent {
         // Without the first word on the GPUs their baseline would be lost, and a check of memory be a guess.
         let until = now + self.spec.timing.gpu_wait;
         self.enter(now, Stage::Checking { attempt, is_asked: self.gpus_heard, until }, &why, out);
+        out.push(Action::WarmModel { model: model.clone() });
         if self.spec.has_store {
             out.push(Action::NameModel { attempt, model });
         }

@@ -1,6 +1,8 @@
 //! The look for a model's files: its directory first, then its sources in order. The first that is whole is used.
 
 use cic_common::assignment::ModelSpec;
+use cic_common::id::NodeId;
+use cic_common::name::ClusterName;
 use cic_common::report::ModelProgress;
 use cic_common::source::{Source, mount_name, without_options};
 use cic_common::time::Mono;
@@ -43,9 +45,13 @@ struct Progress {
 }
 
 impl Search {
-    /// Begins in the model's own directory.
-    pub(super) fn begin(model: ModelSpec, mounts: String) -> Self {
+    /// Begins in the model's own directory. Sources are those of the region that `node` is named after.
+    pub(super) fn begin(mut model: ModelSpec, mounts: String, node: &NodeId) -> Self {
         let place = model.path.clone();
+        if let Ok((cluster, _)) = ClusterName::parse_node(node) {
+            model.sources =
+                model.sources.into_iter().map(|source| source.in_region(&cluster.region)).collect();
+        }
         Self { model, mounts, begun: 0, place, passed: Vec::new(), progress: None }
     }
 

@@ -183,6 +183,11 @@ impl Stage {
         matches!(self, Self::Mounting { .. } | Self::Fetching { .. } | Self::Verifying { .. })
     }
 
+    /// Whether an engine is about to read the model's files, or does.
+    pub(super) fn is_coming_up(&self) -> bool {
+        matches!(self, Self::Checking { .. } | Self::Starting { .. } | Self::Loading { .. })
+    }
+
     /// The engine process this stage is about.
     pub(super) fn pid(&self) -> Option<u32> {
         match self {

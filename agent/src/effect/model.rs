@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! models (agent) -> child (a process for each step) -> structure: headers | content: every byte | outline: a digest
+//!                                                  | attach: a mount | fetch: from a store | warm: into the page cache
 //! ```
 
 use std::io;
@@ -24,10 +25,11 @@ pub mod fetch;
 mod models;
 mod outline;
 pub mod structure;
+mod warm;
 
 pub use child::{STEP_COMMAND, StepArgs, step};
-pub use desk::{Desk, KnownModel};
-pub use models::{Depth, Models, Quiet};
+pub use desk::{Desk, KnownModel, NeighboursOf};
+pub use models::{Badge, Depth, Models, Quiet};
 
 /// The files that an engine loads: those that the index names, else every safetensors file. `None` when the directory
 /// cannot be read.

@@ -1,7 +1,8 @@
 //! The port for controllers and peers: HTTP over mutual TLS, refused at the handshake without a certificate.
 //!
 //! `GET /v1/poll` answers controllers with this node's heartbeat: the second witness. `POST /v1/command` takes their
-//! commands where the control stream does not. Everything else under `/v1/` is inference from another node and goes to
+//! commands where the control stream does not. `GET /v1/model-files` gives other nodes the files of the model that is served here.
+//! Everything else under `/v1/` is inference from another node and goes to
 //! the edge.
 
 use std::convert::Infallible;
@@ -28,6 +29,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::files::{FILES_PATH, Shelf};
 use super::order::OrderDesk;
 use crate::effect::link::Pulse;
 
@@ -63,6 +65,8 @@ pub struct PeerPort {
     pub pulse: Arc<Pulse>,
     pub edge: PeerEdge,
     pub orders: OrderDesk,
+    /// What other nodes may fetch here.
+    pub files: Option<Shelf>,
 }
 
 impl PeerPort {
@@ -140,6 +144,9 @@ impl PeerPort {
             Peer::Node(_) if path == "/v1/poll" || path == "/v1/command" => {
                 text(StatusCode::FORBIDDEN, "only controllers may poll and command")
             }
+            Peer::Node(_) if path == FILES_PATH => {
+                self.given(request.uri().query().unwrap_or_default()).await
+            }
             // A stream that is continued may need its tokens decoded.
             Peer::Node(_) if path.starts_with("/v1/") || path == "/detokenize" => {
                 (self.edge)(request, caller).await
@@ -151,6 +158,14 @@ impl PeerPort {
     fn polled(&self) -> Response<PeerBody> {
         self.pulse.polled();
         json(&self.pulse.beat(0))
+    }
+
+    async fn given(&self, query: &str) -> Response<PeerBody> {
+        let Some(files) = &self.files else { return text(StatusCode::NOT_FOUND, "no files here") };
+        match files.take(query).await {
+            Ok(bytes) => Response::new(full(bytes)),
+            Err((status, why)) => text(status, &why),
+        }
     }
 
     async fn ordered(&self, request: Request<Incoming>) -> Response<PeerBody> {
@@ -186,6 +201,6 @@ fn text(status: StatusCode, text: &str) -> Response<PeerBody> {
     response
 }
 
-fn full(bytes: Vec<u8>) -> PeerBody {
-    Full::new(Bytes::from(bytes)).map_err(|never: Infallible| match never {}).boxed_unsync()
+fn full(bytes: impl Into<Bytes>) -> PeerBody {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
 }

@@ -8,10 +8,11 @@
 //! flags of vLLM ─▶ flags ─▶ Wanted ──────────────────────────────────────────────┘
 //! ```
 //! `layout` says how a model may be split, `kv` what a sequence takes, `reserve` what the engine keeps for itself, `nearest`
-//! what would fit where this does not. Nothing here reads a file.
+//! what would fit where this does not. `directory` alone reads files.
 
 pub mod config;
 mod count;
+pub mod directory;
 mod family;
 pub mod flags;
 pub mod gpu;

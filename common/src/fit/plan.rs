@@ -14,6 +14,7 @@ use super::reserve::{
 };
 use super::subject::Subject;
 use super::weights::{Shares, Source, Weights};
+use crate::units::Bytes;
 
 /// The change that no flag makes alone.
 const NEEDS_CHECKPOINT: &str = "--quantization int4";
@@ -153,6 +154,32 @@ impl Judgement {
     #[must_use]
     pub fn fits(&self) -> bool {
         self.verdict == Verdict::Fits
+    }
+
+    /// Why it does not fit and what would, in one sentence.
+    #[must_use]
+    pub fn why_not(&self) -> String {
+        let per_gpu = &self.per_gpu;
+        let what = match (&self.context, per_gpu.short_bytes) {
+            (Some(context), 0) => format!(
+                "and a sequence of {} tokens {}, of which {} are left",
+                context.length,
+                Bytes(context.sequence_bytes_per_gpu),
+                Bytes(per_gpu.kv_bytes)
+            ),
+            (_, short) => format!("which is {} too much", Bytes(short)),
+        };
+        let ways: Vec<&str> = self.nearest.iter().map(|way| way.change.as_str()).collect();
+        let ways = if ways.is_empty() { "a smaller model".to_owned() } else { ways.join(", or ") };
+        format!(
+            "it does not fit on {} x {} ({}): of the {} that the engine may take of each GPU the weights take {}, {what}; \
+             what would fit: {ways}",
+            self.gpus,
+            self.gpu,
+            self.layout.text(),
+            Bytes(per_gpu.budget_bytes),
+            Bytes(per_gpu.weights_bytes),
+        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! The object stores: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage, a directory.
 //!
-//! The crate `object_store` is named here alone. Credentials come from where each cloud's own tools have them: the
+//! The crate `object_store` is named in this folder alone. Credentials come from where each cloud's own tools have them: the
 //! environment (`AWS_ACCESS_KEY_ID` and the like) or the VM's role.
 
 use std::future::Future;
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt as _;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
+use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
 use url::Url;
 
 /// What may be said behind a URL's `?`: what two buckets of one fleet can differ in.
@@ -46,8 +46,8 @@ pub enum StoreError {
 pub struct Store {
     /// For people: its URL without options.
     pub name: Arc<str>,
-    inner: Arc<dyn ObjectStore>,
-    prefix: Path,
+    pub(super) inner: Arc<dyn ObjectStore>,
+    pub(super) prefix: Path,
     /// Where it is a directory of this machine.
     directory: Option<PathBuf>,
 }
@@ -150,7 +150,8 @@ impl Store {
         bounded(within, get).await?
     }
 
-    /// `length` bytes from `begin` on of what is under `key`, fewer where it ends before; `None` when nothing is there.
+    /// `length` bytes from `begin` on of what is under `key`, in the parts that they come in, fewer where it ends before; `None`
+    /// when nothing is there.
     ///
     /// # Errors
     /// The cause in words: no answer, or it begins after its end.
@@ -160,12 +161,15 @@ impl Store {
         begin: u64,
         length: u64,
         within: Duration,
-    ) -> Result<Option<Bytes>, String> {
-        // As it stands: others wrote it, who escape nothing.
-        let whole = [self.prefix.as_ref(), key].into_iter().filter(|part| !part.is_empty());
-        let path = Path::parse(whole.collect::<Vec<_>>().join("/")).map_err(|error| text_of(&error))?;
-        match bounded(within, self.inner.get_range(&path, begin..begin.saturating_add(length))).await? {
-            Ok(bytes) => Ok(Some(bytes)),
+    ) -> Result<Option<Vec<Bytes>>, String> {
+        let path = self.literal(key)?;
+        let range = Some((begin..begin.saturating_add(length)).into());
+        let get = async {
+            let found = self.inner.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await?;
+            found.into_stream().try_collect::<Vec<Bytes>>().await
+        };
+        match bounded(within, get).await? {
+            Ok(parts) => Ok(Some(parts)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(text_of(&error)),
         }
@@ -197,19 +201,25 @@ impl Store {
         }
     }
 
+    /// Whether it is a directory of this machine.
+    #[must_use]
+    pub fn is_directory(&self) -> bool {
+        self.directory.is_some()
+    }
+
     fn path(&self, key: &str) -> Path {
         key.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }
 }
 
-async fn bounded<T>(within: Duration, work: impl Future<Output = T>) -> Result<T, String> {
+pub(super) async fn bounded<T>(within: Duration, work: impl Future<Output = T>) -> Result<T, String> {
     tokio::time::timeout(within, work)
         .await
         .map_err(|_| format!("no answer within {} ms", within.as_millis()))
 }
 
 /// With its causes, which say most, on one line.
-fn text_of(error: &dyn std::error::Error) -> String {
+pub(super) fn text_of(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

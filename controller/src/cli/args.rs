@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use super::model::ModelCommand;
 use super::span;
 
 /// Operate a cic fleet: what is there, why, and what should be.
@@ -115,6 +116,11 @@ pub(super) enum Command {
     /// Say whether a model fits GPUs, by what arithmetic, and what would fit where it does not
     #[command(after_help = "Exit code: 0 it fits, 3 it does not, 78 something that was given is of no use.")]
     Plan(PlanArgs),
+    /// Publish a model's files where nodes fetch them
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
     /// Show which controller leads, and what the one that was asked is
     Leader {
         /// Print the API's answer

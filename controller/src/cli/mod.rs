@@ -6,9 +6,11 @@
 //!                         |- table, style, span, shown, condition: what people see
 //!                         |- fault: signals to the processes of local nodes
 //!                         |- plan: a model's files against GPUs, with nobody asked
+//!                         |- model: a model's files into object stores
 //!                         '- dev/: a whole fleet on this machine
 //! ```
-//! Commands speak to the API as any other client; only `dev`, `fault` and `plan` touch this machine.
+//! Commands speak to the API as any other client; only `dev`, `fault`, `model` and `plan` touch
+//! this machine.
 
 mod apply;
 mod args;
@@ -24,6 +26,7 @@ mod failure;
 mod fault;
 mod health;
 mod leader;
+mod model;
 mod nodes;
 mod operations;
 mod orphans;

@@ -1,18 +1,13 @@
 //! `cic plan`: whether a model fits GPUs, before anybody pays for them.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
-use cic_common::fit::config::{CONFIG_BYTES_MAX, CONFIG_NAME};
+use cic_common::fit::config::CONFIG_NAME;
+use cic_common::fit::directory::{architecture, found};
 use cic_common::fit::{
-    Architecture, Judgement, PlanFault, Quantization, Rack, Subject, Verdict, Wanted, Weights, headers,
-    judge, size, weights,
+    Judgement, PlanFault, Quantization, Rack, Subject, Verdict, Wanted, judge, size, weights,
 };
-use cic_common::model::header::{LENGTH_BYTES, header_length};
-use cic_common::model::index::{INDEX_BYTES_MAX, INDEX_NAME};
-use cic_common::model::{Header, Index};
 use serde::Serialize;
 
 use super::args::PlanArgs;
@@ -22,9 +17,6 @@ use super::table::{Cell, Table};
 
 /// The answer is no. Neither a failure (1) nor a mistake in what was given (78).
 const EXIT_DOES_NOT_FIT: u8 = 3;
-
-/// Of a model in one file.
-const SINGLE_NAME: &str = "model.safetensors";
 
 /// A judgement and what it is of.
 #[derive(Debug, Serialize)]
@@ -124,67 +116,6 @@ fn name(path: &Path) -> String {
     let named = if is_config { whole.parent().map(Path::to_path_buf).unwrap_or(whole) } else { whole };
     let stem = if named.is_dir() { named.file_name() } else { named.file_stem() };
     stem.map_or_else(|| path.display().to_string(), |stem| stem.to_string_lossy().into_owned())
-}
-
-fn architecture(config: &Path) -> Result<Architecture, String> {
-    let text = read_small(config, CONFIG_BYTES_MAX).map_err(|error| unreadable(config, &error))?;
-    Architecture::parse(&text).map_err(|fault| format!("{} {fault}", config.display()))
-}
-
-/// The weights by the headers of their files; `None` where there are no files.
-///
-/// # Errors
-/// Why the files that are there do not say.
-fn found(directory: &Path, architecture: &Architecture) -> Result<Option<Weights>, String> {
-    let path = directory.join(INDEX_NAME);
-    let shards: Vec<String> = if path.is_file() {
-        let text = read_small(&path, INDEX_BYTES_MAX).map_err(|error| unreadable(&path, &error))?;
-        let index = Index::parse(&text).map_err(|fault| format!("{} {fault}", path.display()))?;
-        index.shards().into_iter().map(str::to_owned).collect()
-    } else if directory.join(SINGLE_NAME).is_file() {
-        vec![SINGLE_NAME.to_owned()]
-    } else {
-        return Ok(None);
-    };
-    let missing = shards.iter().filter(|shard| !directory.join(shard).is_file()).count();
-    if missing > 0 {
-        return Err(format!("{missing} of {} files of weights are not there", shards.len()));
-    }
-    let read = |shard: &String| {
-        let path = directory.join(shard);
-        header(&path).map_err(|why| format!("{}: {why}", path.display()))
-    };
-    let headers = shards.iter().map(read).collect::<Result<Vec<_>, _>>()?;
-    let tensors = headers.iter().flat_map(|header| &header.tensors);
-    Ok(Some(headers::weights(architecture, tensors.map(|(name, tensor)| (name.as_str(), tensor)))))
-}
-
-fn header(path: &Path) -> Result<Header, String> {
-    let read = |file: &mut File, bytes: &mut [u8]| file.read_exact(bytes).map_err(|error| error.to_string());
-    let mut file = File::open(path).map_err(|error| error.to_string())?;
-    let length = file.metadata().map_err(|error| error.to_string())?.len();
-    let mut first = [0; LENGTH_BYTES];
-    if length >= LENGTH_BYTES as u64 {
-        read(&mut file, &mut first)?;
-    }
-    let bytes = header_length(first, length).map_err(|fault| fault.to_string())?;
-    let mut json = vec![0; usize::try_from(bytes).map_err(|error| error.to_string())?];
-    read(&mut file, &mut json)?;
-    Header::parse(&json, length).map_err(|fault| fault.to_string())
-}
-
-/// A file that ought to be small.
-fn read_small(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(bytes_max + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > bytes_max {
-        return Err(io::Error::other(format!("it has more than {bytes_max} bytes")));
-    }
-    Ok(bytes)
-}
-
-fn unreadable(path: &Path, error: &io::Error) -> String {
-    format!("{} cannot be read: {error}", path.display())
 }
 
 fn lines(Answer { model, judgement }: &Answer, style: &Style) -> Vec<String> {
@@ -425,11 +356,11 @@ mod tests {
         let mut file = (json.len() as u64).to_le_bytes().to_vec();
         file.extend(json.as_bytes());
         file.extend([0; 1000]);
-        write(SINGLE_NAME, &file);
+        write("model.safetensors", &file);
         let model = place.path().display().to_string();
         let judged = || asked(&[&model, "--gpu", "L4"]).expect("judged").judgement;
         assert_eq!((judged().weights_bytes, judged().weights_from), (1000, weights::Source::Headers));
-        write(SINGLE_NAME, &file[..file.len() - 1]);
+        write("model.safetensors", &file[..file.len() - 1]);
         let cut = judged();
         assert_eq!(cut.weights_from, weights::Source::Config);
         assert!(cut.notes.iter().any(|note| note.contains("cut off")), "{:?}", cut.notes);

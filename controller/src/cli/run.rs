@@ -8,8 +8,10 @@ use super::client::Client;
 use super::closed::is_closed;
 use super::endpoint::Endpoint;
 use super::failure::Failure;
+use super::model::ModelCommand;
 use super::{
-    apply, ask, deployments, dev, events, fault, health, leader, nodes, operations, orphans, plan, sync, why,
+    apply, ask, deployments, dev, events, fault, health, leader, model, nodes, operations, orphans, plan,
+    sync, why,
 };
 use crate::record::ReplayError;
 
@@ -51,6 +53,8 @@ async fn perform(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Drain { node, reason } => ask::act(&client()?, "drain", node, reason.as_deref()).await,
         Command::Replace { node, reason } => ask::act(&client()?, "replace", node, reason.as_deref()).await,
         Command::Plan(args) => return plan::plan(args),
+        Command::Model { command: ModelCommand::Push(args) } => model::push(args).await,
+        Command::Model { command: ModelCommand::Prewarm(args) } => model::prewarm(&client()?, args).await,
         Command::Leader { json } => leader::leader(&client()?, *json).await,
         Command::Failover => leader::failover(&client()?).await,
         Command::Token { node } => ask::token(&client()?, node).await,

@@ -23,7 +23,7 @@ const SPAWNS_ALLOWED: [(&str, &str, &str); 2] = [
 const CRATES: [(&str, &str, &str); 4] = [
     ("bincode", "common/Cargo.toml", "common/src/wire/codec.rs"),
     ("backoff", "common/Cargo.toml", "common/src/backoff.rs"),
-    ("object_store", "common/Cargo.toml", "common/src/objects/store.rs"),
+    ("object_store", "common/Cargo.toml", "common/src/objects/"),
     // A static agent that loads NVML dies of it (docs/decisions/0001).
     ("nvml-wrapper", "agent/Cargo.toml", "agent/src/bin/cic-gpu-probe/"),
 ];

@@ -189,6 +189,34 @@ fn the_engine_is_started_on_what_was_found_and_keeps_its_assignment() {
 }
 
 #[test]
+fn a_regional_source_is_that_of_the_nodes_region() {
+    let mut bench = Bench::new(Role::Replica);
+    bench.agent.spec.node = NodeId::new("cic-aws-eu-west-1-h100-spot-20261127-001-node001").expect("label");
+    bench.give(Event::Booted(Booted::default()));
+    bench.give(Event::Assigned { term: Term(1), assignment: sourced(&["s3://models-{region}/m"]) });
+    let asked = step(bench.give(mounted(absent("/m"))));
+    assert_eq!(asked.as_deref(), Some("fetch s3://models-eu-west-1/m to /m"));
+}
+
+#[test]
+fn verified_files_are_read_ahead_until_the_engine_serves() {
+    let mut bench = assigned(&[]);
+    bench.give(mounted(Ok(())));
+    let warm = Action::WarmModel { model: ModelSpec::at("m", "/m") };
+    let is_asked = |actions: &[Action]| {
+        let at = |wanted: &Action| actions.iter().rposition(|action| action == wanted);
+        at(&warm).is_some() && at(&warm) > at(&Action::LeaveModel)
+    };
+    assert!(is_asked(bench.give(verified(Ok(())))));
+    let actions = bench.give(Event::EngineChecked { attempt: 1, result: Ok(()) });
+    assert!(!actions.contains(&Action::LeaveModel), "{actions:?}");
+    let actions = bench.give(Event::EngineStarted { attempt: 1, pid: 7 });
+    assert!(!actions.contains(&Action::LeaveModel), "{actions:?}");
+    let actions = bench.give(probed(7, Ok(())));
+    assert!(actions.contains(&Action::LeaveModel), "{actions:?}");
+}
+
+#[test]
 fn progress_is_reported_while_it_is_made_and_work_that_nobody_wants_is_left() {
     let mut bench = assigned(&[STORE]);
     bench.give(mounted(absent("/m")));

@@ -8,6 +8,7 @@ use std::process::Stdio;
 use std::time::{Duration, UNIX_EPOCH};
 
 use cic_common::assignment::Assignment;
+use cic_common::memory::memory_available;
 use cic_common::units::Bytes;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
@@ -19,6 +20,7 @@ use tracing::{info, warn};
 
 use super::flags::{FLAGS_MIN, Flags};
 use super::launch::{DEFAULT_PATH, find_program};
+use super::{fit, installed};
 use crate::core::{CheckFault, GpuFacts};
 use crate::effect::model::weight_files;
 
@@ -70,10 +72,16 @@ impl Checker {
             .map_err(|error| CheckFault { reason: error.to_string(), may_heal: error.may_heal() })?;
         let mut mistakes = self.flag_mistakes(&program, assignment).await;
         mistakes.extend(cuda_mistake(&program, gpus).await);
+        let format = timeout(LOOK_WITHIN, installed::format_mistake(&program, &assignment.engine.args)).await;
+        mistakes.extend(format.ok().flatten());
         if !mistakes.is_empty() {
             return Err(CheckFault { reason: mistakes.join("; "), may_heal: false });
         }
-        memory(assignment, gpus).await
+        memory(assignment, gpus).await?;
+        match timeout(LOOK_WITHIN, fit::misfit(assignment, gpus)).await {
+            Ok(Some(reason)) => Err(CheckFault { reason, may_heal: false }),
+            Ok(None) | Err(_) => Ok(()),
+        }
     }
 
     async fn flag_mistakes(&self, program: &Path, assignment: &Assignment) -> Vec<String> {
@@ -181,7 +189,7 @@ async fn ask(program: &Path, assignment: &Assignment) -> Result<Flags, String> {
 /// A driver runs programs for every CUDA of its own major version and those before (CUDA compatibility guide of NVIDIA).
 async fn cuda_mistake(program: &Path, gpus: &GpuFacts) -> Option<String> {
     let (driver_cuda, true) = (gpus.cuda_version?, gpus.count > Some(0)) else { return None };
-    let wanted = timeout(LOOK_WITHIN, cuda_of(program)).await.ok()??;
+    let wanted = timeout(LOOK_WITHIN, installed::cuda_of(program)).await.ok()??;
     let (major, _) = wanted.split_once('.').unwrap_or((&wanted, ""));
     let supported = driver_cuda / 1000;
     if major.parse::<u32>().ok()? <= supported {
@@ -193,21 +201,6 @@ async fn cuda_mistake(program: &Path, gpus: &GpuFacts) -> Option<String> {
         "driver {driver} supports CUDA up to {newest} and this vLLM is built for CUDA {wanted}: install a newer driver, \
          or a vLLM built for CUDA {supported}"
     ))
-}
-
-/// The CUDA version that the program's torch was built for: `cuda: Optional[str] = '13.0'` in `torch/version.py`.
-async fn cuda_of(program: &Path) -> Option<String> {
-    let program = tokio::fs::canonicalize(program).await.ok()?;
-    let lib = program.parent()?.parent()?.join("lib");
-    let mut entries = tokio::fs::read_dir(lib).await.ok()?;
-    while let Some(entry) = entries.next_entry().await.ok()? {
-        let path = entry.path().join("site-packages/torch/version.py");
-        if let Ok(text) = tokio::fs::read_to_string(path).await {
-            let line = text.lines().find(|line| line.starts_with("cuda"))?;
-            return line.split('\'').nth(1).map(str::to_owned);
-        }
-    }
-    None
 }
 
 /// Whether the weights fit: into the GPUs' memory together, or without GPUs into the host's.
@@ -229,7 +222,8 @@ async fn memory(assignment: &Assignment, gpus: &GpuFacts) -> Result<(), CheckFau
         ]
         .contains(&name.as_str())
     });
-    if let Some(total) = gpus.memory_total.filter(|total| *total < all && !shrinks) {
+    let total = Bytes(gpus.memory.iter().map(|memory| memory.0).sum());
+    if !gpus.memory.is_empty() && total < all && !shrinks {
         return Err(CheckFault {
             reason: format!(
                 "the weights in {} are {all} and the GPUs of this node have {total} together: use a larger node, or a \
@@ -245,7 +239,7 @@ async fn memory(assignment: &Assignment, gpus: &GpuFacts) -> Result<(), CheckFau
         // Whether the host has to hold them is not known.
         None => return Ok(()),
     };
-    match available().await {
+    match memory_available() {
         Some(free) if free < needed => Err(CheckFault {
             reason: format!(
                 "loading {} takes {needed} of host memory and {free} is available",
@@ -266,13 +260,6 @@ async fn weights(directory: &Path) -> Option<(Bytes, Bytes)> {
         largest = largest.max(length);
     }
     (all > 0).then_some((Bytes(all), Bytes(largest)))
-}
-
-/// `MemAvailable` of `/proc/meminfo`, in KiB there.
-async fn available() -> Option<Bytes> {
-    let text = tokio::fs::read_to_string("/proc/meminfo").await.ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    line.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kib| Bytes(kib << 10))
 }
 
 #[cfg(test)]
@@ -362,7 +349,7 @@ mod tests {
             count: Some(count),
             cuda_version: Some(cuda_version),
             driver_version: Some("550.54.15".to_owned()),
-            memory_total: None,
+            ..GpuFacts::default()
         };
         let assignment = place.assignment("");
         let fault = place.checker().check(&assignment, &facts(12_040, 1)).await.unwrap_err();
@@ -376,8 +363,7 @@ mod tests {
         let place = Place::new(REAL);
         let shard = std::fs::File::create(place.root.path().join("model-1.safetensors")).unwrap();
         shard.set_len(200 << 30).unwrap();
-        let facts =
-            GpuFacts { count: Some(2), memory_total: Some(Bytes::mib(2 * 81_559)), ..GpuFacts::default() };
+        let facts = GpuFacts { count: Some(2), memory: vec![Bytes::mib(81_559); 2], ..GpuFacts::default() };
         let fault = place.checker().check(&place.assignment(""), &facts).await.unwrap_err();
         assert!(fault.reason.contains("200.0 GiB") && fault.reason.contains("159.3 GiB"), "{fault:?}");
         assert!(!fault.may_heal);

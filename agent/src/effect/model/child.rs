@@ -9,14 +9,21 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use anyhow::Context as _;
+use cic_common::memory::memory_available;
 use cic_common::source::without_options;
-use cic_common::time::Clock;
+use cic_common::supervise::Supervisor;
+use cic_common::time::{Clock, unix_ms};
+use cic_common::tls::config::tcp_client;
+use cic_common::tls::{Identity, Trust};
 use cic_common::units::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::attach::attach;
 use super::content::{Checked, Effort, Finding, Ledger, Progress, check, read_manifest};
+use super::fetch::{Address, Neighbours};
 use super::structure::{self, Outline};
+use super::warm::warm;
 use super::{damaged, fetch, outline, text, unreadable};
 use crate::core::ModelFault;
 
@@ -28,6 +35,9 @@ const SAY_EVERY_MS: u64 = 1000;
 
 /// Between two looks whether another process has fetched it.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+
+/// To take bodies from sockets; hashing and writing are done beside.
+const FETCH_THREADS: usize = 2;
 
 /// Whoever serves requests on this machine comes first.
 const NICE: i32 = 10;
@@ -46,6 +56,8 @@ pub(super) enum Step {
     Fetch,
     /// The digest that a checkpoint names the model by
     Digest,
+    /// Into the page cache
+    Warm,
 }
 
 /// Arguments of `model-step`.
@@ -53,12 +65,24 @@ pub(super) enum Step {
 pub struct StepArgs {
     step: Step,
     directory: PathBuf,
-    /// What was right before, for the content
+    /// What was right before, for the content and a fetch
     #[arg(long)]
     ledger: Option<PathBuf>,
     /// Where the model is published, for a fetch; what to mount, for an attach
     #[arg(long)]
     url: Option<String>,
+    /// Nodes that serve the model, for a fetch
+    #[arg(long, value_name = "NODE=ADDRESS", requires_all = ["model", "identity", "ca"])]
+    neighbour: Vec<Address>,
+    /// What they call it
+    #[arg(long)]
+    model: Option<String>,
+    /// This node's certificate and key
+    #[arg(long)]
+    identity: Option<PathBuf>,
+    /// Whom it trusts
+    #[arg(long)]
+    ca: Option<PathBuf>,
 }
 
 /// What the process says, one JSON object a line; the answer is the last.
@@ -82,6 +106,7 @@ impl Step {
             Self::Content => "content",
             Self::Fetch => "fetch",
             Self::Digest => "digest",
+            Self::Warm => "warm",
         }
     }
 }
@@ -89,7 +114,7 @@ impl Step {
 /// Does the step and says what came of it. Returns the exit code.
 #[must_use]
 pub fn step(args: StepArgs) -> u8 {
-    let StepArgs { step, directory, ledger, url } = args;
+    let StepArgs { step, ref directory, ref ledger, ref url, .. } = args;
     if step == Step::Attach {
         // A daemon that it leaves reads for the engine, and is no more than the engine to the kernel's killer.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
@@ -99,14 +124,15 @@ pub fn step(args: StepArgs) -> u8 {
     // Nobody else waits for it, and the next agent begins its own.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
     let answer = match step {
-        Step::Mount => mount(&directory),
-        Step::Attach => attach(&directory, &url.unwrap_or_default()),
-        Step::Structure => structure::check(&directory).map(|Outline { files, tensors, bytes }| {
+        Step::Mount => mount(directory),
+        Step::Attach => attach(directory, url.as_deref().unwrap_or_default()),
+        Step::Structure => structure::check(directory).map(|Outline { files, tensors, bytes }| {
             format!("{files} files of weights, {tensors} tensors, {}", Bytes(bytes))
         }),
-        Step::Content => content(&directory, ledger),
-        Step::Fetch => fetched(&directory, &url.unwrap_or_default()),
-        Step::Digest => outline::digest(&directory).map_err(|error| unreadable(&directory, &error)),
+        Step::Content => content(directory, ledger.clone()),
+        Step::Fetch => fetched(&args),
+        Step::Digest => outline::digest(directory).map_err(|error| unreadable(directory, &error)),
+        Step::Warm => warm(directory, memory_available().map(|free| free.0)),
     };
     say(&Line::Answer(answer));
     0
@@ -132,11 +158,11 @@ pub(super) fn mount(directory: &Path) -> Result<String, ModelFault> {
     read.map(|_| "it can be listed".to_owned()).map_err(|error| unreadable(directory, &error))
 }
 
-fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFault> {
+fn content(directory: &Path, place: Option<PathBuf>) -> Result<String, ModelFault> {
     let Some(manifest) = read_manifest(directory, None)? else {
         return Ok("no manifest, so that no byte was compared".to_owned());
     };
-    let mut ledger = ledger.map(|place| Ledger::open(place, Clock::start().unix_ms())).unwrap_or_default();
+    let mut ledger = self::ledger(place);
     let progress = saying();
     let effort = Effort { threads: threads(), progress: &progress };
     let Checked { files, bytes, known_bytes, findings, unsaved } =
@@ -148,6 +174,10 @@ fn content(directory: &Path, ledger: Option<PathBuf>) -> Result<String, ModelFau
         Some(fault) => Err(fault),
         None => Ok(format!("{files} files, {}, of which {} were known", Bytes(bytes), Bytes(known_bytes))),
     }
+}
+
+fn ledger(place: Option<PathBuf>) -> Ledger {
+    place.map(|place| Ledger::open(place, unix_ms())).unwrap_or_default()
 }
 
 /// Says progress, the first at once and then now and then.
@@ -168,20 +198,30 @@ fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, NonZeroUsize::get)
 }
 
-fn fetched(directory: &Path, url: &str) -> Result<String, ModelFault> {
+fn fetched(args: &StepArgs) -> Result<String, ModelFault> {
+    let url = args.url.as_deref().unwrap_or_default();
     let not_fetched = |cause: String| ModelFault::NotFetched { url: without_options(url).to_owned(), cause };
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(FETCH_THREADS).enable_all().build();
     let runtime = runtime.map_err(|error| not_fetched(error.to_string()))?;
-    let fetch_once = async || {
+    let fetch_once = async |neighbours: Option<&Neighbours>| {
         let store = fetch::store_at(url)?;
         let manifest = fetch::manifest_of(&store).await?;
         let progress = saying();
         let effort = Effort { threads: threads(), progress: &progress };
-        fetch::fetch(&store, &manifest, directory, &[], &effort).await
+        let places = fetch::Places { store: &store, neighbours };
+        let mut ledger = ledger(args.ledger.clone());
+        fetch::fetch(&places, &manifest, &args.directory, &[], &mut ledger, &effort).await
     };
     let done = runtime.block_on(async {
+        let tasks = Supervisor::new();
+        // They are a help, and no more: what keeps them from being asked is said and passed over.
+        let neighbours = neighbours(args, &tasks).unwrap_or_else(|error| {
+            eprintln!("no other node is asked: {error:#}");
+            None
+        });
         loop {
-            match fetch_once().await {
+            match fetch_once(neighbours.as_ref()).await {
                 // Another agent of this machine has the same model to fetch: what it brings is ours too.
                 Err(error) if error.is::<fetch::Busy>() => {
                     say(&Line::Progress { done_bytes: 0, all_bytes: 0 });
@@ -191,9 +231,27 @@ fn fetched(directory: &Path, url: &str) -> Result<String, ModelFault> {
             }
         }
     });
-    let fetch::Fetched { files, bytes, fetched_bytes } =
+    let fetch::Fetched { files, bytes, fetched_bytes, given } =
         done.map_err(|error| not_fetched(format!("{error:#}")))?;
-    Ok(format!("{files} files, {}, of which {} were fetched", Bytes(bytes), Bytes(fetched_bytes)))
+    let mut said = format!("{files} files, {}, of which {} were fetched", Bytes(bytes), Bytes(fetched_bytes));
+    for (node, bytes) in given {
+        said.push_str(&format!("; {} from {node}", Bytes(bytes)));
+    }
+    Ok(said)
+}
+
+/// The nodes that serve the model, if any were named.
+fn neighbours(args: &StepArgs, tasks: &Supervisor) -> anyhow::Result<Option<Neighbours>> {
+    let (Some(model), Some(identity), Some(ca)) = (&args.model, &args.identity, &args.ca) else {
+        return Ok(None);
+    };
+    if args.neighbour.is_empty() {
+        return Ok(None);
+    }
+    let identity =
+        Identity::load(identity)?.with_context(|| format!("{} is not there", identity.display()))?;
+    let tls = tcp_client(&identity, &Trust::from_file(ca)?)?;
+    Ok(Some(Neighbours::new(model.clone(), args.neighbour.clone(), tls, tasks.clone())))
 }
 
 /// What another reading does not mend comes first.

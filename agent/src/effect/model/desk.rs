@@ -1,14 +1,16 @@
 //! What is under way on a model's files: one step at a time, the newest.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use cic_common::assignment::ModelSpec;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
+use tracing::{info, warn};
 
+use super::fetch::Address;
 use super::models::Models;
 use crate::core::Event;
 use crate::state::{StateDir, name};
@@ -20,10 +22,13 @@ pub struct KnownModel {
     pub digest: String,
 }
 
+/// The nodes near by that serve the model of this name.
+pub type NeighboursOf = Arc<dyn Fn(&str) -> Vec<Address> + Send + Sync>;
+
 /// Asks steps for the core.
-#[derive(Debug)]
 pub struct Desk {
     models: Models,
+    neighbours: NeighboursOf,
     state: StateDir,
     tasks: Supervisor,
     events: mpsc::Sender<Event>,
@@ -33,8 +38,14 @@ pub struct Desk {
 
 impl Desk {
     #[must_use]
-    pub fn new(models: Models, state: StateDir, tasks: Supervisor, events: mpsc::Sender<Event>) -> Self {
-        Self { models, state, tasks, events, current: CancellationToken::new() }
+    pub fn new(
+        models: Models,
+        neighbours: NeighboursOf,
+        state: StateDir,
+        tasks: Supervisor,
+        events: mpsc::Sender<Event>,
+    ) -> Self {
+        Self { models, neighbours, state, tasks, events, current: CancellationToken::new() }
     }
 
     /// Ends in `ModelMounted`.
@@ -67,9 +78,33 @@ impl Desk {
     /// Ends in `ModelFetched`.
     pub fn fetch(&mut self, attempt: u32, url: String, model: ModelSpec) {
         let (models, events) = (self.models.clone(), self.events.clone());
+        let neighbours = (self.neighbours)(&model.name);
         self.begin("model fetch", async move {
-            let result = models.fetch(&url, &model, |done, all| tell(&events, attempt, done, all)).await;
+            let tell = |done, all| tell(&events, attempt, done, all);
+            let result = models.fetch(&url, &model, &neighbours, tell).await;
             Event::ModelFetched { attempt, result }
+        });
+    }
+
+    /// Has the files in the page cache before they are asked for, if they come that far; the next step ends it.
+    pub fn warm(&mut self, model: ModelSpec) {
+        self.current.cancel();
+        self.current = CancellationToken::new();
+        let (current, models) = (self.current.clone(), self.models.clone());
+        self.tasks.spawn("model warm", Kind::Passing, |token| async move {
+            // Cancel safe: the process is killed, and what it has read stays read.
+            let result = tokio::select! {
+                () = token.cancelled() => return TaskResult::Ok(()),
+                () = current.cancelled() => return Ok(()),
+                result = models.warm(&model) => result,
+            };
+            match result {
+                Ok(seen) => info!(model = model.name, path = model.path, seen, "page cache warmed"),
+                Err(fault) => {
+                    warn!(model = model.name, path = model.path, %fault, "the page cache is not warmed")
+                }
+            }
+            Ok(())
         });
     }
 
@@ -110,6 +145,12 @@ impl Desk {
             };
             Ok(events.send(event).await?)
         });
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("models", &self.models).finish_non_exhaustive()
     }
 }
 

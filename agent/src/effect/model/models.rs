@@ -13,6 +13,7 @@ use tokio::process::Command;
 use tracing::info;
 
 use super::child::{Line, STEP_COMMAND, Step};
+use super::fetch::Address;
 use crate::core::ModelFault;
 
 /// Of the lines that say how far a step has come, one in so many is logged.
@@ -42,13 +43,15 @@ pub struct Quiet {
     pub fetch: Duration,
     /// Thousands of small reads; nothing but a word waits for them.
     pub digest: Duration,
+    /// All of a large model from a slow disk; nothing waits for it.
+    pub warm: Duration,
 }
 
 impl Default for Quiet {
     fn default() -> Self {
-        let [mount, attach, structure, content, fetch, digest] =
-            [10, 120, 60, 60, 240, 180].map(Duration::from_secs);
-        Self { mount, attach, structure, content, fetch, digest }
+        let [mount, attach, structure, content, fetch, digest, warm] =
+            [10, 120, 60, 60, 240, 180, 3600].map(Duration::from_secs);
+        Self { mount, attach, structure, content, fetch, digest, warm }
     }
 }
 
@@ -61,6 +64,16 @@ pub struct Models {
     pub ledger: PathBuf,
     pub depth: Depth,
     pub quiet: Quiet,
+    /// What this node shows to others, once it has it.
+    pub badge: Option<Badge>,
+}
+
+/// Files by which nodes know each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Badge {
+    /// Certificate and key.
+    pub identity: PathBuf,
+    pub ca: PathBuf,
 }
 
 impl Models {
@@ -109,7 +122,7 @@ impl Models {
         Ok(())
     }
 
-    /// Makes the model's directory what is published at `url`.
+    /// Makes the model's directory what is published at `url`, with what `neighbours` give of it.
     ///
     /// # Errors
     /// What cannot be had, and why; the next try goes on from there.
@@ -117,9 +130,18 @@ impl Models {
         &self,
         url: &str,
         model: &ModelSpec,
+        neighbours: &[Address],
         progress: impl FnMut(u64, u64) + Send,
     ) -> Result<(), ModelFault> {
-        let said = self.ask_on(Step::Fetch, &model.path, &["--url", url], self.quiet.fetch, progress).await;
+        let mut more = vec!["--url".to_owned(), url.to_owned()];
+        if let (Some(Badge { identity, ca }), false) = (&self.badge, neighbours.is_empty()) {
+            let (identity, ca) = (identity.display().to_string(), ca.display().to_string());
+            more.extend(["--model".to_owned(), model.name.clone(), "--identity".to_owned(), identity]);
+            more.extend(["--ca".to_owned(), ca]);
+            neighbours.iter().for_each(|one| more.extend(["--neighbour".to_owned(), one.to_string()]));
+        }
+        let more: Vec<&str> = more.iter().map(String::as_str).collect();
+        let said = self.ask_on(Step::Fetch, &model.path, &more, self.quiet.fetch, progress).await;
         let seen = said.map_err(|fault| match fault {
             // Of the process, not of the files.
             ModelFault::Unreadable { cause, .. } => {
@@ -129,6 +151,14 @@ impl Models {
         })?;
         info!(model = model.name, path = model.path, url = without_options(url), seen, "fetched");
         Ok(())
+    }
+
+    /// Has the weights in the page cache.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub async fn warm(&self, model: &ModelSpec) -> Result<String, ModelFault> {
+        self.ask(Step::Warm, &model.path, self.quiet.warm).await
     }
 
     /// Names what the directory holds: SHA-256 over each file's name and length, over small files whole, and over the header
@@ -214,8 +244,13 @@ mod tests {
         let program = root.path().join("cic-agent");
         fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-        let models =
-            Models { program, ledger: "ledger".into(), depth: Depth::Content, quiet: Quiet::default() };
+        let models = Models {
+            program,
+            ledger: "ledger".into(),
+            depth: Depth::Content,
+            quiet: Quiet::default(),
+            badge: None,
+        };
         models.ask(Step::Content, "/model", quiet).await.map_err(|fault| {
             assert!(fault.may_heal(), "{fault}");
             fault.to_string()

@@ -65,6 +65,15 @@ pub fn check(directory: &Path) -> Result<Outline, ModelFault> {
     })
 }
 
+/// The files that an engine loads from `directory`, in the order in which it does.
+pub(super) fn shards(directory: &Path) -> Result<Vec<PathBuf>, ModelFault> {
+    let names: Vec<String> = match read_index(directory)? {
+        Some(index) => index.shards().into_iter().map(str::to_owned).collect(),
+        None => names_in(directory)?.into_iter().filter(|name| is_weights(name)).collect(),
+    };
+    Ok(names.iter().map(|name| directory.join(name)).collect())
+}
+
 /// What a link in the directory may lead to: the directory, or, where it is a snapshot in a cache of the Hugging Face hub,
 /// the folder with its blobs beside it.
 pub(super) fn tree_of(directory: &Path) -> io::Result<PathBuf> {

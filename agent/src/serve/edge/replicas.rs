@@ -50,6 +50,13 @@ impl Edge {
         self.shared.scarcity.admission.probed(waiting.into());
     }
 
+    /// Whether this node's engine takes requests, and none waits for any.
+    #[must_use]
+    pub fn has_room(&self) -> bool {
+        let admits = self.shared.own.borrow().as_ref().is_some_and(|own| own.takes(false));
+        admits && self.shared.scarcity.waiting() == 0
+    }
+
     /// What this node's engine carries, for its own edge and for peers.
     pub(super) fn own_load(&self) -> Load {
         let waiting = self.shared.queue.waiting(self.shared.clock.now());

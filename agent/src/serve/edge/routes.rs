@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use cic_common::id::{NodeId, Term};
-use cic_common::route::RoutingTable;
+use cic_common::route::{Replica, RoutingTable};
 use cic_common::routing::Routing;
 use cic_common::supervise::TaskResult;
 use tokio::sync::watch;
@@ -100,6 +100,13 @@ impl Routes {
     /// Replicas of `model`; `None` when no route names it.
     pub(super) fn candidates(&self, model: &str) -> Option<Vec<Arc<Candidate>>> {
         self.newest.borrow().candidates.get(model).cloned()
+    }
+
+    /// The nodes that serve `model`, as the table has them.
+    pub fn replicas(&self, model: &str) -> Vec<Replica> {
+        let newest = self.newest.borrow();
+        let routes = newest.table.routes.iter().filter(|route| route.model == model);
+        routes.flat_map(|route| route.replicas.iter().cloned()).collect()
     }
 
     /// What the deployment of `model` that `node` serves wishes; without one, what any deployment of the model does.

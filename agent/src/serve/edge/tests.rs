@@ -176,6 +176,7 @@ async fn a_request_of_a_peer_is_answered_by_the_own_engine_or_refused_and_never_
             Box::pin(async move { edge.answer_peer(request).await })
         }),
         orders: OrderDesk::open().0,
+        files: None,
     };
     let listener = listen().await;
     let upstream =

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use cic_common::config::EXIT_CONFIG;
+use cic_common::ports::lasting_port;
 use cic_common::time::{Clock, Mono};
 use hyper::Method;
 
@@ -13,7 +14,7 @@ use super::super::endpoint::{DevRecord, Endpoint};
 use super::super::failure::Failure;
 use super::child::{Kept, Recipe, Turn};
 use super::place::Place;
-use super::plan::{Plan, free_udp_port};
+use super::plan::Plan;
 use super::{ending, model, start};
 use crate::provision::local::process;
 
@@ -65,7 +66,7 @@ impl Fleet {
         if self.plan.model.is_none() {
             model::write_small(&self.place.file("model")).map_err(written)?;
         }
-        let quic = SocketAddr::from(([127, 0, 0, 1], free_udp_port().map_err(written)?));
+        let quic = SocketAddr::from(([127, 0, 0, 1], lasting_port().map_err(written)?));
         let recipe = start::controller(&self.plan, &self.place, quic).map_err(written)?;
         self.await_controller(recipe).await?;
         let path = format!("/v1/deployments/{}", start::DEPLOYMENT);

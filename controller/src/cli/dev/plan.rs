@@ -1,14 +1,15 @@
 //! What a fleet will be made of, checked as a whole before anything is started.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use cic_common::assignment::EngineSpec;
+use cic_common::memory::memory_available;
 use cic_common::notice::Cloud;
+use cic_common::ports::lasting_port;
 use cic_common::units::Bytes;
 
 use super::super::args::{DevArgs, EngineKind};
@@ -121,7 +122,7 @@ impl Plan {
 
 /// Port 0 asks for any free one.
 fn with_port(address: SocketAddr) -> SocketAddr {
-    match (address.port(), free_tcp_port()) {
+    match (address.port(), lasting_port()) {
         (0, Ok(port)) => SocketAddr::new(address.ip(), port),
         _ => address,
     }
@@ -226,32 +227,10 @@ fn memory_mistake(replicas: u16, available: Option<Bytes>) -> Option<String> {
     ))
 }
 
-/// What the kernel says could be had without swapping; None where it does not say.
-fn memory_available() -> Option<Bytes> {
-    let text = fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(Bytes(kib << 10))
-}
-
-/// A port that nothing uses now, for something that must keep it over restarts.
-///
-/// # Errors
-/// When the system has none.
-pub(super) fn free_udp_port() -> io::Result<u16> {
-    Ok(UdpSocket::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
-/// As [`free_udp_port`], for TCP.
-///
-/// # Errors
-/// When the system has none.
-pub(super) fn free_tcp_port() -> io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::super::super::args::{Cli, Command};
     use super::*;
     use clap::Parser as _;
@@ -297,7 +276,7 @@ mod tests {
 
     #[test]
     fn without_vllm_the_stand_in_serves_and_that_is_said() {
-        let free = [free_tcp_port(), free_tcp_port()].map(|port| port.expect("a port"));
+        let free = [lasting_port(), lasting_port()].map(|port| port.expect("a port"));
         let args = args(&format!("--edge 127.0.0.1:{} --engine-dir /no/engine", free[0]));
         let api = format!("http://127.0.0.1:{}", free[1]);
         let plan = Plan::check(&args, Some(&api), programs().path()).expect("no mistakes");

@@ -4,11 +4,12 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 
+use cic_common::ports::lasting_port;
 use serde_json::json;
 
 use super::child::Recipe;
 use super::place::Place;
-use super::plan::{Plan, free_tcp_port};
+use super::plan::Plan;
 use crate::provision::local::Checkpoints;
 
 pub(super) const DEPLOYMENT: &str = "dev";
@@ -61,7 +62,7 @@ pub(super) fn gateway(plan: &Plan, place: &Place, quic: SocketAddr, token: &str)
     fs::create_dir_all(home.join("state"))?;
     fs::copy(place.file("controller").join("tls/ca.pem"), home.join("ca.pem"))?;
     cic_common::tls::write_secret(&home.join("join-token"), token.as_bytes())?;
-    let peer = format!("127.0.0.1:{}", free_tcp_port()?);
+    let peer = format!("127.0.0.1:{}", lasting_port()?);
     let config = json!({
         "node": { "id": GATEWAY, "role": "gateway", "zone": "here", "state_dir": home.join("state") },
         "controller": {

@@ -144,14 +144,19 @@ fn look<'a>(
     if !found.is_file() {
         return Err(Wrong::Kind("is no file".to_owned()));
     }
-    let size = content.size.unwrap_or(found.len());
-    let digest = match (&content.blake3, &content.sha256) {
-        (Some(blake3), _) => format!("blake3:{}:{size}", blake3.root()),
-        (None, Some(sha256)) => format!("sha256:{sha256}:{size}"),
-        // No manifest has such a file.
-        (None, None) => return Err(Wrong::Bytes { ranges: None }),
-    };
+    // No manifest has a file without.
+    let digest = digest_of(content, found.len()).ok_or(Wrong::Bytes { ranges: None })?;
     Ok(Reading { path, content, stamp: Stamp::of(&found), found: found.len(), digest })
+}
+
+/// What the ledger keeps of a file of `found` bytes that is right.
+pub(in crate::effect::model) fn digest_of(content: &Content, found: u64) -> Option<String> {
+    let size = content.size.unwrap_or(found);
+    match (&content.blake3, &content.sha256) {
+        (Some(blake3), _) => Some(format!("blake3:{}:{size}", blake3.root())),
+        (None, Some(sha256)) => Some(format!("sha256:{sha256}:{size}")),
+        (None, None) => None,
+    }
 }
 
 fn absent_or(place: &Path, cause: String) -> Wrong {

@@ -16,7 +16,7 @@ const SETTLED_AFTER_NS: i128 = 2_000_000_000;
 
 /// What a file is told by without reading it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Stamp {
+pub(in crate::effect::model) struct Stamp {
     size: u64,
     modified_ns: i128,
     /// Of its attributes too: tools that put the time of a file back cannot put back this one.
@@ -26,7 +26,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    pub(super) fn of(found: &Metadata) -> Self {
+    pub(in crate::effect::model) fn of(found: &Metadata) -> Self {
         let ns = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
         Self {
             size: found.size(),
@@ -74,12 +74,17 @@ impl Ledger {
         Self { place: Some(place), now_ns: i128::from(now_ms) * 1_000_000, kept }
     }
 
+    /// It is `now_ms` since 1970, or later.
+    pub(in crate::effect::model) fn advance(&mut self, now_ms: u64) {
+        self.now_ns = self.now_ns.max(i128::from(now_ms) * 1_000_000);
+    }
+
     pub(super) fn knows(&self, path: &Path, stamp: Stamp, digest: &str) -> bool {
         self.kept.entries.get(path).is_some_and(|entry| entry.stamp == stamp && entry.digest == digest)
     }
 
     /// Unless it was changed just now.
-    pub(super) fn learn(&mut self, path: PathBuf, stamp: Stamp, digest: String) {
+    pub(in crate::effect::model) fn learn(&mut self, path: PathBuf, stamp: Stamp, digest: String) {
         if stamp.modified_ns.max(stamp.changed_ns) <= self.now_ns - SETTLED_AFTER_NS {
             self.kept.entries.insert(path, Entry { stamp, digest });
         }
@@ -96,7 +101,7 @@ impl Ledger {
 
     /// # Errors
     /// When its file cannot be written.
-    pub(super) fn save(&self) -> io::Result<()> {
+    pub(in crate::effect::model) fn save(&self) -> io::Result<()> {
         let Some(place) = &self.place else { return Ok(()) };
         // Another process may write its own at the same time: the later one counts.
         let beside = place.with_extension(format!("{}.new", std::process::id()));

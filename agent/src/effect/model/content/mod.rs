@@ -14,10 +14,12 @@ mod make;
 mod tests;
 mod walk;
 
+pub(super) use check::digest_of;
 pub use check::{Checked, check, read_manifest};
 pub use finding::{Finding, Wrong};
 pub use hash::{Effort, Progress};
 pub(super) use hash::{Hashed, Job, Kind, hash};
 pub use ledger::Ledger;
+pub(super) use ledger::Stamp;
 pub use make::make;
 pub(super) use walk::walk;

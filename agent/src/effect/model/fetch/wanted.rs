@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, MANIFEST_NAME, SIGNATURE_NAME};
 use cic_common::model::tree::{PieceHash, PieceHasher, Tree, piece_count, piece_span};
@@ -32,10 +33,10 @@ pub(super) struct WrongFile {
 }
 
 impl Wanted {
-    /// Whether these are the bytes of a piece.
-    pub(super) fn has(&self, piece: u64, bytes: &[u8]) -> bool {
+    /// Whether these are the bytes of a piece, one part after the other.
+    pub(super) fn has(&self, piece: u64, parts: &[Bytes]) -> bool {
         let mut hasher = PieceHasher::new(piece, self.size);
-        hasher.update(bytes);
+        parts.iter().for_each(|part| hasher.update(part));
         self.hash_of(piece) == Some(&hasher.finish())
     }
 
@@ -64,6 +65,7 @@ pub(super) fn wanted(
     manifest: &Manifest,
     directory: &Path,
     besides: &[PathBuf],
+    ledger: &mut Ledger,
     staging: &Staging,
     effort: &Effort<'_>,
 ) -> anyhow::Result<Vec<Wanted>> {
@@ -75,7 +77,7 @@ pub(super) fn wanted(
         );
     }
     let mut files = Vec::new();
-    for (path, wrong) in lacking(manifest, directory, besides, staging, effort)? {
+    for (path, wrong) in lacking(manifest, directory, besides, ledger, staging, effort)? {
         let content = manifest.file(&path).with_context(|| format!("{path} is not in the manifest"))?;
         let (Some(size), Some(Blake3::Pieces(tree))) = (content.size, &content.blake3) else {
             bail!(
@@ -95,13 +97,14 @@ fn lacking(
     manifest: &Manifest,
     directory: &Path,
     besides: &[PathBuf],
+    ledger: &mut Ledger,
     staging: &Staging,
     effort: &Effort<'_>,
 ) -> anyhow::Result<Vec<(String, Option<WrongFile>)>> {
     if staging.is_new {
         return Ok(manifest.files().map(|(path, _)| (path.to_owned(), None)).collect());
     }
-    let checked = check(directory, manifest, besides, &mut Ledger::default(), effort)?;
+    let checked = check(directory, manifest, besides, ledger, effort)?;
     let mut files = Vec::new();
     for finding in checked.findings {
         let place = directory.join(&finding.path);
