@@ -97,7 +97,11 @@ fn main() -> ExitCode {
         Act::ModelStep(args) => ExitCode::from(step(args)),
         Act::Run { config, record } => with(&config, |config| {
             telemetry::begin(config.log.format, &config.log.filter)?;
-            runtime()?.block_on(run::run(config, record.as_deref()))
+            let runtime = runtime()?;
+            let code = runtime.block_on(run::run(config, record.as_deref()));
+            // A thread that a dead file system holds is not waited for.
+            runtime.shutdown_background();
+            code
         }),
         Act::Preflight { config, engine } => {
             with(&config, |config| runtime()?.block_on(preflight::preflight(&config, &engine)))

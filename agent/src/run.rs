@@ -49,6 +49,9 @@ const LINK_EVENTS_WAITING_MAX: usize = 256;
 /// This very program, also when an upgrade has put another in its place on the disk.
 pub(crate) const OWN_PROGRAM: &str = "/proc/self/exe";
 
+/// Nodes that one fetch asks: more than it can have pieces from at once.
+const NEIGHBOURS_MAX: usize = 16;
+
 /// In the state directory: certificate and key.
 pub(crate) const IDENTITY_NAME: &str = "identity.pem";
 
@@ -259,7 +262,12 @@ fn neighbours_of(config: &Config, routes: &Routes) -> NeighboursOf {
         };
         let replicas = routes.replicas(model).into_iter();
         let near = replicas.filter(|replica| replica.node != node && is_near(replica));
-        near.map(|replica| Address { node: replica.node, at: replica.address }).collect()
+        let mut near: Vec<Address> =
+            near.map(|replica| Address { node: replica.node, at: replica.address }).collect();
+        // Many nodes that come up at once do not all ask the same.
+        fastrand::shuffle(&mut near);
+        near.truncate(NEIGHBOURS_MAX);
+        near
     })
 }
 

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
-use fleet_tests::process::{S3Server, shipped};
+use fleet_tests::process::{S3Server, binary};
 
 use crate::model::seconds;
 
@@ -42,7 +42,7 @@ impl Stand {
         let server = S3Server::start()?;
         let files = fs::read_dir(set)?.collect::<io::Result<Vec<_>>>()?;
         let lengths = files.iter().map(|entry| Ok(entry.metadata()?.len())).collect::<io::Result<Vec<_>>>();
-        let mut push = Command::new(shipped("cic")?);
+        let mut push = Command::new(binary("cic")?);
         push.args(["model", "push"]).arg(set).arg(server.url()).envs(server.keys());
         seconds(&mut push)?;
         Ok(Self { server, root: tempfile::tempdir()?, bytes: lengths?.iter().sum() })

@@ -440,8 +440,10 @@ impl Agent {
 
     pub(super) fn enter(&mut self, now: Mono, stage: Stage, reason: &str, out: &mut Vec<Action>) {
         let from = self.stage.phase();
-        let leaves = |is_in: fn(&Stage) -> bool| is_in(&self.stage) && !is_in(&stage);
-        if leaves(Stage::is_on_files) || leaves(Stage::is_coming_up) {
+        // A step that is begun ends the one before it.
+        let was_at_files = self.stage.is_on_files() || self.stage.is_coming_up();
+        let goes_on = stage.is_on_files() || (self.stage.is_coming_up() && stage.is_coming_up());
+        if was_at_files && !goes_on {
             out.push(Action::LeaveModel);
         }
         let is_news = self.reason != reason;

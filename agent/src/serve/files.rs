@@ -6,16 +6,19 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Component, Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use cic_common::model::place::tree_of;
 use cic_common::model::tree::PIECE_BYTES;
 use cic_common::time::{Clock, Mono};
 use hyper::StatusCode;
-use tokio::sync::{Semaphore, watch};
+use nix::fcntl::OFlag;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::timeout;
 use tracing::debug;
 use url::form_urlencoded;
 
@@ -24,11 +27,14 @@ use crate::effect::engine::Record;
 /// The place of a request.
 pub const FILES_PATH: &str = "/v1/model-files";
 
-/// Pieces read at once: they bound the memory.
+/// Pieces on their way at once: they bound the memory.
 const UNDER_WAY_MAX: usize = 4;
 
 /// Whoever would have to wait for longer asks another node, or the store.
 const WAIT_MAX: Duration = Duration::from_secs(1);
+
+/// A disk under load; a file system that is gone takes for ever.
+const READ_WITHIN: Duration = Duration::from_secs(4);
 
 /// What is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +95,39 @@ impl std::fmt::Debug for Shelf {
     }
 }
 
+/// A file of a model.
+struct Place {
+    directory: PathBuf,
+    path: String,
+}
+
+/// Bytes on their way, which hold a place.
+struct Piece {
+    bytes: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Piece {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+fn read(Place { directory, path }: &Place, ask: &Ask) -> io::Result<Vec<u8>> {
+    let place = directory.join(path).canonicalize()?;
+    if !place.starts_with(tree_of(directory)?) {
+        return Err(io::Error::other("it leads out of the model's directory"));
+    }
+    // What is no file might hold whoever opens it.
+    let file = File::options().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open(place)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    let mut bytes = vec![0; usize::try_from(ask.length).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, ask.begin)?;
+    Ok(bytes)
+}
+
 /// So many bytes a second, one piece after the other.
 #[derive(Debug)]
 struct Pace {
@@ -139,30 +178,28 @@ impl Shelf {
         if !(self.is_free)() {
             return Err(busy("requests come first"));
         }
-        let _room = self.room.try_acquire().map_err(|_| busy("others are being served"))?;
+        let room = Arc::clone(&self.room);
+        let room = room.try_acquire_owned().map_err(|_| busy("others are being served"))?;
         let wait =
             self.pace.reserve(self.clock.now(), ask.length).ok_or_else(|| busy("the rate is used up"))?;
         tokio::time::sleep(wait).await;
-        let read = move || {
-            let mut bytes = vec![0; usize::try_from(ask.length).map_err(io::Error::other)?];
-            File::open(place)?.read_exact_at(&mut bytes, ask.begin)?;
-            Ok::<_, io::Error>(Bytes::from(bytes))
-        };
-        let read =
-            tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
-        read.map_err(|error| {
+        // The place is held until the piece has left, or the thread comes back.
+        let read = move || Ok(Bytes::from_owner(Piece { bytes: read(&place, &ask)?, _room: room }));
+        let read = timeout(READ_WITHIN, tokio::task::spawn_blocking(read)).await;
+        let read = read.map_err(|_| busy("the file system does not answer"))?;
+        read.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
             debug!(%error, "a piece of the model cannot be given");
             (StatusCode::NOT_FOUND, error.to_string())
         })
     }
 
-    /// Only what lies on this node's own disk is given: what is mounted here can be mounted there.
-    fn place(&self, ask: &Ask) -> Option<PathBuf> {
+    /// Only what lies in the model's own directory is given: what this agent has mounted can be mounted there too.
+    fn place(&self, ask: &Ask) -> Option<Place> {
         let running = self.running.borrow();
         let record = running.as_ref()?;
         let model = &record.assignment.model;
-        (model.name == ask.model && record.directory() == model.path)
-            .then(|| Path::new(&model.path).join(&ask.path))
+        let is_here = model.name == ask.model && record.directory() == model.path;
+        is_here.then(|| Place { directory: PathBuf::from(&model.path), path: ask.path.clone() })
     }
 }
 

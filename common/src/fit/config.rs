@@ -38,6 +38,8 @@ pub struct Architecture {
     pub vocabulary: u64,
     /// Tokens that a sequence may have.
     pub positions: Option<u64>,
+    /// What an engine takes for it that is told nothing, where that is less.
+    pub length_default: Option<u64>,
     pub ties_embeddings: bool,
     pub attention: Attention,
     pub layers: Vec<Layer>,
@@ -153,6 +155,7 @@ impl Architecture {
             hidden,
             vocabulary: fields.needed(&["vocab_size"], "the embeddings")?,
             positions: positions(&fields)?,
+            length_default: length_default(&fields),
             ties_embeddings: fields.flag("tie_word_embeddings").unwrap_or(family.ties_embeddings),
             attention: attention(&fields, &family, &family_name, hidden)?,
             layers: layers::layers(&fields, &family, &family_name, layer_count, experts.is_some())?,
@@ -331,6 +334,15 @@ fn positions(fields: &Fields<'_>) -> Result<Option<u64>, ConfigFault> {
         (kind == "yarn" && stretched <= POSITIONS_MAX).then_some(stretched)
     });
     Ok(stated.max(stretched))
+}
+
+/// As vLLM does with LongRoPE, whose short contexts suffer from the factors of long ones.
+fn length_default(fields: &Fields<'_>) -> Option<u64> {
+    let scaling = fields.own("rope_scaling").or(fields.own("rope_parameters"))?;
+    let kind = scaling.get("rope_type").or(scaling.get("type"))?.as_str()?;
+    let original = || fields.own("original_max_position_embeddings")?.as_u64();
+    let original = original().or_else(|| scaling.get("original_max_position_embeddings")?.as_u64());
+    matches!(kind, "longrope" | "su").then_some(original?)
 }
 
 fn scheme(fields: &Fields<'_>) -> Result<Scheme, ConfigFault> {

@@ -4,6 +4,24 @@ use std::str::FromStr;
 
 use super::plan::Wanted;
 
+/// Flags with a value that is read here.
+pub const READ: [&str; 11] = [
+    "--tensor-parallel-size",
+    "-tp",
+    "--pipeline-parallel-size",
+    "-pp",
+    "--max-model-len",
+    "--max-num-batched-tokens",
+    "--max-num-seqs",
+    "--gpu-memory-utilization",
+    "--kv-cache-dtype",
+    "--quantization",
+    "-q",
+];
+
+/// The default of vLLM 0.32; that of versions before was 0.9.
+const UTILIZATION: f64 = 0.92;
+
 /// What an engine was told.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineFlags {
@@ -32,6 +50,7 @@ impl EngineFlags {
         // Where vLLM is told nothing, it divides nothing.
         flags.wanted.tensor_parallel = Some(1);
         flags.wanted.pipeline_parallel = Some(1);
+        flags.wanted.utilization = UTILIZATION;
         let mut rest = args.iter();
         while let Some(arg) = rest.next() {
             let (name, attached) = match arg.split_once('=') {
@@ -57,7 +76,8 @@ impl EngineFlags {
             "--pipeline-parallel-size" | "-pp" => {
                 wanted.pipeline_parallel = Some(read(name, value, "a number")?)
             }
-            "--max-model-len" if matches!(value, "auto" | "-1") => wanted.length = None,
+            // As much as fits: a token would do.
+            "--max-model-len" if matches!(value, "auto" | "-1") => wanted.length = Some(1),
             "--max-model-len" => wanted.length = Some(tokens(name, value)?),
             "--max-num-batched-tokens" => wanted.step_tokens = Some(tokens(name, value)?),
             "--max-num-seqs" => wanted.sequences = Some(tokens(name, value)?),
@@ -76,20 +96,7 @@ impl EngineFlags {
 }
 
 fn is_read(name: &str) -> bool {
-    matches!(
-        name,
-        "--tensor-parallel-size"
-            | "-tp"
-            | "--pipeline-parallel-size"
-            | "-pp"
-            | "--max-model-len"
-            | "--max-num-batched-tokens"
-            | "--max-num-seqs"
-            | "--gpu-memory-utilization"
-            | "--kv-cache-dtype"
-            | "--quantization"
-            | "-q"
-    )
+    READ.contains(&name)
 }
 
 fn read<T: FromStr>(flag: &str, value: &str, wanted: &str) -> Result<T, FlagFault> {

@@ -256,9 +256,11 @@ fn length(subject: &Subject, wanted: &Wanted) -> Result<u64, PlanFault> {
     let Some(architecture) = subject.architecture() else { return Ok(0) };
     match (wanted.length, architecture.positions) {
         (Some(asked), Some(positions)) if asked > positions => Err(PlanFault::Long { asked, positions }),
-        (asked, positions) => {
-            asked.or(positions).map(|length| length.min(LENGTH_MAX)).ok_or(PlanFault::NoLength)
-        }
+        (asked, positions) => asked
+            .or(architecture.length_default)
+            .or(positions)
+            .map(|length| length.min(LENGTH_MAX))
+            .ok_or(PlanFault::NoLength),
     }
 }
 

@@ -194,11 +194,23 @@ impl Store {
     /// # Errors
     /// The cause in words.
     pub async fn delete(&self, key: &str, within: Duration) -> Result<(), String> {
-        let path = self.path(key);
-        match bounded(within, self.inner.delete(&path)).await? {
+        self.delete_at(&self.path(key), within).await
+    }
+
+    async fn delete_at(&self, path: &Path, within: Duration) -> Result<(), String> {
+        match bounded(within, self.inner.delete(path)).await? {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(text_of(&error)),
         }
+    }
+
+    /// As [`Store::delete`], of a key as others name it.
+    ///
+    /// # Errors
+    /// The cause in words.
+    pub async fn delete_literal(&self, key: &str, within: Duration) -> Result<(), String> {
+        let path = self.literal(key)?;
+        self.delete_at(&path, within).await
     }
 
     /// Whether it is a directory of this machine.

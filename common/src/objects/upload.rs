@@ -22,8 +22,8 @@ const PARTS_MAX: u64 = 10_000;
 /// All parts but the last have this length or a multiple of it, as R2 wants it; S3 takes no smaller ones than 5 MiB.
 const PART_BYTES: u64 = 8 << 20;
 
-/// The user's own field that a digest stands in.
-const DIGEST_FIELD: &str = "cic-blake3";
+/// The user's own field that a digest stands in: Azure takes letters and digits alone.
+const DIGEST_FIELD: &str = "cicblake3";
 
 /// What is said of an object beside its bytes. A directory of this machine keeps none of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,7 +140,7 @@ impl Upload {
     ///
     /// # Errors
     /// The cause in words; it may have appeared all the same.
-    pub async fn finish(mut self) -> Result<(), String> {
+    pub async fn finish(&mut self) -> Result<(), String> {
         while !self.under_way.is_empty() {
             self.one().await?;
         }

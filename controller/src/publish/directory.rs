@@ -10,6 +10,7 @@ use anyhow::{Context as _, bail};
 use cic_common::fit::directory::{header, shards};
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, SIGNATURE_NAME};
+use cic_common::model::place::tree_of;
 use cic_common::model::tree::{PieceHash, PieceHasher, Tree, piece_count, piece_span};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -26,6 +27,14 @@ pub async fn manifest_of_directory(
     for shard in shards(directory).map_err(anyhow::Error::msg)?.unwrap_or_default() {
         header(&directory.join(&shard))
             .map_err(|cause| anyhow::anyhow!("{}: {cause}", directory.join(&shard).display()))?;
+    }
+    let tree = tree_of(directory)?;
+    for name in &names {
+        let place = directory.join(name);
+        let real = place.canonicalize().with_context(|| format!("{} cannot be read", place.display()))?;
+        if !real.starts_with(&tree) {
+            bail!("{} leads out of the model's directory, to {}", place.display(), real.display());
+        }
     }
     let place = directory.join(MANIFEST_NAME);
     if !place.exists() {
@@ -57,19 +66,23 @@ async fn made(
     progress: &dyn Fn(u64, u64),
 ) -> anyhow::Result<Manifest> {
     let mut files = Vec::new();
+    let stamp = |place: &Path| {
+        let found = place.metadata()?;
+        Ok::<_, io::Error>((found.len(), found.modified()?))
+    };
     for name in names.iter().filter(|name| ![MANIFEST_NAME, SIGNATURE_NAME].contains(&name.as_str())) {
         let place = directory.join(name);
         let found = place.metadata().with_context(|| format!("{} cannot be read", place.display()))?;
         if !found.is_file() {
             bail!("{} is no file", place.display());
         }
-        files.push((name, place, found.len()));
+        files.push((name, stamp(&place)?, place));
     }
-    let all = files.iter().map(|(.., size)| size).sum();
+    let all = files.iter().map(|(_, (size, _), _)| size).sum();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
     let mut done = 0;
     let mut manifest = Manifest::default();
-    for (name, place, size) in files {
+    for (name, (size, modified), place) in files {
         let hash = |piece| {
             let place = place.clone();
             async move { tokio::task::spawn_blocking(move || hashed(&place, size, piece)).await? }
@@ -80,6 +93,9 @@ async fn made(
             done += piece_span(pieces.len() as u64, size).1;
             pieces.push(piece);
             progress(done, all);
+        }
+        if stamp(&place)? != (size, modified) {
+            bail!("{} was changed while it was read", place.display());
         }
         let tree = Tree::new(pieces).context("a file has a piece")?;
         manifest.add(name, Content { size: Some(size), blake3: Some(Blake3::Pieces(tree)), sha256: None })?;

@@ -105,6 +105,14 @@ pub async fn publish(
         let put = to.put_labelled(MANIFEST_NAME, manifest.to_json().into(), &labels, WITHIN).await;
         put.map_err(|cause| anyhow::anyhow!("{}/{MANIFEST_NAME} cannot be written: {cause}", to.name))?;
     }
+    let before = there.iter().flat_map(Manifest::files).map(|(path, _)| path);
+    for path in before.filter(|path| manifest.file(path).is_none()) {
+        // Whoever mounts the store would take them for a part of the model.
+        let deleted = to.delete_literal(path, WITHIN).await;
+        deleted.map_err(|cause| {
+            anyhow::anyhow!("{}/{path} of the model before cannot be removed: {cause}", to.name)
+        })?;
+    }
     Ok(Published { files: items.len(), bytes, sent_bytes })
 }
 
@@ -172,13 +180,15 @@ async fn send(
         return Ok(());
     }
     let mut upload = to.begin(item.path, &labels, WITHIN).await.map_err(unwritten)?;
-    match send_parts(origin, item, part, &mut upload, sent).await {
-        Ok(()) => upload.finish().await.map_err(unwritten),
-        Err(error) => {
-            upload.give_up().await;
-            Err(error).with_context(|| format!("{}/{} is not written", to.name, item.path))
-        }
+    let sent = send_parts(origin, item, part, &mut upload, sent).await;
+    let sent = match sent {
+        Ok(()) => upload.finish().await.map_err(anyhow::Error::msg),
+        Err(error) => Err(error),
+    };
+    if sent.is_err() {
+        upload.give_up().await;
     }
+    sent.with_context(|| format!("{}/{} cannot be written", to.name, item.path))
 }
 
 async fn send_parts(

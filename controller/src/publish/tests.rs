@@ -72,11 +72,13 @@ async fn another_model_is_taken_away_only_when_it_is_asked_for() {
     let store = store(&to);
     push(&from, &store, &TERMS).await.unwrap();
     fs::write(from.join("sub/tokenizer.json"), "{}").unwrap();
+    fs::remove_file(from.join("empty.txt")).unwrap();
     let said = push(&from, &store, &TERMS).await.unwrap_err().to_string();
     assert!(said.contains("holds another model") && said.contains("--replace"), "{said}");
     assert_eq!(fs::read_to_string(to.join("sub/tokenizer.json")).unwrap(), "[]");
     let sent = push(&from, &store, &Terms { replaces: true, ..TERMS }).await.unwrap().sent_bytes;
     assert_eq!((sent, fs::read_to_string(to.join("sub/tokenizer.json")).unwrap().as_str()), (2, "{}"));
+    assert!(!to.join("empty.txt").exists(), "of the model before");
 }
 
 #[tokio::test]
@@ -95,6 +97,10 @@ async fn bytes_that_are_not_the_manifests_are_not_published() {
         "{said}"
     );
     assert!(!to.join("weights.bin").exists() && !to.join(MANIFEST_NAME).exists());
+    std::os::unix::fs::symlink("/etc/hostname", from.join("link.txt")).unwrap();
+    let said = push(&from, &store(&to), &TERMS).await.unwrap_err().to_string();
+    assert!(said.contains("link.txt leads out of the model's directory"), "{said}");
+    fs::remove_file(from.join("link.txt")).unwrap();
     fs::write(from.join("more.py"), "").unwrap();
     let said = push(&from, &store(&to), &TERMS).await.unwrap_err().to_string();
     assert!(said.contains("more.py is not in"), "{said}");

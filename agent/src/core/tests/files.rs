@@ -199,6 +199,17 @@ fn a_regional_source_is_that_of_the_nodes_region() {
 }
 
 #[test]
+fn another_assignment_during_the_check_is_looked_for_and_not_left() {
+    let mut bench = assigned(&[]);
+    bench.give(mounted(Ok(())));
+    bench.give(verified(Ok(())));
+    let actions = bench.give(Event::Assigned { term: Term(1), assignment: sourced(&[SHARE]) }).to_vec();
+    let at = |is_it: fn(&Action) -> bool| actions.iter().rposition(is_it);
+    let mount = at(|action| matches!(action, Action::MountModel { .. }));
+    assert!(mount.is_some() && at(|action| *action == Action::LeaveModel) < mount, "{actions:?}");
+}
+
+#[test]
 fn verified_files_are_read_ahead_until_the_engine_serves() {
     let mut bench = assigned(&[]);
     bench.give(mounted(Ok(())));

@@ -5,13 +5,13 @@ use std::path::Path;
 use cic_common::assignment::Assignment;
 use cic_common::fit::config::CONFIG_NAME;
 use cic_common::fit::directory::{architecture, found};
-use cic_common::fit::{Judgement, PlanFault, Verdict, judge_engine};
+use cic_common::fit::{Judgement, LayoutFault, PlanFault, Verdict, flags, judge_engine};
 use tracing::{debug, info};
 
 use crate::core::GpuFacts;
 
-/// Flags under which a GPU holds less, or other things, than is reckoned with.
-const UNJUDGED: [&str; 14] = [
+/// Flags under which a GPU holds less, or other things, than is reckoned with, or GPUs of other nodes count.
+const UNJUDGED: [&str; 19] = [
     "--config",
     "--convert",
     "--cpu-offload-gb",
@@ -19,8 +19,13 @@ const UNJUDGED: [&str; 14] = [
     "-dp",
     "--decode-context-parallel-size",
     "-dcp",
+    "--distributed-executor-backend",
+    "--enable-expert-parallel",
+    "-ep",
     "--hf-overrides",
     "--kv-cache-memory-bytes",
+    "--nnodes",
+    "-n",
     "--num-gpu-blocks-override",
     "--prefill-context-parallel-size",
     "-pcp",
@@ -32,7 +37,8 @@ const UNJUDGED: [&str; 14] = [
 /// it fits, where it might, and where it cannot be told.
 pub(super) async fn misfit(assignment: &Assignment, gpus: &GpuFacts) -> Option<String> {
     let name = gpus.name.clone()?;
-    if gpus.memory.is_empty() || is_unjudged(assignment) {
+    let is_even = gpus.memory.iter().all(|memory| Some(memory) == gpus.memory.first());
+    if gpus.memory.is_empty() || !is_even || is_unjudged(assignment) {
         return None;
     }
     let directory = assignment.model.path.clone();
@@ -42,10 +48,13 @@ pub(super) async fn misfit(assignment: &Assignment, gpus: &GpuFacts) -> Option<S
         tokio::task::spawn_blocking(move || judged(Path::new(&directory), &name, memory, &args)).await;
     let judgement = match judged.ok()? {
         Ok(judgement) => judgement,
-        Err(Unjudged::Fault(fault @ (PlanFault::Layout(_) | PlanFault::Long { .. }))) => {
+        // Nodes of more than eight GPUs are not reckoned with.
+        Err(Unjudged::Fault(
+            fault @ PlanFault::Layout(LayoutFault::Gpus { .. } | LayoutFault::Tensor { .. }),
+        )) => {
             return Some(format!("{}: {fault}", assignment.model.path));
         }
-        // vLLM may know more of it.
+        // vLLM may know more of it, also of how long a sequence may be.
         Err(unjudged) => {
             debug!(path = assignment.model.path, ?unjudged, "whether the model fits is not judged");
             return None;
@@ -70,6 +79,13 @@ enum Unjudged {
 
 fn judged(directory: &Path, gpu: &str, memory: Vec<u64>, args: &[String]) -> Result<Judgement, Unjudged> {
     let architecture = architecture(&directory.join(CONFIG_NAME)).map_err(Unjudged::Files)?;
+    if !architecture.is_known_family {
+        return Err(Unjudged::Files(format!("the family {:?} is not known", architecture.family)));
+    }
+    // Engines divide these in their own ways.
+    if architecture.vision.is_some() {
+        return Err(Unjudged::Files("a part of it sees".to_owned()));
+    }
     let weights = found(directory, &architecture).map_err(Unjudged::Files)?;
     judge_engine(&architecture, weights, gpu, &memory, args).map_err(Unjudged::Fault)
 }
@@ -78,7 +94,13 @@ fn is_unjudged(assignment: &Assignment) -> bool {
     let name = |arg: &String| arg.split('=').next().unwrap_or(arg).replace('_', "-");
     // Then not all GPUs of the node are the engine's.
     let sees_some = assignment.engine.env.contains_key("CUDA_VISIBLE_DEVICES");
-    sees_some || assignment.engine.args.iter().any(|arg| UNJUDGED.contains(&name(arg).as_str()))
+    // vLLM takes a beginning that only one flag has.
+    let is_short = |name: &str| {
+        let is_beginning = |flag: &&str| flag.len() > name.len() && flag.starts_with(name);
+        name.starts_with("--") && UNJUDGED.iter().chain(&flags::READ).any(is_beginning)
+    };
+    let is_odd = |name: String| UNJUDGED.contains(&name.as_str()) || is_short(&name);
+    sees_some || assignment.engine.args.iter().map(name).any(is_odd)
 }
 
 #[cfg(test)]
@@ -116,7 +138,6 @@ mod tests {
             ("deepseek-v3", 8, 81_559, "-tp 8", "what would fit: --gpu NVIDIA H100 80GB HBM3:16"),
             ("llama-3.1-70b", 8, 81_559, "", "what would fit: "),
             ("llama-3.1-8b", 1, 81_559, "-tp 2", "2"),
-            ("llama-3.1-8b", 1, 81_559, "--max-model-len 1000000", "more than the 131072 positions"),
         ] {
             let reason = misfit_of(model, gpus, mib, line)
                 .await
@@ -129,6 +150,13 @@ mod tests {
             ("llama-3.1-70b", 8, 81_559, "-tp 4"),
             ("deepseek-v3", 8, 81_559, "-tp 8 --cpu-offload-gb=20"),
             ("llama-3.1-8b", 1, 81_559, "--kv-cache-dtype something-new"),
+            ("llama-3.1-8b", 1, 81_559, "--max-model-len 1000000"),
+            ("llama-3.1-70b", 8, 81_559, "--tensor-parallel 8"),
+            ("llama-3.1-70b", 8, 81_559, "--data-parallel 2"),
+            ("qwen3-30b-a3b", 8, 81_559, "-tp 8 --enable-expert-parallel"),
+            ("deepseek-v3", 16, 81_559, "-tp 16"),
+            ("llama-3.1-8b", 1, 24_000, "--max-model-len auto --enforce-eager"),
+            ("llama-3.1-8b", 1, 81_559, "-tp 2 --distributed-executor-backend ray"),
         ] {
             assert_eq!(misfit_of(model, gpus, mib, line).await, None, "{model} {line}");
         }

@@ -35,7 +35,9 @@ pub(super) async fn format_mistake(program: &Path, args: &[String]) -> Option<St
     let program = program.display();
     let Some((_, module, package)) = FORMATS.iter().find(|(name, ..)| *name == format) else {
         let known = tokio::fs::read_to_string(home.join(REGISTRY)).await.ok()?;
-        let is_known = known.contains(&format!("\"{format}\"")) || has_plugin(&all).await;
+        // Those of older vLLMs are elsewhere.
+        let is_registry = known.contains("\"auto\"");
+        let is_known = !is_registry || known.contains(&format!("\"{format}\"")) || has_plugin(&all).await;
         return (!is_known)
             .then(|| format!("--load-format {format} is none that the vLLM of {program} knows"));
     };
@@ -125,7 +127,9 @@ mod tests {
 
         let registry = packages.join(REGISTRY);
         std::fs::create_dir_all(registry.parent().unwrap()).unwrap();
-        std::fs::write(registry, "FORMATS = {\"auto\": Loader, \"pt\": Loader}").unwrap();
+        std::fs::write(&registry, "class LoadFormat: ...").unwrap();
+        assert_eq!(said("--load-format magic").await, None);
+        std::fs::write(&registry, "FORMATS = {\"auto\": Loader, \"pt\": Loader}").unwrap();
         assert_eq!(said("--load-format pt").await, None);
         let mistake = said("--load-format magic").await.unwrap();
         assert!(mistake.starts_with("--load-format magic is none that the vLLM of"), "{mistake}");

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use cic_common::model::header::{LENGTH_BYTES, header_length};
 use cic_common::model::index::{INDEX_BYTES_MAX, INDEX_NAME};
+use cic_common::model::place::tree_of;
 use cic_common::model::{Header, HeaderFault, Index};
 
 use super::{damaged, text, unreadable};
@@ -72,15 +73,6 @@ pub(super) fn shards(directory: &Path) -> Result<Vec<PathBuf>, ModelFault> {
         None => names_in(directory)?.into_iter().filter(|name| is_weights(name)).collect(),
     };
     Ok(names.iter().map(|name| directory.join(name)).collect())
-}
-
-/// What a link in the directory may lead to: the directory, or, where it is a snapshot in a cache of the Hugging Face hub,
-/// the folder with its blobs beside it.
-pub(super) fn tree_of(directory: &Path) -> io::Result<PathBuf> {
-    let directory = directory.canonicalize()?;
-    let snapshots = directory.parent().filter(|parent| parent.ends_with("snapshots"));
-    let repository = snapshots.and_then(Path::parent).filter(|repository| repository.join("blobs").is_dir());
-    Ok(repository.map(Path::to_path_buf).unwrap_or(directory))
 }
 
 /// The names in the directory, sorted, but for hidden ones, which no engine loads. No two may differ in case alone: a file

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use cic_common::units::Bytes;
+use nix::sys::statfs::{FUSE_SUPER_MAGIC, statfs};
 
 use super::{structure, text};
 use crate::core::ModelFault;
@@ -39,6 +40,10 @@ struct Block {
 pub(super) fn warm(directory: &Path, available_bytes: Option<u64>) -> Result<String, ModelFault> {
     let unreadable =
         |error: &io::Error| ModelFault::Unreadable { path: text(directory), cause: error.to_string() };
+    let found = statfs(directory).map_err(|error| unreadable(&error.into()))?;
+    if found.filesystem_type() == FUSE_SUPER_MAGIC {
+        return Ok("nothing: FUSE drops what it has of a file with the next opening of it".to_owned());
+    }
     let paths = structure::shards(directory)?;
     let files =
         paths.iter().map(File::open).collect::<io::Result<Vec<_>>>().map_err(|error| unreadable(&error))?;

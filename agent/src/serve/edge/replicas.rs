@@ -54,7 +54,8 @@ impl Edge {
     #[must_use]
     pub fn has_room(&self) -> bool {
         let admits = self.shared.own.borrow().as_ref().is_some_and(|own| own.takes(false));
-        admits && self.shared.scarcity.waiting() == 0
+        let queued = self.own_load().waiting.unwrap_or_default();
+        admits && queued == 0 && self.shared.scarcity.waiting() == 0
     }
 
     /// What this node's engine carries, for its own edge and for peers.

@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_BYTES_MAX, MANIFEST_NAME, SIGNATURE_NAME};
+use cic_common::model::place::tree_of;
 use cic_common::model::tree::{Tree, piece_count, piece_span};
 
-use super::super::structure::{stays_within, tree_of};
+use super::super::structure::stays_within;
 use super::super::{damaged, unreadable};
 use super::finding::{Finding, Wrong};
 use super::hash::{Effort, Hashed, Job, Kind, hash};

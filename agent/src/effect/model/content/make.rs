@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, SIGNATURE_NAME};
+use cic_common::model::place::tree_of;
 use cic_common::model::tree::Tree;
 
-use super::super::structure::{stays_within, tree_of};
+use super::super::structure::stays_within;
 use super::super::{damaged, unreadable};
 use super::hash::{Effort, Hashed, Job, Kind, hash};
 use super::ledger::Stamp;

@@ -10,7 +10,7 @@ use cic_common::id::NodeId;
 use cic_common::supervise::{Kind, Supervisor};
 use cic_common::time::{Clock, Mono};
 use cic_common::tls::Peer;
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Empty, Limited};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -24,6 +24,12 @@ use crate::serve::files::Ask;
 
 /// Pieces under way from one node: it has others to serve, and its neighbours have the rest.
 const UNDER_WAY: usize = 2;
+
+/// From all together: the store is asked at the same time, however many they are and however slow.
+const UNDER_WAY_IN_ALL: usize = 4;
+
+/// Of an answer that is no piece.
+const WORDS_BYTES_MAX: u64 = 4096;
 
 /// Name, TCP and TLS together.
 const CONNECT_WITHIN: Duration = Duration::from_secs(2);
@@ -61,6 +67,7 @@ impl std::fmt::Display for Address {
 /// The nodes that serve a model.
 pub struct Neighbours {
     model: String,
+    room: Semaphore,
     all: Vec<Neighbour>,
     tls: Arc<ClientConfig>,
     tasks: Supervisor,
@@ -80,7 +87,7 @@ struct Neighbour {
 /// A place at a neighbour, for one piece.
 pub(super) struct Turn<'a> {
     neighbour: &'a Neighbour,
-    _room: SemaphorePermit<'a>,
+    _room: (SemaphorePermit<'a>, SemaphorePermit<'a>),
 }
 
 /// What became of a question.
@@ -110,7 +117,15 @@ impl Neighbours {
             is_left: AtomicBool::new(false),
             given_bytes: AtomicU64::new(0),
         };
-        Self { model, all: addresses.into_iter().map(neighbour).collect(), tls, tasks, clock: Clock::start() }
+        let room = Semaphore::new(UNDER_WAY_IN_ALL);
+        Self {
+            model,
+            room,
+            all: addresses.into_iter().map(neighbour).collect(),
+            tls,
+            tasks,
+            clock: Clock::start(),
+        }
     }
 
     /// Bytes that came from each that gave any.
@@ -122,12 +137,16 @@ impl Neighbours {
 
     /// A place at the one that has given least; `None` when all are taken, rest, or are left.
     pub(super) fn turn(&self) -> Option<Turn<'_>> {
-        let now = self.clock.now();
+        let (now, in_all) = (self.clock.now(), self.room.try_acquire().ok()?);
         let mut willing: Vec<&Neighbour> = self.all.iter().filter(|one| one.is_willing(now)).collect();
         willing.sort_by_key(|one| one.given_bytes.load(Ordering::Relaxed));
-        willing
-            .into_iter()
-            .find_map(|neighbour| Some(Turn { neighbour, _room: neighbour.room.try_acquire().ok()? }))
+        let neighbour = willing.into_iter().find(|one| one.room.available_permits() > 0)?;
+        Some(Turn { neighbour, _room: (in_all, neighbour.room.try_acquire().ok()?) })
+    }
+
+    /// What came from it was right.
+    pub(super) fn credit(&self, turn: &Turn<'_>, bytes: u64) {
+        turn.neighbour.given_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// One piece of a file, as the neighbour has it; `None` when it gives none now, and is left alone for as long as it takes.
@@ -136,10 +155,7 @@ impl Neighbours {
         let ask = Ask { model: self.model.clone(), path: path.to_owned(), begin, length };
         let asked = timeout(PIECE_WITHIN, self.ask(neighbour, &ask)).await;
         match asked.context("no answer").and_then(|answer| answer) {
-            Ok(Answer::Bytes(bytes)) if bytes.len() as u64 == length => {
-                neighbour.given_bytes.fetch_add(length, Ordering::Relaxed);
-                Some(bytes)
-            }
+            Ok(Answer::Bytes(bytes)) if bytes.len() as u64 == length => Some(bytes),
             Ok(Answer::Bytes(bytes)) => {
                 self.leave(turn, &format!("{} bytes came for {length}", bytes.len()));
                 None
@@ -174,7 +190,9 @@ impl Neighbours {
             Request::get(ask.uri()).header(hyper::header::HOST, &neighbour.address.at).body(Empty::new())?;
         let response = sender.send_request(request).await?;
         let status = response.status();
-        let bytes = response.into_body().collect().await?.to_bytes();
+        let bytes_max = usize::try_from(ask.length.max(WORDS_BYTES_MAX))?;
+        let bytes = Limited::new(response.into_body(), bytes_max).collect().await;
+        let bytes = bytes.map_err(|error| anyhow::anyhow!("{error}"))?.to_bytes();
         neighbour.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sender);
         match status {
             StatusCode::OK => Ok(Answer::Bytes(bytes)),

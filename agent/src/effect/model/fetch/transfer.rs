@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
@@ -22,8 +22,8 @@ use super::neighbour::Neighbours;
 use super::staging::Staging;
 use super::wanted::{Wanted, wanted};
 
-/// Pieces under way: with 4 MiB each they bound the memory, and fill 10 Gbit/s at 25 ms to the first byte.
-const UNDER_WAY: usize = 8;
+/// Pieces under way: with 4 MiB each they bound the memory, and fill 8 Gbit/s at 25 ms to the first byte.
+const UNDER_WAY: usize = 6;
 
 /// For one piece, its repetitions within the client of the store included. A store that stalls is asked again.
 const PIECE_WITHIN: Duration = Duration::from_secs(60);
@@ -57,6 +57,8 @@ struct Target {
     opened: File,
     /// Pieces that it lacks still.
     lacking: AtomicU64,
+    /// As it was once it was whole and in its place.
+    stamp: OnceLock<Stamp>,
 }
 
 /// Makes `directory` what `manifest` says: what is missing or wrong of it comes from `places`, and nothing else. Files in
@@ -80,7 +82,7 @@ pub async fn fetch(
         let opened = staging.file(&wanted.path, wanted.size, wanted.is_staged);
         let opened = opened.with_context(|| format!("{} cannot be written", wanted.path))?;
         let lacking = AtomicU64::new(wanted.missing.len() as u64);
-        anyhow::Ok(Arc::new(Target { wanted, opened, lacking }))
+        anyhow::Ok(Arc::new(Target { wanted, opened, lacking, stamp: OnceLock::new() }))
     };
     let targets = files.into_iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
     let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -130,7 +132,7 @@ fn pieces_of(target: &Arc<Target>) -> impl Iterator<Item = (&Arc<Target>, u64)> 
     target.wanted.missing.iter().map(move |piece| (target, *piece))
 }
 
-/// Remembers the files that were written: each of their pieces was hashed.
+/// Remembers the files that were written, and not touched since: each of their pieces was hashed.
 fn learn(
     targets: &[Arc<Target>],
     manifest: &Manifest,
@@ -139,10 +141,11 @@ fn learn(
 ) -> std::io::Result<()> {
     ledger.advance(unix_ms());
     let directory = directory.canonicalize()?;
-    for Target { wanted, opened, .. } in targets.iter().map(|target| &**target) {
+    for Target { wanted, opened, stamp, .. } in targets.iter().map(|target| &**target) {
         let digest = manifest.file(&wanted.path).and_then(|content| digest_of(content, wanted.size));
-        if let Some(digest) = digest {
-            ledger.learn(directory.join(&wanted.path), Stamp::of(&opened.metadata()?), digest);
+        let now = Stamp::of(&opened.metadata()?);
+        if let Some(digest) = digest.filter(|_| stamp.get() == Some(&now)) {
+            ledger.learn(directory.join(&wanted.path), now, digest);
         }
     }
     ledger.save()
@@ -153,7 +156,9 @@ async fn publish(staging: &Staging, target: &Arc<Target>) -> anyhow::Result<()> 
     let synced = Arc::clone(target);
     let synced = tokio::task::spawn_blocking(move || synced.opened.sync_all()).await?;
     let published = synced.and_then(|()| staging.publish(&target.wanted.path, &target.opened));
-    published.with_context(|| format!("{} cannot be put in place", target.wanted.path))
+    let stamped = published.and_then(|()| target.opened.metadata());
+    let stamped = stamped.map(|found| target.stamp.get_or_init(|| Stamp::of(&found)));
+    stamped.map(drop).with_context(|| format!("{} cannot be put in place", target.wanted.path))
 }
 
 /// Where a piece came from.
@@ -185,6 +190,7 @@ async fn bring(places: &Places<'_>, target: &Arc<Target>, piece: u64) -> anyhow:
         && let Some(bytes) = neighbours.piece(&turn, &target.wanted.path, begin, length).await
     {
         if written(target, piece, vec![bytes]).await? {
+            neighbours.credit(&turn, length);
             return Ok(Brought::FromElsewhere);
         }
         neighbours.leave(&turn, "it has other bytes");
