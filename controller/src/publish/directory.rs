@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use cic_common::fit::directory::{header, shards};
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, SIGNATURE_NAME};
-use cic_common::model::place::tree_of;
+use cic_common::model::place::{tree_of, walk};
 use cic_common::model::tree::{PieceHash, PieceHasher, Tree, piece_count, piece_span};
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
@@ -111,27 +111,4 @@ fn hashed(place: &Path, size: u64, piece: u64) -> anyhow::Result<PieceHash> {
     let mut hasher = PieceHasher::new(piece, size);
     hasher.update(&bytes);
     Ok(hasher.finish())
-}
-
-/// Files below `directory`, relative to it; hidden ones are no part of a model.
-fn walk(directory: &Path) -> io::Result<BTreeSet<String>> {
-    let mut found = BTreeSet::new();
-    let mut folders = vec![String::new()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(directory.join(&folder))? {
-            let entry = entry?;
-            let name = entry.file_name().into_string();
-            let name = name.map_err(|name| io::Error::other(format!("the name {name:?} is no text")))?;
-            if name.starts_with('.') {
-                continue;
-            }
-            let path = if folder.is_empty() { name } else { format!("{folder}/{name}") };
-            if entry.file_type()?.is_dir() {
-                folders.push(path);
-            } else {
-                found.insert(path);
-            }
-        }
-    }
-    Ok(found)
 }

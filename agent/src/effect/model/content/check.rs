@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_BYTES_MAX, MANIFEST_NAME, SIGNATURE_NAME};
-use cic_common::model::place::tree_of;
+use cic_common::model::place::{tree_of, walk};
 use cic_common::model::tree::{Tree, piece_count, piece_span};
 
 use super::super::structure::stays_within;
@@ -14,7 +14,6 @@ use super::super::{damaged, unreadable};
 use super::finding::{Finding, Wrong};
 use super::hash::{Effort, Hashed, Job, Kind, hash};
 use super::ledger::{Ledger, Stamp};
-use super::walk::walk;
 use crate::core::ModelFault;
 
 /// What came of a check.

@@ -5,14 +5,13 @@ use std::path::{Path, PathBuf};
 
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_NAME, SIGNATURE_NAME};
-use cic_common::model::place::tree_of;
+use cic_common::model::place::{tree_of, walk};
 use cic_common::model::tree::Tree;
 
 use super::super::structure::stays_within;
 use super::super::{damaged, unreadable};
 use super::hash::{Effort, Hashed, Job, Kind, hash};
 use super::ledger::Stamp;
-use super::walk::walk;
 use crate::core::ModelFault;
 
 /// Reads every file of `directory` but those in `besides`, which are named by their real paths, twice where SHA-256 is wanted beside BLAKE3.

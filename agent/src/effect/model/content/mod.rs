@@ -12,7 +12,6 @@ mod ledger;
 mod make;
 #[cfg(test)]
 mod tests;
-mod walk;
 
 pub(super) use check::digest_of;
 pub use check::{Checked, check, read_manifest};
@@ -22,4 +21,3 @@ pub(super) use hash::{Hashed, Job, Kind, hash};
 pub use ledger::Ledger;
 pub(super) use ledger::Stamp;
 pub use make::make;
-pub(super) use walk::walk;

@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, ensure};
 use cic_common::model::Manifest;
+use cic_common::model::place::walk;
 use cic_common::units::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
-
-use super::super::content::walk;
 
 /// In a directory that is there already, which may be a file system of its own.
 const WITHIN: &str = ".cic-fetch";
