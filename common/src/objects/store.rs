@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::TryStreamExt as _;
+use futures_util::stream::BoxStream;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, ObjectStore, ObjectStoreExt as _, PutPayload};
@@ -162,14 +163,31 @@ impl Store {
         length: u64,
         within: Duration,
     ) -> Result<Option<Vec<Bytes>>, String> {
+        let get = async {
+            match self.read_range(key, begin, length, within).await? {
+                Some(parts) => parts.try_collect::<Vec<Bytes>>().await.map(Some),
+                None => Ok(None),
+            }
+        };
+        bounded(within, get).await?
+    }
+
+    /// As [`Store::get_range`], as it comes; `within` is for the head of the answer.
+    ///
+    /// # Errors
+    /// The cause in words: no answer, or it begins after its end.
+    pub async fn read_range(
+        &self,
+        key: &str,
+        begin: u64,
+        length: u64,
+        within: Duration,
+    ) -> Result<Option<BoxStream<'static, Result<Bytes, String>>>, String> {
         let path = self.literal(key)?;
         let range = Some((begin..begin.saturating_add(length)).into());
-        let get = async {
-            let found = self.inner.get_opts(&path, GetOptions { range, ..GetOptions::default() }).await?;
-            found.into_stream().try_collect::<Vec<Bytes>>().await
-        };
-        match bounded(within, get).await? {
-            Ok(parts) => Ok(Some(parts)),
+        let options = GetOptions { range, ..GetOptions::default() };
+        match bounded(within, self.inner.get_opts(&path, options)).await? {
+            Ok(found) => Ok(Some(found.into_stream().map_err(|error| text_of(&error)).boxed())),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(error) => Err(text_of(&error)),
         }

@@ -2,14 +2,19 @@
 //!
 //! ```text
 //! check: findings -> refused, or wanted: each file, and which of its pieces lie in the staging folder or are right in the
-//!                    directory -> transfer: the others by ranged reads, each hashed before it is written -> staging: published
-//!                                '- neighbour: from nodes that serve the model, and from the store for the rest
+//!                    directory -> transfer -> staging: published
+//!                                   '- runs: what is lacking -> bring: who gives it -> feed: hashed and written as it comes
+//!                                                                 '- neighbour: a node that serves the model
 //! ```
 //! A piece that is there and right is never fetched, whoever left it: a run that was killed, or the file with a flipped byte.
 //! A file in the directory is never written to: another takes its place once it is whole.
 
+mod bring;
+mod feed;
 mod neighbour;
+mod runs;
 mod staging;
+mod target;
 #[cfg(test)]
 mod tests;
 mod transfer;

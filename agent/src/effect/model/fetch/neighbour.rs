@@ -26,7 +26,7 @@ use crate::serve::files::Ask;
 const UNDER_WAY: usize = 2;
 
 /// From all together: the store is asked at the same time, however many they are and however slow.
-const UNDER_WAY_IN_ALL: usize = 4;
+pub(super) const UNDER_WAY_IN_ALL: usize = 4;
 
 /// Of an answer that is no piece.
 const WORDS_BYTES_MAX: u64 = 4096;
@@ -142,6 +142,11 @@ impl Neighbours {
         willing.sort_by_key(|one| one.given_bytes.load(Ordering::Relaxed));
         let neighbour = willing.into_iter().find(|one| one.room.available_permits() > 0)?;
         Some(Turn { neighbour, _room: (in_all, neighbour.room.try_acquire().ok()?) })
+    }
+
+    /// Whether none is asked any more.
+    pub(super) fn are_left(&self) -> bool {
+        self.all.iter().all(|one| one.is_left.load(Ordering::Relaxed))
     }
 
     /// What came from it was right.

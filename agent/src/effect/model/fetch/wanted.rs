@@ -40,7 +40,7 @@ impl Wanted {
         self.hash_of(piece) == Some(&hasher.finish())
     }
 
-    fn hash_of(&self, piece: u64) -> Option<&PieceHash> {
+    pub(super) fn hash_of(&self, piece: u64) -> Option<&PieceHash> {
         self.tree.pieces().get(usize::try_from(piece).ok()?)
     }
 

@@ -1,0 +1,154 @@
+//! Where missing pieces come from: the file that is wrong elsewhere, nodes that serve the model, the store.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail, ensure};
+use bytes::Bytes;
+use cic_common::model::tree::piece_span;
+use futures_util::StreamExt as _;
+use tokio::time::{sleep, timeout};
+
+use super::Places;
+use super::feed::Feed;
+use super::neighbour::Neighbours;
+use super::runs::{Run, Runs};
+use super::target::{Tally, Target};
+
+/// Pieces of one question to the store, at most: 32 MiB, beside which a question costs little.
+const RUN_PIECES_MAX: u64 = 8;
+
+/// For the head of an answer, the repetitions within the client of the store included.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Between two parts of an answer. A store that stalls is asked again.
+const STALL_MAX: Duration = Duration::from_secs(20);
+
+/// Times a piece is asked for that does not come, or comes with other bytes.
+const TRIES: u32 = 3;
+
+/// Between two looks whether a neighbour has room again.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Takes runs to the store until none is left.
+pub(super) async fn from_store(places: &Places<'_>, runs: &Runs, tally: &Tally<'_>) -> anyhow::Result<()> {
+    while let Some(run) = runs.take(RUN_PIECES_MAX) {
+        run_from_store(places, &run, tally).await?;
+    }
+    Ok(())
+}
+
+/// Takes pieces to neighbours until none is left; one that no neighbour gives goes to the store.
+pub(super) async fn from_neighbours(
+    places: &Places<'_>,
+    neighbours: &Neighbours,
+    runs: &Runs,
+    tally: &Tally<'_>,
+) -> anyhow::Result<()> {
+    loop {
+        let Some(turn) = neighbours.turn() else {
+            if runs.is_empty() || neighbours.are_left() {
+                return Ok(());
+            }
+            sleep(PAUSE).await;
+            continue;
+        };
+        let Some(run) = runs.take(1) else { return Ok(()) };
+        let target = &run.target;
+        let (begin, length) = piece_span(run.first, target.wanted.size);
+        let given = if length > 0 { neighbours.piece(&turn, &target.wanted.path, begin, length).await } else { None };
+        if let Some(bytes) = given {
+            if Feed::new(target, tally, run.first).take(bytes).await? {
+                neighbours.credit(&turn, length);
+                continue;
+            }
+            neighbours.leave(&turn, "it has other bytes");
+        }
+        drop(turn);
+        run_from_store(places, &run, tally).await?;
+    }
+}
+
+async fn run_from_store(places: &Places<'_>, run: &Run, tally: &Tally<'_>) -> anyhow::Result<()> {
+    let Run { target, first, count } = run;
+    let (store, path, size) = (places.store, &target.wanted.path, target.wanted.size);
+    if size == 0 {
+        ensure!(target.wanted.has(*first, &[]), "the manifest has {path} empty, and another hash for it");
+        return tally.done(target, *first, true).await;
+    }
+    let end = piece_span(first + count - 1, size);
+    let end = end.0 + end.1;
+    let mut next = *first;
+    let (mut tries, mut last) = (0, String::new());
+    while next < first + count {
+        if tries == TRIES {
+            let (begin, length) = piece_span(next, size);
+            let last_byte = begin + length - 1;
+            bail!("{}: {path}, bytes {begin} to {last_byte}: {last} ({TRIES} times)", store.name);
+        }
+        tries += 1;
+        let (begin, _) = piece_span(next, size);
+        let mut feed = Feed::new(target, tally, next);
+        match store.read_range(path, begin, end - begin, ANSWER_WITHIN).await {
+            Err(cause) => last = cause,
+            Ok(None) => bail!("{} has no {path}", store.name),
+            Ok(Some(mut parts)) => loop {
+                match timeout(STALL_MAX, parts.next()).await {
+                    Ok(Some(Ok(bytes))) => {
+                        if !feed.take(bytes).await? {
+                            "it has not the bytes of the manifest there".clone_into(&mut last);
+                            break;
+                        }
+                    }
+                    Ok(Some(Err(cause))) => {
+                        last = cause;
+                        break;
+                    }
+                    Ok(None) => {
+                        "it ended before its end".clone_into(&mut last);
+                        break;
+                    }
+                    Err(_) => {
+                        last = format!("nothing came for {} s", STALL_MAX.as_secs());
+                        break;
+                    }
+                }
+            },
+        }
+        // Whatever came whole is not asked for again, and who gives something may be asked anew.
+        if feed.piece > next {
+            next = feed.piece;
+            tries = 0;
+        }
+    }
+    Ok(())
+}
+
+/// A piece out of the file that is wrong elsewhere, if it still has it.
+pub(super) async fn from_here(target: &Arc<Target>, piece: u64, tally: &Tally<'_>) -> anyhow::Result<bool> {
+    let kept = Arc::clone(target);
+    let copy = move || {
+        let Some(bytes) = here(&kept, piece) else { return Ok(false) };
+        let (begin, _) = piece_span(piece, kept.wanted.size);
+        kept.opened.write_all_at(&bytes, begin).map(|()| true)
+    };
+    let copied = tokio::task::spawn_blocking(copy).await?;
+    let copied: bool = copied.with_context(|| format!("{} cannot be written", target.wanted.path))?;
+    if copied {
+        tally.done(target, piece, false).await?;
+    }
+    Ok(copied)
+}
+
+/// It is looked at once more: the file may have been changed.
+fn here(target: &Target, piece: u64) -> Option<Bytes> {
+    let wanted = &target.wanted;
+    let place = wanted.there(piece)?;
+    let (begin, length) = piece_span(piece, wanted.size);
+    let mut bytes = vec![0; usize::try_from(length).ok()?];
+    File::open(place).and_then(|opened| opened.read_exact_at(&mut bytes, begin)).ok()?;
+    let bytes = Bytes::from(bytes);
+    wanted.has(piece, std::slice::from_ref(&bytes)).then_some(bytes)
+}

@@ -1,0 +1,67 @@
+//! One file on its way to be whole, and how far all of them have come.
+
+use std::fs::File;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use anyhow::Context as _;
+use cic_common::model::tree::piece_span;
+
+use super::super::content::{Effort, Progress, Stamp};
+use super::staging::Staging;
+use super::wanted::Wanted;
+
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) wanted: Wanted,
+    pub(super) opened: File,
+    /// Pieces that it lacks still.
+    lacking: AtomicU64,
+    /// As it was once it was whole and in its place.
+    pub(super) stamp: OnceLock<Stamp>,
+}
+
+impl Target {
+    pub(super) fn open(wanted: Wanted, staging: &Staging) -> anyhow::Result<Arc<Self>> {
+        let opened = staging.file(&wanted.path, wanted.size, wanted.is_staged);
+        let opened = opened.with_context(|| format!("{} cannot be written", wanted.path))?;
+        let lacking = AtomicU64::new(wanted.missing.len() as u64);
+        Ok(Arc::new(Self { wanted, opened, lacking, stamp: OnceLock::new() }))
+    }
+}
+
+/// Counts pieces that are written, and puts files in their places.
+pub(super) struct Tally<'a> {
+    pub(super) staging: &'a Staging,
+    pub(super) effort: &'a Effort<'a>,
+    pub(super) all_bytes: u64,
+    pub(super) done_bytes: AtomicU64,
+    /// Those that came from elsewhere.
+    pub(super) fetched_bytes: AtomicU64,
+}
+
+impl Tally<'_> {
+    /// A piece has the bytes of the manifest and is written.
+    pub(super) async fn done(&self, target: &Arc<Target>, piece: u64, is_from_elsewhere: bool) -> anyhow::Result<()> {
+        let (_, length) = piece_span(piece, target.wanted.size);
+        if is_from_elsewhere {
+            self.fetched_bytes.fetch_add(length, Ordering::Relaxed);
+        }
+        let done_bytes = self.done_bytes.fetch_add(length, Ordering::Relaxed) + length;
+        (self.effort.progress)(Progress { done_bytes, all_bytes: self.all_bytes });
+        if target.lacking.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.publish(target).await?;
+        }
+        Ok(())
+    }
+
+    /// Has a file that is whole on the disk, and in its place.
+    pub(super) async fn publish(&self, target: &Arc<Target>) -> anyhow::Result<()> {
+        let synced = Arc::clone(target);
+        let synced = tokio::task::spawn_blocking(move || synced.opened.sync_all()).await?;
+        let published = synced.and_then(|()| self.staging.publish(&target.wanted.path, &target.opened));
+        let stamped = published.and_then(|()| target.opened.metadata());
+        let stamped = stamped.map(|found| target.stamp.get_or_init(|| Stamp::of(&found)));
+        stamped.map(drop).with_context(|| format!("{} cannot be put in place", target.wanted.path))
+    }
+}
