@@ -1,19 +1,18 @@
 //! `s3s-fs` with reads that are worth their round trip.
 
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::io::{self, Read as _, Seek as _, SeekFrom};
 use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt as _, stream};
+use futures_util::stream;
 use s3s::dto::*;
 use s3s::{S3, S3Error, S3ErrorCode, S3Request, S3Response, S3Result};
 use s3s_fs::FileSystem;
 
 /// That of the package reads 4 KiB at a time, which is all that a client of it would measure.
-const CHUNK_BYTES: u64 = 1 << 20;
+const CHUNK_BYTES: u64 = 256 << 10;
 
 /// The buckets of a directory.
 #[derive(Debug)]
@@ -74,19 +73,25 @@ impl S3 for Buckets {
             Some(range) => begin_of(range).ok_or_else(|| internal("a range cannot be read"))?,
             None => 0,
         };
-        let file = tokio::task::spawn_blocking(move || File::open(place)).await;
+        let open = move || {
+            let mut file = File::open(place)?;
+            file.seek(SeekFrom::Start(begin))?;
+            Ok::<_, io::Error>(file.take(length))
+        };
+        let file = tokio::task::spawn_blocking(open).await;
         let file = file.map_err(|error| internal(&error.to_string()))?;
-        let file = std::sync::Arc::new(file.map_err(|error| internal(&error.to_string()))?);
-        let starts = (0..length.div_ceil(CHUNK_BYTES)).map(move |number| number * CHUNK_BYTES);
-        let chunks = stream::iter(starts).then(move |at| {
-            let (file, wanted) = (std::sync::Arc::clone(&file), CHUNK_BYTES.min(length - at));
+        let file = file.map_err(|error| internal(&error.to_string()))?;
+        let chunks = stream::try_unfold(file, |mut file| async move {
             let read = move || {
-                let mut chunk = vec![0; usize::try_from(wanted).map_err(io::Error::other)?];
-                file.read_exact_at(&mut chunk, begin + at)?;
-                Ok::<_, io::Error>(Bytes::from(chunk))
+                let wanted = file.limit().min(CHUNK_BYTES);
+                let mut chunk = Vec::with_capacity(usize::try_from(wanted).map_err(io::Error::other)?);
+                let count = (&mut file).take(wanted).read_to_end(&mut chunk)?;
+                if count as u64 != wanted {
+                    return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
+                }
+                Ok((count > 0).then(|| (Bytes::from(chunk), file)))
             };
-            let read = tokio::task::spawn_blocking(read);
-            async move { read.await.map_err(io::Error::other)? }
+            tokio::task::spawn_blocking(read).await.map_err(io::Error::other)?
         });
         response.output.body = Some(StreamingBlob::wrap(chunks));
         Ok(response)

@@ -64,13 +64,13 @@ impl Store {
     pub async fn put_labelled(
         &self,
         key: &str,
-        object: Bytes,
+        object: Vec<Bytes>,
         labels: &Labels,
         within: Duration,
     ) -> Result<(), String> {
         let (path, attributes) = (self.literal(key)?, self.attributes(labels));
         let options = PutOptions { attributes, ..PutOptions::default() };
-        let put = self.inner.put_opts(&path, PutPayload::from_bytes(object), options);
+        let put = self.inner.put_opts(&path, PutPayload::from_iter(object), options);
         bounded(within, put).await?.map(|_| ()).map_err(|error| text_of(&error))
     }
 
@@ -126,11 +126,11 @@ impl Upload {
     ///
     /// # Errors
     /// Why a part, this one or an earlier, cannot be written.
-    pub async fn part(&mut self, bytes: Bytes) -> Result<(), String> {
+    pub async fn part(&mut self, bytes: Vec<Bytes>) -> Result<(), String> {
         while self.under_way.len() >= UNDER_WAY {
             self.one().await?;
         }
-        let (put, within) = (self.inner.put_part(PutPayload::from_bytes(bytes)), self.within);
+        let (put, within) = (self.inner.put_part(PutPayload::from_iter(bytes)), self.within);
         let put = async move { bounded(within, put).await?.map_err(|error| text_of(&error)) };
         self.under_way.push(put.boxed());
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, bail, ensure};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use cic_common::model::Manifest;
 use cic_common::model::manifest::{Blake3, Content, MANIFEST_BYTES_MAX, MANIFEST_NAME};
 use cic_common::model::tree::{PIECE_BYTES, PieceHasher, Tree, piece_span};
@@ -102,7 +102,7 @@ pub async fn publish(
     if !is_known {
         // Asked for anew each time: it says which model it is.
         let labels = Labels { cache_control: "no-cache".to_owned(), digest: None };
-        let put = to.put_labelled(MANIFEST_NAME, manifest.to_json().into(), &labels, WITHIN).await;
+        let put = to.put_labelled(MANIFEST_NAME, vec![manifest.to_json().into()], &labels, WITHIN).await;
         put.map_err(|cause| anyhow::anyhow!("{}/{MANIFEST_NAME} cannot be written: {cause}", to.name))?;
     }
     let before = there.iter().flat_map(Manifest::files).map(|(path, _)| path);
@@ -210,17 +210,12 @@ async fn send_parts(
 }
 
 /// Bytes of whole pieces, each with the hash that the manifest says.
-async fn read(origin: &Origin, item: &Item<'_>, begin: u64, length: u64) -> anyhow::Result<Bytes> {
-    let mut all = BytesMut::new();
+async fn read(origin: &Origin, item: &Item<'_>, begin: u64, length: u64) -> anyhow::Result<Vec<Bytes>> {
+    let mut all = Vec::new();
     for piece in begin / PIECE_BYTES..(begin + length).div_ceil(PIECE_BYTES).max(1) {
-        let bytes = piece_of(origin, item, piece).await?;
-        // The usual file of a few kilobytes is not copied.
-        if bytes.len() as u64 == length {
-            return Ok(bytes);
-        }
-        all.extend_from_slice(&bytes);
+        all.push(piece_of(origin, item, piece).await?);
     }
-    Ok(all.freeze())
+    Ok(all)
 }
 
 async fn piece_of(origin: &Origin, item: &Item<'_>, piece: u64) -> anyhow::Result<Bytes> {

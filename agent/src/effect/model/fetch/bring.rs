@@ -58,9 +58,10 @@ pub(super) async fn from_neighbours(
         let Some(run) = runs.take(1) else { return Ok(()) };
         let target = &run.target;
         let (begin, length) = piece_span(run.first, target.wanted.size);
-        let given = if length > 0 { neighbours.piece(&turn, &target.wanted.path, begin, length).await } else { None };
+        let given =
+            if length > 0 { neighbours.piece(&turn, &target.wanted.path, begin, length).await } else { None };
         if let Some(bytes) = given {
-            if Feed::new(target, tally, run.first).take(bytes).await? {
+            if Feed::new(target, tally, run.first..run.first + 1).take(bytes).await? {
                 neighbours.credit(&turn, length);
                 continue;
             }
@@ -90,7 +91,7 @@ async fn run_from_store(places: &Places<'_>, run: &Run, tally: &Tally<'_>) -> an
         }
         tries += 1;
         let (begin, _) = piece_span(next, size);
-        let mut feed = Feed::new(target, tally, next);
+        let mut feed = Feed::new(target, tally, next..first + count);
         match store.read_range(path, begin, end - begin, ANSWER_WITHIN).await {
             Err(cause) => last = cause,
             Ok(None) => bail!("{} has no {path}", store.name),
@@ -132,7 +133,7 @@ pub(super) async fn from_here(target: &Arc<Target>, piece: u64, tally: &Tally<'_
     let copy = move || {
         let Some(bytes) = here(&kept, piece) else { return Ok(false) };
         let (begin, _) = piece_span(piece, kept.wanted.size);
-        kept.opened.write_all_at(&bytes, begin).map(|()| true)
+        kept.write(&bytes, begin).map(|()| true)
     };
     let copied = tokio::task::spawn_blocking(copy).await?;
     let copied: bool = copied.with_context(|| format!("{} cannot be written", target.wanted.path))?;

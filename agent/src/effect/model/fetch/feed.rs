@@ -1,6 +1,6 @@
 //! Bytes of a file as they come, hashed and written while more of them are on their way.
 
-use std::os::unix::fs::FileExt as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -12,13 +12,18 @@ use super::target::{Tally, Target};
 /// Hashed and written at once: worth the way to another thread, and no more memory than that for each that is under way.
 const BATCH_BYTES: usize = 1 << 20;
 
+/// Written while it is still in the processor's cache from being hashed.
+const HOT_BYTES: usize = 128 << 10;
+
 /// Takes the bytes of consecutive pieces. What is written counts once the piece has its hash; until then whatever is there is
 /// looked at again by the next run, as anything in the staging folder.
 pub(super) struct Feed<'a> {
     target: &'a Arc<Target>,
     tally: &'a Tally<'a>,
-    /// The one that comes.
+    /// The one that comes, and the first that does not.
     pub(super) piece: u64,
+    end: u64,
+    /// Of the piece that comes; `None` before its first batch.
     hasher: Option<PieceHasher>,
     /// Where the batch goes.
     at: u64,
@@ -29,17 +34,18 @@ pub(super) struct Feed<'a> {
 }
 
 impl<'a> Feed<'a> {
-    pub(super) fn new(target: &'a Arc<Target>, tally: &'a Tally<'a>, piece: u64) -> Self {
-        let (at, left) = piece_span(piece, target.wanted.size);
-        let hasher = Some(PieceHasher::new(piece, target.wanted.size));
-        Self { target, tally, piece, hasher, at, left, batch: Vec::new(), batch_bytes: 0 }
+    pub(super) fn new(target: &'a Arc<Target>, tally: &'a Tally<'a>, pieces: Range<u64>) -> Self {
+        let (at, left) = piece_span(pieces.start, target.wanted.size);
+        let (piece, end, batch) = (pieces.start, pieces.end, Vec::new());
+        Self { target, tally, piece, end, hasher: None, at, left, batch, batch_bytes: 0 }
     }
 
-    /// Whether they were, as far as can be told, what the manifest says. After `false` it takes no more.
+    /// Whether they were, as far as can be told, what the manifest says, and no more than was asked for. After `false` it takes
+    /// no more.
     pub(super) async fn take(&mut self, mut bytes: Bytes) -> anyhow::Result<bool> {
         while !bytes.is_empty() {
             let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
-            if count == 0 {
+            if count == 0 || self.piece == self.end {
                 return Ok(false);
             }
             self.batch.push(bytes.split_to(count));
@@ -54,15 +60,19 @@ impl<'a> Feed<'a> {
 
     /// Writes the batch, and ends the piece if that was all of it.
     async fn flush(&mut self) -> anyhow::Result<bool> {
-        let (target, at, batch) = (Arc::clone(self.target), self.at, std::mem::take(&mut self.batch));
-        let hasher = self.hasher.take();
-        let mut hasher = hasher.unwrap_or_else(|| PieceHasher::new(self.piece, target.wanted.size));
+        let (batch, hasher) = (std::mem::take(&mut self.batch), self.hasher.take());
+        let size = self.target.wanted.size;
+        let mut hasher = hasher.unwrap_or_else(|| PieceHasher::new(self.piece, size));
+        let (target, at, ends) = (Arc::clone(self.target), self.at, (self.left == 0).then_some(self.piece));
         let write = move || {
             let mut at = at;
-            for part in batch {
-                hasher.update(&part);
-                target.opened.write_all_at(&part, at)?;
+            for part in batch.iter().flat_map(|part| part.chunks(HOT_BYTES)) {
+                hasher.update(part);
+                target.write(part, at)?;
                 at += part.len() as u64;
+            }
+            if let Some(piece) = ends {
+                target.begin_to_write_out(piece);
             }
             Ok::<_, std::io::Error>(hasher)
         };
@@ -70,7 +80,7 @@ impl<'a> Feed<'a> {
         let hasher = written.with_context(|| format!("{} cannot be written", self.target.wanted.path))?;
         self.at += self.batch_bytes as u64;
         self.batch_bytes = 0;
-        if self.left > 0 {
+        if ends.is_none() {
             self.hasher = Some(hasher);
             return Ok(true);
         }
@@ -79,9 +89,7 @@ impl<'a> Feed<'a> {
         }
         self.tally.done(self.target, self.piece, true).await?;
         self.piece += 1;
-        let (at, left) = piece_span(self.piece, self.target.wanted.size);
-        (self.at, self.left) = (at, left);
-        self.hasher = Some(PieceHasher::new(self.piece, self.target.wanted.size));
+        (self.at, self.left) = piece_span(self.piece, size);
         Ok(true)
     }
 }

@@ -5,6 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::target::Target;
 
+/// Runs that are taken from in turn: into one file only one writes at a time.
+const FILES_AT_ONCE: usize = 4;
+
 /// Pieces of one file that follow one another.
 #[derive(Debug, Clone)]
 pub(super) struct Run {
@@ -22,7 +25,9 @@ impl Runs {
         let mut runs = self.lock();
         for piece in pieces {
             match runs.back_mut() {
-                Some(last) if Arc::ptr_eq(&last.target, target) && last.first + last.count == piece => last.count += 1,
+                Some(last) if Arc::ptr_eq(&last.target, target) && last.first + last.count == piece => {
+                    last.count += 1
+                }
                 _ => runs.push_back(Run { target: Arc::clone(target), first: piece, count: 1 }),
             }
         }
@@ -31,13 +36,15 @@ impl Runs {
     /// The next pieces, `count_max` at most; `None` when none is left.
     pub(super) fn take(&self, count_max: u64) -> Option<Run> {
         let mut runs = self.lock();
-        let front = runs.front_mut()?;
+        let mut front = runs.pop_front()?;
         if front.count <= count_max {
-            return runs.pop_front();
+            return Some(front);
         }
         let taken = Run { count: count_max, ..front.clone() };
         front.first += count_max;
         front.count -= count_max;
+        let behind = runs.len().min(FILES_AT_ONCE - 1);
+        runs.insert(behind, front);
         Some(taken)
     }
 

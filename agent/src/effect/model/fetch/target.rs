@@ -1,11 +1,15 @@
 //! One file on its way to be whole, and how far all of them have come.
 
 use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context as _;
 use cic_common::model::tree::piece_span;
+use rustix::fs::{Advice, fadvise};
 
 use super::super::content::{Effort, Progress, Stamp};
 use super::staging::Staging;
@@ -15,6 +19,7 @@ use super::wanted::Wanted;
 pub(super) struct Target {
     pub(super) wanted: Wanted,
     pub(super) opened: File,
+    writing: Mutex<()>,
     /// Pieces that it lacks still.
     lacking: AtomicU64,
     /// As it was once it was whole and in its place.
@@ -26,7 +31,21 @@ impl Target {
         let opened = staging.file(&wanted.path, wanted.size, wanted.is_staged);
         let opened = opened.with_context(|| format!("{} cannot be written", wanted.path))?;
         let lacking = AtomicU64::new(wanted.missing.len() as u64);
-        Ok(Arc::new(Self { wanted, opened, lacking, stamp: OnceLock::new() }))
+        Ok(Arc::new(Self { wanted, opened, writing: Mutex::default(), lacking, stamp: OnceLock::new() }))
+    }
+
+    /// The kernel lets one in at a time, and has others wait in a loop that takes a core: here they sleep.
+    pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.opened.write_all_at(bytes, at)
+    }
+
+    /// Tells the kernel to have a piece on the disk, without waiting for it: else the disk rests until the file is whole, and is
+    /// then waited for. What is on it at once may leave the page cache, no more.
+    pub(super) fn begin_to_write_out(&self, piece: u64) {
+        let (begin, length) = piece_span(piece, self.wanted.size);
+        // A file system that does not take advice writes out at the end.
+        let _ = fadvise(&self.opened, begin, NonZeroU64::new(length), Advice::DontNeed);
     }
 }
 
@@ -42,7 +61,12 @@ pub(super) struct Tally<'a> {
 
 impl Tally<'_> {
     /// A piece has the bytes of the manifest and is written.
-    pub(super) async fn done(&self, target: &Arc<Target>, piece: u64, is_from_elsewhere: bool) -> anyhow::Result<()> {
+    pub(super) async fn done(
+        &self,
+        target: &Arc<Target>,
+        piece: u64,
+        is_from_elsewhere: bool,
+    ) -> anyhow::Result<()> {
         let (_, length) = piece_span(piece, target.wanted.size);
         if is_from_elsewhere {
             self.fetched_bytes.fetch_add(length, Ordering::Relaxed);

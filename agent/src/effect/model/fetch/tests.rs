@@ -1,13 +1,18 @@
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytes::Bytes;
 use cic_common::model::Manifest;
 use cic_common::model::manifest::MANIFEST_NAME;
 use cic_common::model::tree::PIECE_BYTES;
 use cic_common::objects::{Store, Stores};
 use cic_common::time::unix_ms;
 
-use super::staging::require;
+use super::feed::Feed;
+use super::staging::{Staging, require};
+use super::target::{Tally, Target};
+use super::wanted::wanted;
 use super::*;
 use crate::effect::model::content::{Effort, Ledger, check, make};
 
@@ -275,4 +280,33 @@ async fn one_directory_is_fetched_by_one_process_at_a_time() {
     assert!(fault.contains("is being fetched by another process"), "{fault}");
     drop(held);
     assert_eq!(fetched_bytes(&store, &manifest, &directory).await, ALL);
+}
+
+#[tokio::test]
+async fn bytes_count_by_the_piece_in_whatever_parts_they_come_and_none_is_taken_beyond_those_asked_for() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, manifest) = published(root.path());
+    let bytes = fs::read(root.path().join("source").join(WEIGHTS)).unwrap();
+    let (staging, effort) = (Staging::open(&root.path().join("model")).unwrap(), quietly());
+    let files = wanted(&manifest, &root.path().join("model"), &[], &mut Ledger::default(), &staging, &effort)
+        .unwrap();
+    let weights = files.into_iter().find(|file| file.path == WEIGHTS).unwrap();
+    let target = Target::open(weights, &staging).unwrap();
+    let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+    let tally = Tally { staging: &staging, effort: &effort, all_bytes: ALL, done_bytes, fetched_bytes };
+    let staged = || fs::read(staging.path(WEIGHTS)).unwrap();
+
+    let mut feed = Feed::new(&target, &tally, 1..3);
+    for part in bytes[PIECE..PIECE * 3].chunks(1_300_001) {
+        assert!(feed.take(Bytes::copy_from_slice(part)).await.unwrap());
+    }
+    assert_eq!((feed.piece, tally.done_bytes.load(Ordering::Relaxed)), (3, PIECE_BYTES * 2));
+    assert!(!feed.take(Bytes::from_static(b"more")).await.unwrap());
+    assert_eq!(staged()[PIECE..PIECE * 3], bytes[PIECE..PIECE * 3]);
+    assert_eq!(staged()[PIECE * 3..][..4], [0; 4]);
+
+    let mut other = bytes[PIECE * 3..PIECE * 4].to_vec();
+    other[PIECE - 1] ^= 1;
+    assert!(!Feed::new(&target, &tally, 3..4).take(Bytes::from(other)).await.unwrap());
+    assert_eq!(tally.done_bytes.load(Ordering::Relaxed), PIECE_BYTES * 2);
 }

@@ -115,7 +115,8 @@ async fn bring_all(places: &Places<'_>, targets: &[Arc<Target>], tally: &Tally<'
     let store = (0..STORE_UNDER_WAY).map(|_| from_store(places, &runs, tally).boxed());
     let mut under_way: Vec<BoxFuture<'_, anyhow::Result<()>>> = store.collect();
     if let Some(neighbours) = places.neighbours {
-        let each = (0..neighbour::UNDER_WAY_IN_ALL).map(|_| from_neighbours(places, neighbours, &runs, tally).boxed());
+        let each = (0..neighbour::UNDER_WAY_IN_ALL)
+            .map(|_| from_neighbours(places, neighbours, &runs, tally).boxed());
         // Before the store has taken all of a small model.
         under_way.splice(0..0, each);
     }
