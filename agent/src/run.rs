@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context as _, anyhow, bail};
 use cic_common::notice::Cloud;
 use cic_common::report::Role;
-use cic_common::route::Replica;
 use cic_common::supervise::{Kind, Supervisor, TaskResult};
 use cic_common::time::Clock;
 use cic_common::tls::config::{tcp_client, tcp_server};
@@ -251,23 +250,11 @@ pub async fn run(config: Config, record: Option<&Path>) -> anyhow::Result<u8> {
     Ok(code)
 }
 
-/// Replicas of a model but this node, and but those that are known to be in another zone, from where bytes cost more than
-/// from the store.
 fn neighbours_of(config: &Config, routes: &Routes) -> NeighboursOf {
     let (node, zone, routes) = (config.node.id.clone(), config.node.zone.clone(), routes.clone());
     Arc::new(move |model| {
-        let is_near = |replica: &Replica| match (&zone, &replica.zone) {
-            (Some(here), Some(there)) => here == there,
-            _ => true,
-        };
-        let replicas = routes.replicas(model).into_iter();
-        let near = replicas.filter(|replica| replica.node != node && is_near(replica));
-        let mut near: Vec<Address> =
-            near.map(|replica| Address { node: replica.node, at: replica.address }).collect();
-        // Many nodes that come up at once do not all ask the same.
-        fastrand::shuffle(&mut near);
-        near.truncate(NEIGHBOURS_MAX);
-        near
+        let near = routes.neighbours(model, &node, zone.as_deref(), NEIGHBOURS_MAX);
+        near.into_iter().map(|replica| Address { node: replica.node, at: replica.address }).collect()
     })
 }
 

@@ -102,11 +102,28 @@ impl Routes {
         self.newest.borrow().candidates.get(model).cloned()
     }
 
-    /// The nodes that serve `model`, as the table has them.
-    pub fn replicas(&self, model: &str) -> Vec<Replica> {
+    /// Other nodes than `node` that serve `model`, `count_max` at most, in no order; none that is known to be in another zone than
+    /// `zone`, from where bytes cost more than from a store.
+    pub fn neighbours(
+        &self,
+        model: &str,
+        node: &NodeId,
+        zone: Option<&str>,
+        count_max: usize,
+    ) -> Vec<Replica> {
         let newest = self.newest.borrow();
         let routes = newest.table.routes.iter().filter(|route| route.model == model);
-        routes.flat_map(|route| route.replicas.iter().cloned()).collect()
+        let replicas = routes.flat_map(|route| &route.replicas);
+        let is_near = |replica: &&Replica| match (zone, &replica.zone) {
+            (Some(here), Some(there)) => here == there,
+            _ => true,
+        };
+        let near = replicas.filter(|replica| replica.node != *node).filter(is_near);
+        let mut near: Vec<Replica> = near.cloned().collect();
+        // Many nodes that come up at once do not all ask the same.
+        fastrand::shuffle(&mut near);
+        near.truncate(count_max);
+        near
     }
 
     /// What the deployment of `model` that `node` serves wishes; without one, what any deployment of the model does.
@@ -172,5 +189,38 @@ mod tests {
         assert_eq!(routes.models(), ["spoken"]);
         assert_eq!(routes.candidates("remembered"), None);
         assert_eq!(routes.candidates("spoken"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn neighbours_are_other_replicas_of_the_model_that_are_not_known_to_be_in_another_zone() {
+        let replica = |node: &str, zone: Option<&str>| Replica {
+            node: NodeId::new(node).unwrap(),
+            address: format!("{node}:7444"),
+            zone: zone.map(str::to_owned),
+            gpu: None,
+        };
+        let mut table = table(1, 1, "m");
+        table.routes[0].replicas = vec![
+            replica("here", Some("a")),
+            replica("near", Some("a")),
+            replica("far", Some("b")),
+            replica("somewhere", None),
+        ];
+        let mut other = table.routes[0].clone();
+        (other.model, other.replicas) = ("other".to_owned(), vec![replica("stranger", Some("a"))]);
+        table.routes.push(other);
+        let root = tempfile::tempdir().unwrap();
+        let routes = Routes::remembered(&StateDir::open(root.path()).unwrap());
+        routes.offer(table);
+        let of = |zone: Option<&str>, count_max: usize| {
+            let near = routes.neighbours("m", &NodeId::new("here").unwrap(), zone, count_max);
+            near.into_iter()
+                .map(|replica| replica.node.to_string())
+                .collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(of(Some("a"), 16), ["near", "somewhere"].map(str::to_owned).into());
+        assert_eq!(of(None, 16), ["far", "near", "somewhere"].map(str::to_owned).into());
+        assert_eq!(of(None, 2).len(), 2);
+        assert_eq!(routes.neighbours("unknown", &NodeId::new("here").unwrap(), None, 16), []);
     }
 }

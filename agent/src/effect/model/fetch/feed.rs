@@ -10,7 +10,7 @@ use cic_common::model::tree::{PieceHasher, piece_span};
 use super::target::{Tally, Target};
 
 /// Hashed and written at once: worth the way to another thread, and no more memory than that for each that is under way.
-const BATCH_BYTES: usize = 1 << 20;
+const BATCH_BYTES: usize = 256 << 10;
 
 /// Written while it is still in the processor's cache from being hashed.
 const HOT_BYTES: usize = 128 << 10;
