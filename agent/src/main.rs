@@ -108,9 +108,7 @@ fn main() -> ExitCode {
         }
         Act::Verify(args) => finish(verify(&args)),
         Act::Manifest(args) => finish(manifest(&args)),
-        Act::Fetch(args) => {
-            finish(runtime().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(fetch(&args))))
-        }
+        Act::Fetch(args) => finish(fetch(&args)),
         Act::GpuClear { config, gpu } => with(&config, |config| clear(&config, gpu)),
         Act::Checkpoints { config, node } => {
             with(&config, |config| runtime()?.block_on(checkpoints::show(&config, node)))

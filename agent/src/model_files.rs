@@ -142,7 +142,11 @@ pub fn manifest(args: &ManifestArgs) -> anyhow::Result<u8> {
 ///
 /// # Errors
 /// Names what cannot be had, and why; the next run goes on from there.
-pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
+pub fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
+    fetch::runtime().context("no threads to fetch with")?.block_on(fetch_on(args))
+}
+
+async fn fetch_on(args: &FetchArgs) -> anyhow::Result<u8> {
     let store = fetch::store_at(&args.url)?;
     let manifest = match &args.manifest {
         Some(file) => {
@@ -156,7 +160,7 @@ pub async fn fetch(args: &FetchArgs) -> anyhow::Result<u8> {
     let bar = bar()?;
     let progress = |progress| show(&bar, progress);
     let effort = Effort { threads: thread_count(args.threads), progress: &progress };
-    let places = Places { store: &store, neighbours: None };
+    let places = Places { store, neighbours: None };
     let fetched =
         fetch::fetch(&places, &manifest, &args.directory, &besides, &mut Ledger::default(), &effort).await;
     bar.finish_and_clear();

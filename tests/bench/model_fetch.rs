@@ -28,6 +28,14 @@ pub(crate) struct Took {
     pub(crate) synced: f64,
 }
 
+/// A peer's run, and the run of ours that came after it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Round {
+    pub(crate) peer: Took,
+    /// Seconds.
+    pub(crate) ours: f64,
+}
+
 /// A server that has the set.
 #[derive(Debug)]
 pub(crate) struct Stand {
@@ -55,25 +63,23 @@ impl Stand {
         Ok(took.synced)
     }
 
-    /// The same of each peer, in each round one of ours first.
+    /// The same of each peer, and each time one of ours after it: a machine that is shared has good and bad moments.
     pub(crate) fn beside(
         &self,
         agent: &Path,
         rounds: usize,
-        ours: &mut Vec<f64>,
-    ) -> anyhow::Result<Vec<(&'static str, Vec<Took>)>> {
+    ) -> anyhow::Result<Vec<(&'static str, Vec<Round>)>> {
         let mut peers = Vec::new();
         for peer in PEERS {
             let mut took = Vec::new();
             for _ in 0..rounds {
                 match self.timed(&mut self.peer(peer)) {
-                    Ok(of_peer) => took.push(of_peer),
+                    Ok(peer) => took.push(Round { peer, ours: self.ours(agent)? }),
                     Err(error) => {
                         eprintln!("{peer} is left out: {error:#}");
                         break;
                     }
                 }
-                ours.push(self.ours(agent)?);
             }
             peers.push((peer, took));
         }

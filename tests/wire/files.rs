@@ -128,7 +128,7 @@ fn fetched(fleet: &Fleet, nodes: &[&Address], source: &Path, manifest: &Manifest
         let addresses = nodes.iter().map(|address| (*address).clone()).collect();
         let neighbours = Neighbours::new(MODEL.to_owned(), addresses, tls, Supervisor::new());
         let store = store_at(&format!("file://{}", source.display())).unwrap();
-        let places = Places { store: &store, neighbours: Some(&neighbours) };
+        let places = Places { store, neighbours: Some(Arc::new(neighbours)) };
         let fetched = fetch(&places, manifest, to, &[], &mut Ledger::default(), &quietly()).await.unwrap();
         let checked = check(to, manifest, &[], &mut Ledger::default(), &quietly()).unwrap();
         assert_eq!(checked.findings, []);

@@ -6,6 +6,7 @@
 use std::io::{self, Write as _};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -35,9 +36,6 @@ const SAY_EVERY_MS: u64 = 1000;
 
 /// Between two looks whether another process has fetched it.
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
-
-/// To take bodies from sockets; hashing and writing are done beside.
-const FETCH_THREADS: usize = 2;
 
 /// Whoever serves requests on this machine comes first.
 const NICE: i32 = 10;
@@ -201,15 +199,13 @@ fn threads() -> usize {
 fn fetched(args: &StepArgs) -> Result<String, ModelFault> {
     let url = args.url.as_deref().unwrap_or_default();
     let not_fetched = |cause: String| ModelFault::NotFetched { url: without_options(url).to_owned(), cause };
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(FETCH_THREADS).enable_all().build();
-    let runtime = runtime.map_err(|error| not_fetched(error.to_string()))?;
-    let fetch_once = async |neighbours: Option<&Neighbours>| {
+    let runtime = fetch::runtime().map_err(|error| not_fetched(error.to_string()))?;
+    let fetch_once = async |neighbours: Option<Arc<Neighbours>>| {
         let store = fetch::store_at(url)?;
         let manifest = fetch::manifest_of(&store).await?;
         let progress = saying();
         let effort = Effort { threads: threads(), progress: &progress };
-        let places = fetch::Places { store: &store, neighbours };
+        let places = fetch::Places { store, neighbours };
         let mut ledger = ledger(args.ledger.clone());
         fetch::fetch(&places, &manifest, &args.directory, &[], &mut ledger, &effort).await
     };
@@ -221,7 +217,7 @@ fn fetched(args: &StepArgs) -> Result<String, ModelFault> {
             None
         });
         loop {
-            match fetch_once(neighbours.as_ref()).await {
+            match fetch_once(neighbours.clone()).await {
                 // Another agent of this machine has the same model to fetch: what it brings is ours too.
                 Err(error) if error.is::<fetch::Busy>() => {
                     say(&Line::Progress { done_bytes: 0, all_bytes: 0 });
@@ -241,7 +237,7 @@ fn fetched(args: &StepArgs) -> Result<String, ModelFault> {
 }
 
 /// The nodes that serve the model, if any were named.
-fn neighbours(args: &StepArgs, tasks: &Supervisor) -> anyhow::Result<Option<Neighbours>> {
+fn neighbours(args: &StepArgs, tasks: &Supervisor) -> anyhow::Result<Option<Arc<Neighbours>>> {
     let (Some(model), Some(identity), Some(ca)) = (&args.model, &args.identity, &args.ca) else {
         return Ok(None);
     };
@@ -251,7 +247,7 @@ fn neighbours(args: &StepArgs, tasks: &Supervisor) -> anyhow::Result<Option<Neig
     let identity =
         Identity::load(identity)?.with_context(|| format!("{} is not there", identity.display()))?;
     let tls = tcp_client(&identity, &Trust::from_file(ca)?)?;
-    Ok(Some(Neighbours::new(model.clone(), args.neighbour.clone(), tls, tasks.clone())))
+    Ok(Some(Arc::new(Neighbours::new(model.clone(), args.neighbour.clone(), tls, tasks.clone()))))
 }
 
 /// What another reading does not mend comes first.

@@ -32,49 +32,60 @@ const TRIES: u32 = 3;
 /// Between two looks whether a neighbour has room again.
 const PAUSE: Duration = Duration::from_millis(200);
 
+/// All that takes part in a fetch.
+#[derive(Clone)]
+pub(super) struct Party {
+    pub(super) places: Places,
+    pub(super) runs: Arc<Runs>,
+    pub(super) tally: Arc<Tally>,
+}
+
 /// Takes runs to the store until none is left.
-pub(super) async fn from_store(places: &Places<'_>, runs: &Runs, tally: &Tally<'_>) -> anyhow::Result<()> {
-    while let Some(run) = runs.take(RUN_PIECES_MAX) {
-        run_from_store(places, &run, tally).await?;
+pub(super) async fn from_store(party: Party) -> anyhow::Result<()> {
+    while let Some(run) = party.runs.take(RUN_PIECES_MAX) {
+        run_from_store(&party, &run).await?;
     }
     Ok(())
 }
 
-/// Takes pieces to neighbours until none is left; one that no neighbour gives goes to the store.
+/// Takes pieces to neighbours until none is left, `first` before all others; one that no neighbour gives goes to the store.
 pub(super) async fn from_neighbours(
-    places: &Places<'_>,
-    neighbours: &Neighbours,
-    runs: &Runs,
-    tally: &Tally<'_>,
+    party: Party,
+    neighbours: Arc<Neighbours>,
+    mut first: Option<Run>,
 ) -> anyhow::Result<()> {
     loop {
         let Some(turn) = neighbours.turn() else {
-            if runs.is_empty() || neighbours.are_left() {
+            if let Some(run) = first.take() {
+                run_from_store(&party, &run).await?;
+            } else if party.runs.is_empty() || neighbours.are_left() {
                 return Ok(());
+            } else {
+                sleep(PAUSE).await;
             }
-            sleep(PAUSE).await;
             continue;
         };
-        let Some(run) = runs.take(1) else { return Ok(()) };
+        let Some(run) = first.take().or_else(|| party.runs.take(1)) else { return Ok(()) };
         let target = &run.target;
         let (begin, length) = piece_span(run.first, target.wanted.size);
         let given =
             if length > 0 { neighbours.piece(&turn, &target.wanted.path, begin, length).await } else { None };
         if let Some(bytes) = given {
-            if Feed::new(target, tally, run.first..run.first + 1).take(bytes).await? {
+            if Feed::new(target, &party.tally, run.first..run.first + 1).take(bytes).await? {
                 neighbours.credit(&turn, length);
                 continue;
             }
             neighbours.leave(&turn, "it has other bytes");
         }
         drop(turn);
-        run_from_store(places, &run, tally).await?;
+        run_from_store(&party, &run).await?;
     }
 }
 
-async fn run_from_store(places: &Places<'_>, run: &Run, tally: &Tally<'_>) -> anyhow::Result<()> {
+async fn run_from_store(party: &Party, run: &Run) -> anyhow::Result<()> {
     let Run { target, first, count } = run;
-    let (store, path, size) = (places.store, &target.wanted.path, target.wanted.size);
+    let (store, tally) = (&party.places.store, &party.tally);
+    let (path, size) = (&target.wanted.path, target.wanted.size);
     if size == 0 {
         ensure!(target.wanted.has(*first, &[]), "the manifest has {path} empty, and another hash for it");
         return tally.done(target, *first, true).await;
@@ -128,7 +139,7 @@ async fn run_from_store(places: &Places<'_>, run: &Run, tally: &Tally<'_>) -> an
 }
 
 /// A piece out of the file that is wrong elsewhere, if it still has it.
-pub(super) async fn from_here(target: &Arc<Target>, piece: u64, tally: &Tally<'_>) -> anyhow::Result<bool> {
+pub(super) async fn from_here(target: &Arc<Target>, piece: u64, tally: &Tally) -> anyhow::Result<bool> {
     let kept = Arc::clone(target);
     let copy = move || {
         let Some(bytes) = here(&kept, piece) else { return Ok(false) };

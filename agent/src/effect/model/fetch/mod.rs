@@ -22,4 +22,4 @@ mod wanted;
 
 pub use neighbour::{Address, Neighbours};
 pub use staging::Busy;
-pub use transfer::{Fetched, Places, fetch, manifest_of, store_at};
+pub use transfer::{Fetched, Places, fetch, manifest_of, runtime, store_at};

@@ -81,7 +81,7 @@ impl Staging {
     }
 
     /// The end: all files of `manifest` are whole.
-    pub(super) fn finish(self, manifest: &Manifest) -> io::Result<()> {
+    pub(super) fn finish(&self, manifest: &Manifest) -> io::Result<()> {
         if !self.is_new {
             return fs::remove_dir_all(&self.folder);
         }

@@ -10,8 +10,9 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use anyhow::Context as _;
 use cic_common::model::tree::piece_span;
 use rustix::fs::{Advice, fadvise};
+use tokio::sync::Notify;
 
-use super::super::content::{Effort, Progress, Stamp};
+use super::super::content::Stamp;
 use super::staging::Staging;
 use super::wanted::Wanted;
 
@@ -50,16 +51,21 @@ impl Target {
 }
 
 /// Counts pieces that are written, and puts files in their places.
-pub(super) struct Tally<'a> {
-    pub(super) staging: &'a Staging,
-    pub(super) effort: &'a Effort<'a>,
-    pub(super) all_bytes: u64,
+pub(super) struct Tally {
+    pub(super) staging: Arc<Staging>,
     pub(super) done_bytes: AtomicU64,
+    /// There is more of them.
+    pub(super) is_more: Notify,
     /// Those that came from elsewhere.
     pub(super) fetched_bytes: AtomicU64,
 }
 
-impl Tally<'_> {
+impl Tally {
+    pub(super) fn new(staging: &Arc<Staging>) -> Self {
+        let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { staging: Arc::clone(staging), done_bytes, is_more: Notify::new(), fetched_bytes }
+    }
+
     /// A piece has the bytes of the manifest and is written.
     pub(super) async fn done(
         &self,
@@ -71,8 +77,8 @@ impl Tally<'_> {
         if is_from_elsewhere {
             self.fetched_bytes.fetch_add(length, Ordering::Relaxed);
         }
-        let done_bytes = self.done_bytes.fetch_add(length, Ordering::Relaxed) + length;
-        (self.effort.progress)(Progress { done_bytes, all_bytes: self.all_bytes });
+        self.done_bytes.fetch_add(length, Ordering::Relaxed);
+        self.is_more.notify_one();
         if target.lacking.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.publish(target).await?;
         }

@@ -1,6 +1,7 @@
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use cic_common::model::Manifest;
@@ -54,8 +55,8 @@ fn assert_whole(directory: &Path, manifest: &Manifest) {
     assert!(hidden.is_empty(), "{hidden:?}");
 }
 
-fn only(store: &Store) -> Places<'_> {
-    Places { store, neighbours: None }
+fn only(store: &Store) -> Places {
+    Places { store: store.clone(), neighbours: None }
 }
 
 async fn fetched_bytes(store: &Store, manifest: &Manifest, directory: &Path) -> u64 {
@@ -287,13 +288,13 @@ async fn bytes_count_by_the_piece_in_whatever_parts_they_come_and_none_is_taken_
     let root = tempfile::tempdir().unwrap();
     let (_, manifest) = published(root.path());
     let bytes = fs::read(root.path().join("source").join(WEIGHTS)).unwrap();
-    let (staging, effort) = (Staging::open(&root.path().join("model")).unwrap(), quietly());
-    let files = wanted(&manifest, &root.path().join("model"), &[], &mut Ledger::default(), &staging, &effort)
-        .unwrap();
+    let staging = Arc::new(Staging::open(&root.path().join("model")).unwrap());
+    let files =
+        wanted(&manifest, &root.path().join("model"), &[], &mut Ledger::default(), &staging, &quietly())
+            .unwrap();
     let weights = files.into_iter().find(|file| file.path == WEIGHTS).unwrap();
     let target = Target::open(weights, &staging).unwrap();
-    let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let tally = Tally { staging: &staging, effort: &effort, all_bytes: ALL, done_bytes, fetched_bytes };
+    let tally = Tally::new(&staging);
     let staged = || fs::read(staging.path(WEIGHTS)).unwrap();
 
     let mut feed = Feed::new(&target, &tally, 1..3);

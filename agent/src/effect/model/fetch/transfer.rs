@@ -3,7 +3,7 @@
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,11 +12,12 @@ use cic_common::model::Manifest;
 use cic_common::model::manifest::{MANIFEST_BYTES_MAX, MANIFEST_NAME};
 use cic_common::objects::{Store, Stores};
 use cic_common::time::unix_ms;
-use futures_util::future::{BoxFuture, try_join_all};
-use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _, stream};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
 
-use super::super::content::{Effort, Ledger, Stamp, digest_of};
-use super::bring::{from_here, from_neighbours, from_store};
+use super::super::content::{Effort, Ledger, Progress, Stamp, digest_of};
+use super::bring::{Party, from_here, from_neighbours, from_store};
 use super::neighbour::{self, Neighbours};
 use super::runs::Runs;
 use super::staging::Staging;
@@ -33,11 +34,11 @@ const COPIES_UNDER_WAY: usize = 4;
 const MANIFEST_WITHIN: Duration = Duration::from_secs(60);
 
 /// Where pieces come from.
-#[derive(Debug, Clone, Copy)]
-pub struct Places<'a> {
-    pub store: &'a Store,
+#[derive(Debug, Clone)]
+pub struct Places {
+    pub store: Store,
     /// Asked at the same time as the store.
-    pub neighbours: Option<&'a Neighbours>,
+    pub neighbours: Option<Arc<Neighbours>>,
 }
 
 /// What was done.
@@ -58,23 +59,33 @@ pub struct Fetched {
 /// # Errors
 /// Names the file that cannot be had, and why. What had come by then is of use to the next run.
 pub async fn fetch(
-    places: &Places<'_>,
+    places: &Places,
     manifest: &Manifest,
     directory: &Path,
     besides: &[PathBuf],
     ledger: &mut Ledger,
     effort: &Effort<'_>,
 ) -> anyhow::Result<Fetched> {
-    let staging = Staging::open(directory)?;
+    let staging = Arc::new(Staging::open(directory)?);
     let files = wanted(manifest, directory, besides, ledger, &staging, effort)?;
     let all_bytes: u64 = files.iter().map(Wanted::missing_bytes).sum();
     staging.require_room(all_bytes)?;
     let targets = files.into_iter().map(|wanted| Target::open(wanted, &staging));
     let targets = targets.collect::<anyhow::Result<Vec<_>>>()?;
-    let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-    let tally = Tally { staging: &staging, effort, all_bytes, done_bytes, fetched_bytes };
-    bring_all(places, &targets, &tally).await?;
-    let fetched_bytes = tally.fetched_bytes.into_inner();
+    let tally = Arc::new(Tally::new(&staging));
+    let mut bringing = std::pin::pin!(bring_all(places, &targets, &tally));
+    loop {
+        // Cancel safe: word of more bytes that is missed is followed by other word, or by the end.
+        let ended = tokio::select! {
+            ended = &mut bringing => Some(ended),
+            () = tally.is_more.notified() => None,
+        };
+        (effort.progress)(Progress { done_bytes: tally.done_bytes.load(Ordering::Relaxed), all_bytes });
+        if let Some(ended) = ended {
+            break ended?;
+        }
+    }
+    let fetched_bytes = tally.fetched_bytes.load(Ordering::Relaxed);
     let text = manifest.to_json();
     let written = staging.file(MANIFEST_NAME, text.len() as u64, false).and_then(|file| {
         file.write_all_at(text.as_bytes(), 0)?;
@@ -90,14 +101,14 @@ pub async fn fetch(
         files: manifest.files().count(),
         bytes: manifest.files().filter_map(|(_, content)| content.size).sum(),
         fetched_bytes,
-        given: places.neighbours.map(Neighbours::given).unwrap_or_default(),
+        given: places.neighbours.as_deref().map(Neighbours::given).unwrap_or_default(),
     })
 }
 
 /// First what is here, then all else, of all files in one row: while the last pieces of one come, or it is written out, the next
 /// has begun.
-async fn bring_all(places: &Places<'_>, targets: &[Arc<Target>], tally: &Tally<'_>) -> anyhow::Result<()> {
-    let runs = Runs::default();
+async fn bring_all(places: &Places, targets: &[Arc<Target>], tally: &Arc<Tally>) -> anyhow::Result<()> {
+    let runs = Arc::new(Runs::default());
     for target in targets {
         let missing = &target.wanted.missing;
         if missing.is_empty() {
@@ -112,15 +123,26 @@ async fn bring_all(places: &Places<'_>, targets: &[Arc<Target>], tally: &Tally<'
         let changed: Vec<Option<u64>> = copied.buffered(COPIES_UNDER_WAY).try_collect().await?;
         runs.add(target, elsewhere.into_iter().chain(changed.into_iter().flatten()));
     }
-    let store = (0..STORE_UNDER_WAY).map(|_| from_store(places, &runs, tally).boxed());
-    let mut under_way: Vec<BoxFuture<'_, anyhow::Result<()>>> = store.collect();
-    if let Some(neighbours) = places.neighbours {
-        let each = (0..neighbour::UNDER_WAY_IN_ALL)
-            .map(|_| from_neighbours(places, neighbours, &runs, tally).boxed());
+    let party = Party { places: places.clone(), runs, tally: Arc::clone(tally) };
+    // Ended together: each by itself has nobody to say how it went.
+    let mut tasks = JoinSet::new();
+    if let Some(neighbours) = &places.neighbours {
         // Before the store has taken all of a small model.
-        under_way.splice(0..0, each);
+        for _ in 0..neighbour::UNDER_WAY_IN_ALL {
+            let first = party.runs.take(1);
+            tasks.spawn(from_neighbours(party.clone(), Arc::clone(neighbours), first));
+        }
     }
-    try_join_all(under_way).await.map(drop)
+    for _ in 0..STORE_UNDER_WAY {
+        tasks.spawn(from_store(party.clone()));
+    }
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended.map_err(anyhow::Error::from).flatten() {
+            tasks.shutdown().await;
+            return Err(error);
+        }
+    }
+    Ok(())
 }
 
 /// Remembers the files that were written, and not touched since: each of their pieces was hashed.
@@ -140,6 +162,14 @@ fn learn(
         }
     }
     ledger.save()
+}
+
+/// What [`fetch`] runs on: each thread takes bytes from sockets, hashes and writes them, and may have to wait for the disk.
+///
+/// # Errors
+/// When the kernel has no more threads.
+pub fn runtime() -> std::io::Result<Runtime> {
+    Builder::new_multi_thread().worker_threads(STORE_UNDER_WAY).enable_all().build()
 }
 
 /// The store at `url`, with the credentials of this process's environment.
