@@ -8,7 +8,7 @@
 use blake3::hazmat::{ChainingValue, HasherExt as _, Mode, merge_subtrees_non_root, merge_subtrees_root};
 use blake3::{Hash, Hasher};
 
-/// A subtree of BLAKE3, whose length is a power of two: one read of an object store that is worth its round trip.
+/// A subtree of BLAKE3, whose length is a power of two: what a flipped byte costs (decision 29).
 pub const PIECE_BYTES: u64 = 4 << 20;
 
 /// The hash of one piece: a chaining value, or, where a file has but one, the file's hash.

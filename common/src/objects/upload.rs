@@ -122,14 +122,23 @@ impl Store {
 }
 
 impl Upload {
-    /// Sends the next part, as soon as there is room for it among those that are under way.
+    /// Waits until there is room for a part among those that are under way: read before that, it would be one more in memory.
+    ///
+    /// # Errors
+    /// Why an earlier part cannot be written.
+    pub async fn room(&mut self) -> Result<(), String> {
+        while self.under_way.len() >= UNDER_WAY {
+            self.one().await?;
+        }
+        Ok(())
+    }
+
+    /// Sends the next part, as soon as there is room for it.
     ///
     /// # Errors
     /// Why a part, this one or an earlier, cannot be written.
     pub async fn part(&mut self, bytes: Vec<Bytes>) -> Result<(), String> {
-        while self.under_way.len() >= UNDER_WAY {
-            self.one().await?;
-        }
+        self.room().await?;
         let (put, within) = (self.inner.put_part(PutPayload::from_iter(bytes)), self.within);
         let put = async move { bounded(within, put).await?.map_err(|error| text_of(&error)) };
         self.under_way.push(put.boxed());

@@ -201,6 +201,7 @@ async fn send_parts(
     let mut begin = 0;
     while begin < item.size {
         let length = part.min(item.size - begin);
+        upload.room().await.map_err(anyhow::Error::msg)?;
         let bytes = read(origin, item, begin, length).await?;
         upload.part(bytes).await.map_err(anyhow::Error::msg)?;
         sent(length);

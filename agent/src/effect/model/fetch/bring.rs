@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail, ensure};
 use bytes::Bytes;
 use cic_common::model::tree::piece_span;
 use futures_util::StreamExt as _;
+use futures_util::stream::BoxStream;
 use tokio::time::{sleep, timeout};
 
 use super::Places;
@@ -17,14 +18,17 @@ use super::neighbour::Neighbours;
 use super::runs::{Run, Runs};
 use super::target::{Tally, Target};
 
-/// Pieces of one question to the store, at most: 32 MiB, beside which a question costs little.
+/// Pieces of one question to the store, at most: 32 MiB take 270 ms at 1 Gbit/s, a question some 25 ms.
 const RUN_PIECES_MAX: u64 = 8;
 
 /// For the head of an answer, the repetitions within the client of the store included.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// Between two parts of an answer. A store that stalls is asked again.
+/// Between two parts of an answer: a store that stalls is asked again before the client of it does, which takes 30 s.
 const STALL_MAX: Duration = Duration::from_secs(20);
+
+/// For one piece, however its parts dribble: 4 MiB at 0.6 Mbit/s.
+const PIECE_WITHIN: Duration = Duration::from_secs(60);
 
 /// Times a piece is asked for that does not come, or comes with other bytes.
 const TRIES: u32 = 3;
@@ -58,7 +62,7 @@ pub(super) async fn from_neighbours(
         let Some(turn) = neighbours.turn() else {
             if let Some(run) = first.take() {
                 run_from_store(&party, &run).await?;
-            } else if party.runs.is_empty() || neighbours.are_left() {
+            } else if party.runs.is_empty() || neighbours.all_are_left() {
                 return Ok(());
             } else {
                 sleep(PAUSE).await;
@@ -103,39 +107,63 @@ async fn run_from_store(party: &Party, run: &Run) -> anyhow::Result<()> {
         tries += 1;
         let (begin, _) = piece_span(next, size);
         let mut feed = Feed::new(target, tally, next..first + count);
-        match store.read_range(path, begin, end - begin, ANSWER_WITHIN).await {
-            Err(cause) => last = cause,
+        let fault = match store.read_range(path, begin, end - begin, ANSWER_WITHIN).await {
+            Err(cause) => Some(cause),
             Ok(None) => bail!("{} has no {path}", store.name),
-            Ok(Some(mut parts)) => loop {
-                match timeout(STALL_MAX, parts.next()).await {
-                    Ok(Some(Ok(bytes))) => {
-                        if !feed.take(bytes).await? {
-                            "it has not the bytes of the manifest there".clone_into(&mut last);
-                            break;
-                        }
-                    }
-                    Ok(Some(Err(cause))) => {
-                        last = cause;
-                        break;
-                    }
-                    Ok(None) => {
-                        "it ended before its end".clone_into(&mut last);
-                        break;
-                    }
-                    Err(_) => {
-                        last = format!("nothing came for {} s", STALL_MAX.as_secs());
-                        break;
-                    }
-                }
-            },
-        }
-        // Whatever came whole is not asked for again, and who gives something may be asked anew.
+            Ok(Some(mut parts)) => take_all(&mut parts, &mut feed, first + count).await?,
+        };
+        last = fault.unwrap_or(last);
         if feed.piece > next {
+            // What came whole is not asked for again, and this was the first question for what did not.
             next = feed.piece;
-            tries = 0;
+            tries = 1;
         }
     }
     Ok(())
+}
+
+/// Takes parts until `end`; says what was in the way of it, if anything was.
+async fn take_all(
+    parts: &mut BoxStream<'static, Result<Bytes, String>>,
+    feed: &mut Feed<'_>,
+    end: u64,
+) -> anyhow::Result<Option<String>> {
+    while feed.piece < end {
+        if let Some(fault) = take_one(parts, feed).await? {
+            return Ok(Some(fault));
+        }
+    }
+    Ok(None)
+}
+
+/// Takes parts until a piece more is whole.
+async fn take_one(
+    parts: &mut BoxStream<'static, Result<Bytes, String>>,
+    feed: &mut Feed<'_>,
+) -> anyhow::Result<Option<String>> {
+    let piece = feed.piece;
+    let mut late = std::pin::pin!(sleep(PIECE_WITHIN));
+    while feed.piece == piece {
+        // Cancel safe: whichever ends first, a part that has come is taken, or none is taken any more. The piece's end, which may
+        // have to wait for the disk, is not cut off.
+        let came = tokio::select! {
+            biased;
+            came = timeout(STALL_MAX, parts.next()) => came,
+            () = &mut late => {
+                return Ok(Some(format!("a piece did not come within {} s", PIECE_WITHIN.as_secs())));
+            }
+        };
+        let part = match came {
+            Ok(Some(Ok(part))) => part,
+            Ok(Some(Err(cause))) => return Ok(Some(cause)),
+            Ok(None) => return Ok(Some("it ended before its end".to_owned())),
+            Err(_) => return Ok(Some(format!("nothing came for {} s", STALL_MAX.as_secs()))),
+        };
+        if !feed.take(part).await? {
+            return Ok(Some("it has not the bytes of the manifest there".to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// A piece out of the file that is wrong elsewhere, if it still has it.

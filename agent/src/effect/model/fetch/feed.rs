@@ -9,12 +9,11 @@ use cic_common::model::tree::{PieceHasher, piece_span};
 
 use super::target::{Tally, Target};
 
-/// Written while it is still in the processor's cache from being hashed, which it is because it has just been received: by the same
-/// thread, without a wait between. All that this process is there for is to have it written.
+/// Half of what a core's own cache holds at the least: hashed, and then written, while it is in there from being received.
 const HOT_BYTES: usize = 128 << 10;
 
 /// Takes the bytes of consecutive pieces. What is written counts once the piece has its hash; until then whatever is there is
-/// looked at again by the next run, as anything in the staging folder.
+/// looked at again by the next fetch, as anything in the staging folder.
 pub(super) struct Feed<'a> {
     target: &'a Arc<Target>,
     tally: &'a Tally,

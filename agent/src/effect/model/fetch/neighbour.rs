@@ -25,8 +25,8 @@ use crate::serve::files::Ask;
 /// Pieces under way from one node: it has others to serve, and its neighbours have the rest.
 const UNDER_WAY: usize = 2;
 
-/// From all together: the store is asked at the same time, however many they are and however slow.
-pub(super) const UNDER_WAY_IN_ALL: usize = 4;
+/// Who asks neighbours, a piece each at a time: the store is asked at the same time, however many they are and however slow.
+pub(super) const ASKERS: usize = 4;
 
 /// Of an answer that is no piece.
 const WORDS_BYTES_MAX: u64 = 4096;
@@ -67,7 +67,6 @@ impl std::fmt::Display for Address {
 /// The nodes that serve a model.
 pub struct Neighbours {
     model: String,
-    room: Semaphore,
     all: Vec<Neighbour>,
     tls: Arc<ClientConfig>,
     tasks: Supervisor,
@@ -87,7 +86,7 @@ struct Neighbour {
 /// A place at a neighbour, for one piece.
 pub(super) struct Turn<'a> {
     neighbour: &'a Neighbour,
-    _room: (SemaphorePermit<'a>, SemaphorePermit<'a>),
+    _room: SemaphorePermit<'a>,
 }
 
 /// What became of a question.
@@ -117,15 +116,7 @@ impl Neighbours {
             is_left: AtomicBool::new(false),
             given_bytes: AtomicU64::new(0),
         };
-        let room = Semaphore::new(UNDER_WAY_IN_ALL);
-        Self {
-            model,
-            room,
-            all: addresses.into_iter().map(neighbour).collect(),
-            tls,
-            tasks,
-            clock: Clock::start(),
-        }
+        Self { model, all: addresses.into_iter().map(neighbour).collect(), tls, tasks, clock: Clock::start() }
     }
 
     /// Bytes that came from each that gave any.
@@ -137,15 +128,15 @@ impl Neighbours {
 
     /// A place at the one that has given least; `None` when all are taken, rest, or are left.
     pub(super) fn turn(&self) -> Option<Turn<'_>> {
-        let (now, in_all) = (self.clock.now(), self.room.try_acquire().ok()?);
+        let now = self.clock.now();
         let mut willing: Vec<&Neighbour> = self.all.iter().filter(|one| one.is_willing(now)).collect();
         willing.sort_by_key(|one| one.given_bytes.load(Ordering::Relaxed));
         let neighbour = willing.into_iter().find(|one| one.room.available_permits() > 0)?;
-        Some(Turn { neighbour, _room: (in_all, neighbour.room.try_acquire().ok()?) })
+        Some(Turn { neighbour, _room: neighbour.room.try_acquire().ok()? })
     }
 
     /// Whether none is asked any more.
-    pub(super) fn are_left(&self) -> bool {
+    pub(super) fn all_are_left(&self) -> bool {
         self.all.iter().all(|one| one.is_left.load(Ordering::Relaxed))
     }
 

@@ -1,12 +1,16 @@
-//! What is lacking, in the order of the files, until somebody takes it.
+//! What is lacking, until somebody takes it.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::target::Target;
 
-/// Runs that are taken from in turn: into one file only one writes at a time.
-const FILES_AT_ONCE: usize = 4;
+/// Runs that are taken from in turn: into one file only one thread writes at a time, and four keep a disk busy (measured).
+const IN_TURN: usize = 4;
+
+/// Nobody takes more than this part of what is left: twice as many as take, so that the slow do not hold the end of it while the
+/// fast have nothing to do.
+const SHARES: u64 = 24;
 
 /// Pieces of one file that follow one another.
 #[derive(Debug, Clone)]
@@ -17,42 +21,51 @@ pub(super) struct Run {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Runs(Mutex<VecDeque<Run>>);
+pub(super) struct Runs(Mutex<Row>);
+
+#[derive(Debug, Default)]
+struct Row {
+    runs: VecDeque<Run>,
+    /// Pieces of all of them.
+    left: u64,
+}
 
 impl Runs {
     /// These pieces of a file, in their order, behind what is there.
     pub(super) fn add(&self, target: &Arc<Target>, pieces: impl IntoIterator<Item = u64>) {
-        let mut runs = self.lock();
+        let mut row = self.lock();
         for piece in pieces {
-            match runs.back_mut() {
+            row.left += 1;
+            match row.runs.back_mut() {
                 Some(last) if Arc::ptr_eq(&last.target, target) && last.first + last.count == piece => {
                     last.count += 1
                 }
-                _ => runs.push_back(Run { target: Arc::clone(target), first: piece, count: 1 }),
+                _ => row.runs.push_back(Run { target: Arc::clone(target), first: piece, count: 1 }),
             }
         }
     }
 
-    /// The next pieces, `count_max` at most; `None` when none is left.
+    /// The next pieces, `count_max` at most, and fewer where few are left; `None` when none is.
     pub(super) fn take(&self, count_max: u64) -> Option<Run> {
-        let mut runs = self.lock();
-        let mut front = runs.pop_front()?;
-        if front.count <= count_max {
-            return Some(front);
+        let mut row = self.lock();
+        let mut front = row.runs.pop_front()?;
+        let count = count_max.min(row.left / SHARES).max(1).min(front.count);
+        row.left -= count;
+        let taken = Run { count, ..front.clone() };
+        if front.count > count {
+            front.first += count;
+            front.count -= count;
+            let behind = row.runs.len().min(IN_TURN - 1);
+            row.runs.insert(behind, front);
         }
-        let taken = Run { count: count_max, ..front.clone() };
-        front.first += count_max;
-        front.count -= count_max;
-        let behind = runs.len().min(FILES_AT_ONCE - 1);
-        runs.insert(behind, front);
         Some(taken)
     }
 
     pub(super) fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+        self.lock().runs.is_empty()
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, VecDeque<Run>> {
+    fn lock(&self) -> MutexGuard<'_, Row> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

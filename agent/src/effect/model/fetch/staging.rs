@@ -24,7 +24,7 @@ pub(super) struct Staging {
     folder: PathBuf,
     /// Nothing was there before: the directory appears as a whole.
     pub(super) is_new: bool,
-    /// Held while this process lives.
+    /// Held until nothing is written any more.
     _lock: Flock<File>,
 }
 

@@ -20,6 +20,8 @@ use super::wanted::Wanted;
 pub(super) struct Target {
     pub(super) wanted: Wanted,
     pub(super) opened: File,
+    /// No other process is at the directory while this one writes.
+    staging: Arc<Staging>,
     writing: Mutex<()>,
     /// Pieces that it lacks still.
     lacking: AtomicU64,
@@ -28,11 +30,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    pub(super) fn open(wanted: Wanted, staging: &Staging) -> anyhow::Result<Arc<Self>> {
+    pub(super) fn open(wanted: Wanted, staging: &Arc<Staging>) -> anyhow::Result<Arc<Self>> {
         let opened = staging.file(&wanted.path, wanted.size, wanted.is_staged);
         let opened = opened.with_context(|| format!("{} cannot be written", wanted.path))?;
         let lacking = AtomicU64::new(wanted.missing.len() as u64);
-        Ok(Arc::new(Self { wanted, opened, writing: Mutex::default(), lacking, stamp: OnceLock::new() }))
+        let (staging, writing, stamp) = (Arc::clone(staging), Mutex::default(), OnceLock::new());
+        Ok(Arc::new(Self { wanted, opened, staging, writing, lacking, stamp }))
     }
 
     /// The kernel lets one in at a time, and has others wait in a loop that takes a core: here they sleep.
@@ -51,21 +54,16 @@ impl Target {
 }
 
 /// Counts pieces that are written, and puts files in their places.
+#[derive(Debug, Default)]
 pub(super) struct Tally {
-    pub(super) staging: Arc<Staging>,
     pub(super) done_bytes: AtomicU64,
-    /// There is more of them.
-    pub(super) is_more: Notify,
+    /// There are more of them.
+    pub(super) came: Notify,
     /// Those that came from elsewhere.
     pub(super) fetched_bytes: AtomicU64,
 }
 
 impl Tally {
-    pub(super) fn new(staging: &Arc<Staging>) -> Self {
-        let (done_bytes, fetched_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { staging: Arc::clone(staging), done_bytes, is_more: Notify::new(), fetched_bytes }
-    }
-
     /// A piece has the bytes of the manifest and is written.
     pub(super) async fn done(
         &self,
@@ -78,7 +76,7 @@ impl Tally {
             self.fetched_bytes.fetch_add(length, Ordering::Relaxed);
         }
         self.done_bytes.fetch_add(length, Ordering::Relaxed);
-        self.is_more.notify_one();
+        self.came.notify_one();
         if target.lacking.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.publish(target).await?;
         }
@@ -89,7 +87,7 @@ impl Tally {
     pub(super) async fn publish(&self, target: &Arc<Target>) -> anyhow::Result<()> {
         let synced = Arc::clone(target);
         let synced = tokio::task::spawn_blocking(move || synced.opened.sync_all()).await?;
-        let published = synced.and_then(|()| self.staging.publish(&target.wanted.path, &target.opened));
+        let published = synced.and_then(|()| target.staging.publish(&target.wanted.path, &target.opened));
         let stamped = published.and_then(|()| target.opened.metadata());
         let stamped = stamped.map(|found| target.stamp.get_or_init(|| Stamp::of(&found)));
         stamped.map(drop).with_context(|| format!("{} cannot be put in place", target.wanted.path))

@@ -11,6 +11,7 @@ use cic_common::objects::{Store, Stores};
 use cic_common::time::unix_ms;
 
 use super::feed::Feed;
+use super::runs::{Run, Runs};
 use super::staging::{Staging, require};
 use super::target::{Tally, Target};
 use super::wanted::wanted;
@@ -294,7 +295,7 @@ async fn bytes_count_by_the_piece_in_whatever_parts_they_come_and_none_is_taken_
             .unwrap();
     let weights = files.into_iter().find(|file| file.path == WEIGHTS).unwrap();
     let target = Target::open(weights, &staging).unwrap();
-    let tally = Tally::new(&staging);
+    let tally = Tally::default();
     let staged = || fs::read(staging.path(WEIGHTS)).unwrap();
 
     let mut feed = Feed::new(&target, &tally, 1..3);
@@ -310,4 +311,32 @@ async fn bytes_count_by_the_piece_in_whatever_parts_they_come_and_none_is_taken_
     other[PIECE - 1] ^= 1;
     assert!(!Feed::new(&target, &tally, 3..4).take(Bytes::from(other)).await.unwrap());
     assert_eq!(tally.done_bytes.load(Ordering::Relaxed), PIECE_BYTES * 2);
+}
+
+#[test]
+fn runs_are_taken_in_turn_and_less_of_them_the_less_is_left() {
+    let root = tempfile::tempdir().unwrap();
+    let (_, manifest) = published(root.path());
+    let staging = Arc::new(Staging::open(&root.path().join("model")).unwrap());
+    let files =
+        wanted(&manifest, &root.path().join("model"), &[], &mut Ledger::default(), &staging, &quietly());
+    let targets: Vec<_> =
+        files.unwrap().into_iter().map(|file| Target::open(file, &staging).unwrap()).collect();
+    let runs = Runs::default();
+    runs.add(&targets[0], (0..200).chain(300..301));
+    runs.add(&targets[1], 0..200);
+    let taken = std::iter::from_fn(|| runs.take(8)).collect::<Vec<_>>();
+    let of = |run: &Run| (usize::from(Arc::ptr_eq(&run.target, &targets[1])), run.first, run.count);
+    assert_eq!(
+        taken.iter().take(4).map(of).collect::<Vec<_>>(),
+        [(0, 0, 8), (0, 300, 1), (1, 0, 8), (0, 8, 8)]
+    );
+    assert!(taken.iter().rev().take(24).all(|run| run.count == 1), "the end of it goes to whoever has time");
+    for (index, pieces) in [(0, (0..200).chain(300..301).collect::<Vec<u64>>()), (1, (0..200).collect())] {
+        let its = taken.iter().filter(|run| of(run).0 == index);
+        let mut its: Vec<u64> = its.flat_map(|run| run.first..run.first + run.count).collect();
+        its.sort_unstable();
+        assert_eq!(its, pieces);
+    }
+    assert!(runs.is_empty());
 }

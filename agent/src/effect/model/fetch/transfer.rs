@@ -19,12 +19,11 @@ use tokio::task::JoinSet;
 use super::super::content::{Effort, Ledger, Progress, Stamp, digest_of};
 use super::bring::{Party, from_here, from_neighbours, from_store};
 use super::neighbour::{self, Neighbours};
-use super::runs::Runs;
 use super::staging::Staging;
 use super::target::{Tally, Target};
 use super::wanted::{Wanted, wanted};
 
-/// Questions to the store at once.
+/// Questions to the store at once, but those for pieces that a neighbour did not give.
 const STORE_UNDER_WAY: usize = 8;
 
 /// Pieces that are copied at once.
@@ -72,13 +71,13 @@ pub async fn fetch(
     staging.require_room(all_bytes)?;
     let targets = files.into_iter().map(|wanted| Target::open(wanted, &staging));
     let targets = targets.collect::<anyhow::Result<Vec<_>>>()?;
-    let tally = Arc::new(Tally::new(&staging));
+    let tally = Arc::new(Tally::default());
     let mut bringing = std::pin::pin!(bring_all(places, &targets, &tally));
     loop {
         // Cancel safe: word of more bytes that is missed is followed by other word, or by the end.
         let ended = tokio::select! {
             ended = &mut bringing => Some(ended),
-            () = tally.is_more.notified() => None,
+            () = tally.came.notified() => None,
         };
         (effort.progress)(Progress { done_bytes: tally.done_bytes.load(Ordering::Relaxed), all_bytes });
         if let Some(ended) = ended {
@@ -105,30 +104,42 @@ pub async fn fetch(
     })
 }
 
-/// First what is here, then all else, of all files in one row: while the last pieces of one come, or it is written out, the next
-/// has begun.
+/// What is here is copied while all else comes, of all files in one row: while the last pieces of one come, or it is written out,
+/// the next has begun.
 async fn bring_all(places: &Places, targets: &[Arc<Target>], tally: &Arc<Tally>) -> anyhow::Result<()> {
-    let runs = Arc::new(Runs::default());
+    let party = Party { places: places.clone(), runs: Arc::default(), tally: Arc::clone(tally) };
+    let mut here = Vec::new();
     for target in targets {
         let missing = &target.wanted.missing;
         if missing.is_empty() {
             tally.publish(target).await?;
         }
         let is_here = |piece: &u64| target.wanted.there(*piece).is_some();
-        let (here, elsewhere): (Vec<u64>, Vec<u64>) = missing.iter().partition(|piece| is_here(piece));
-        let copied = stream::iter(here).map(|piece| async move {
-            let is_copied = from_here(target, piece, tally).await?;
-            anyhow::Ok((!is_copied).then_some(piece))
-        });
-        let changed: Vec<Option<u64>> = copied.buffered(COPIES_UNDER_WAY).try_collect().await?;
-        runs.add(target, elsewhere.into_iter().chain(changed.into_iter().flatten()));
+        let (kept, elsewhere): (Vec<u64>, Vec<u64>) = missing.iter().partition(|piece| is_here(piece));
+        here.extend(kept.into_iter().map(|piece| (target, piece)));
+        party.runs.add(target, elsewhere);
     }
-    let party = Party { places: places.clone(), runs, tally: Arc::clone(tally) };
-    // Ended together: each by itself has nobody to say how it went.
+    let copied = stream::iter(here).map(|(target, piece)| async move {
+        let is_copied = from_here(target, piece, tally).await?;
+        anyhow::Ok((!is_copied).then_some((target, piece)))
+    });
+    let copied = copied.buffered(COPIES_UNDER_WAY).try_collect::<Vec<_>>();
+    // Both to their ends: nothing is to be written after this has returned.
+    let (brought, copied) = tokio::join!(bring(&party), copied);
+    brought?;
+    for (target, piece) in copied?.into_iter().flatten() {
+        party.runs.add(target, [piece]);
+    }
+    bring(&party).await
+}
+
+/// Has everybody take from the row until nothing is left in it.
+async fn bring(party: &Party) -> anyhow::Result<()> {
+    // Not the supervisor's: they end with this call, which says how they ended.
     let mut tasks = JoinSet::new();
-    if let Some(neighbours) = &places.neighbours {
+    if let Some(neighbours) = &party.places.neighbours {
         // Before the store has taken all of a small model.
-        for _ in 0..neighbour::UNDER_WAY_IN_ALL {
+        for _ in 0..neighbour::ASKERS {
             let first = party.runs.take(1);
             tasks.spawn(from_neighbours(party.clone(), Arc::clone(neighbours), first));
         }
