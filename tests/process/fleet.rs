@@ -179,13 +179,13 @@ const FLAPS_OUT_MAX: Duration = Duration::from_secs(120);
 /// moment (going on with them elsewhere is the edge's work), and no other, and none once it is back.
 #[test]
 fn an_agent_killed_again_and_again_breaks_no_stream_of_a_peers_edge_and_keeps_its_engine() {
-    let kills: u32 = std::env::var("CIC_AGENT_KILLS").ok().and_then(|count| count.parse().ok()).unwrap_or(10);
+    const KILLS: u32 = 20;
     let (mut fleet, serving) = fleet(&[]);
     let (victim, peer) = (serving[0].clone(), serving[1].clone());
     let before = view(&fleet).node(&victim).expect("the node").clone();
     let streams = Streams::start(&fleet.edge_of(&peer).expect("an edge"), &model(&fleet), 4, 16);
     let mut incarnation = before["incarnation"].as_u64();
-    for number in 1..=kills {
+    for number in 1..=KILLS {
         fleet.fault(&victim, Fault::KillAgent).expect("fault");
         let is_back = |fleet: &mut DevFleet| {
             let now = fleet.view().ok()?.node(&victim)?.clone();
@@ -202,11 +202,11 @@ fn an_agent_killed_again_and_again_breaks_no_stream_of_a_peers_edge_and_keeps_it
     fleet.wait_for("the route", FLAPS_OUT_MAX + SOON, is_routed).expect("routed again");
     let seen = streams.stop();
     println!(
-        "{kills} kills: {} streams whole through the peer's edge, {} broken",
+        "{KILLS} kills: {} streams whole through the peer's edge, {} broken",
         seen.whole,
         seen.broken.len()
     );
-    assert!(seen.whole > 5 * u64::from(kills) && seen.refused.is_empty(), "{seen:?}");
+    assert!(seen.whole > 100 && seen.refused.is_empty(), "{seen:?}");
     assert!(seen.broken.is_empty(), "{:?}", seen.broken);
     assert_eq!(view(&fleet).replicas.len(), 2, "nothing was replaced");
     fleet.stop().expect("nothing is left");
