@@ -7,13 +7,10 @@ use std::time::{Duration, Instant};
 
 use fleet_tests::process::{S3Server, binary};
 
-use crate::write_model;
+use crate::{SOME_ARE_WHOLE, write_model};
 
-/// More pieces than are under way at once.
-const WEIGHT_BYTES: usize = 48 << 20;
-
-/// By then some of them are whole.
-const BEFORE_THE_KILL: u64 = 16 << 20;
+/// Twice what is under way at once.
+const WEIGHT_BYTES: usize = 64 << 20;
 
 const SOON: Duration = Duration::from_secs(60);
 
@@ -28,11 +25,11 @@ fn said(output: &Output) -> String {
     [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text).into_owned()).concat()
 }
 
-/// Until a part of the weights is on the disk.
+/// Until some pieces of the weights are on the disk.
 fn wait_part(child: &mut Child, staged: &Path) {
     let began = Instant::now();
     let blocks = || fs::metadata(staged).map_or(0, |found| std::os::unix::fs::MetadataExt::blocks(&found));
-    while blocks() * 512 < BEFORE_THE_KILL {
+    while blocks() * 512 < SOME_ARE_WHOLE {
         assert!(child.try_wait().expect("asked").is_none(), "it ended before it could be killed");
         assert!(began.elapsed() < SOON, "nothing comes");
         std::thread::sleep(Duration::from_millis(1));
@@ -62,8 +59,8 @@ fn a_fetch_that_was_killed_is_gone_on_with_and_one_flipped_byte_costs_one_piece(
     assert!(!directory.exists(), "nothing is there until all is");
     let second = said(&fetch(&server, &directory).output().expect("it runs"));
     println!("{second}");
-    assert!(second.contains("is whole to the last byte: 2 files, 48.0 MiB"), "{second}");
-    assert!(!second.contains("48.0 MiB fetched"), "what had come is not fetched again: {second}");
+    assert!(second.contains("is whole to the last byte: 2 files, 64.0 MiB"), "{second}");
+    assert!(!second.contains("64.0 MiB fetched"), "what had come is not fetched again: {second}");
     let weights = directory.join("model.safetensors");
     let mut bytes = fs::read(&weights).expect("read");
     bytes[WEIGHT_BYTES / 2] ^= 1;

@@ -26,6 +26,9 @@ const APART: Apart = Apart { enter: r#"ip link set lo up && exec "$@""#, require
 /// One file of weights, in two pieces: a build for tests serves some megabytes a second.
 const WEIGHT_BYTES: usize = 6 << 20;
 
+/// Bytes of one file after which a fetch has whole pieces: eight, of 4 MiB each, are under way at once.
+const SOME_ARE_WHOLE: u64 = (8 * 4 << 20) + (1 << 20);
+
 const MOUNTED_WITHIN: Duration = Duration::from_secs(20);
 
 /// Where the test's files are, if this is the test in its namespaces; otherwise runs it there.

@@ -10,12 +10,10 @@ use fleet_tests::process::{S3Server, Solo, SoloOptions, binary, request};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::write_model;
+use crate::{SOME_ARE_WHOLE, write_model};
 
-/// More pieces than are under way at once, for some seconds of the test's server.
+/// Twice what is under way at once.
 const WEIGHT_BYTES: usize = 64 << 20;
-
-const BEFORE_THE_KILL: u64 = 16 << 20;
 
 const SOON: Duration = Duration::from_secs(90);
 
@@ -56,7 +54,7 @@ fn completes(solo: &Solo) {
 /// Until some pieces are on the disk.
 fn wait_part(staged: &Path) {
     let began = Instant::now();
-    while fs::metadata(staged).map_or(0, |found| found.blocks()) * 512 < BEFORE_THE_KILL {
+    while fs::metadata(staged).map_or(0, |found| found.blocks()) * 512 < SOME_ARE_WHOLE {
         assert!(began.elapsed() < SOON, "nothing comes");
         std::thread::sleep(Duration::from_millis(1));
     }
