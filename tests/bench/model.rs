@@ -64,9 +64,11 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
         structure.push(seconds(&mut agent(&["verify"]))?);
         deep.push(seconds(&mut agent(&["verify", "--deep"]))?);
     }
+    // Of all programs so far, and before any of others was waited for.
+    let rss_checked_mib = rss_mib()?;
     let store = Stand::begin(root.path())?;
+    let rss_pushed_mib = rss_mib()?;
     store.ours(&bins.agent)?;
-    // Before any program of others was waited for; a push is among ours.
     let rss_mib = rss_mib()?;
     let peers = store.beside(&bins.agent, FETCH_ROUNDS)?;
     let repaired = store.repaired(&bins.agent)?;
@@ -122,7 +124,9 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
         None => eprintln!("none of {PEERS:?} is here to be measured beside"),
     }
     table.row("repair of one flipped byte: moved, of all bytes", repaired, "%", Some(REPAIR_PERCENT_MAX));
-    table.row("resident memory, most of any of its runs", rss_mib, "MiB", Some(RSS_MIB_MAX));
+    table.row("resident memory, most of any check", rss_checked_mib, "MiB", Some(RSS_MIB_MAX));
+    table.row("resident memory, most of these and the push", rss_pushed_mib, "MiB", Some(RSS_MIB_MAX));
+    table.row("resident memory, most of these and a fetch", rss_mib, "MiB", Some(RSS_MIB_MAX));
     flipped(&bins.agent, root.path(), &shards[shards.len() / 2])?;
     Ok(table)
 }

@@ -13,7 +13,7 @@ use object_store::{
 
 use super::store::{Store, bounded, text_of};
 
-/// Parts under way at once: with those that have just gone and the next, 64 MiB of memory.
+/// Parts under way at once: with the next, 32 MiB of memory.
 const UNDER_WAY: usize = 3;
 
 /// Most parts that S3 takes of one object.

@@ -6,6 +6,7 @@
 //!                                                         '-> the manifest, last: without it nobody fetches
 //! ```
 
+mod buffers;
 mod directory;
 mod origin;
 mod push;

@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use cic_common::objects::Store;
 
+use super::buffers::Buffers;
+
 /// For one read, the repetitions within the client of a store included.
 const READ_WITHIN: Duration = Duration::from_secs(120);
 
@@ -18,33 +20,48 @@ pub enum Origin {
     Store(Store),
 }
 
-impl Origin {
+/// Reads from an origin, into memory that is used again.
+#[derive(Debug)]
+pub(super) struct Reader<'a> {
+    origin: &'a Origin,
+    buffers: Buffers,
+}
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(origin: &'a Origin) -> Self {
+        Self { origin, buffers: Buffers::default() }
+    }
+
     /// `length` bytes from `begin` on of a file.
     ///
     /// # Errors
     /// The cause in words, with the name of the file.
     pub(super) async fn read(&self, path: &str, begin: u64, length: u64) -> Result<Bytes, String> {
-        let bytes = match self {
-            Self::Directory(directory) => {
+        let mut bytes = self.buffers.take();
+        match self.origin {
+            Origin::Directory(directory) => {
                 let place = directory.join(path);
                 let read = move || {
-                    let mut bytes = vec![0; usize::try_from(length).map_err(std::io::Error::other)?];
+                    bytes.resize(usize::try_from(length).map_err(std::io::Error::other)?, 0);
                     File::open(place)?.read_exact_at(&mut bytes, begin)?;
-                    Ok::<_, std::io::Error>(Bytes::from(bytes))
+                    Ok::<_, std::io::Error>(bytes)
                 };
                 let read = tokio::task::spawn_blocking(read).await.map_err(|error| error.to_string())?;
-                read.map_err(|error| format!("{} cannot be read: {error}", directory.join(path).display()))?
+                bytes = read
+                    .map_err(|error| format!("{} cannot be read: {error}", directory.join(path).display()))?;
             }
-            Self::Store(store) => {
+            Origin::Store(store) => {
                 let found = store.get_range(path, begin, length, READ_WITHIN).await;
                 let found =
                     found.map_err(|cause| format!("{}/{path} cannot be read: {cause}", store.name))?;
-                let parts = found.ok_or_else(|| format!("{} has no {path}", store.name))?;
-                parts.concat().into()
+                bytes.reserve_exact(usize::try_from(length).unwrap_or(0));
+                for part in found.ok_or_else(|| format!("{} has no {path}", store.name))? {
+                    bytes.extend_from_slice(&part);
+                }
             }
-        };
+        }
         if bytes.len() as u64 == length {
-            Ok(bytes)
+            Ok(self.buffers.filled(bytes))
         } else {
             Err(format!("{path}: {} bytes came for {length}", bytes.len()))
         }

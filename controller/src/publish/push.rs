@@ -9,7 +9,7 @@ use cic_common::model::manifest::{Blake3, Content, MANIFEST_BYTES_MAX, MANIFEST_
 use cic_common::model::tree::{PIECE_BYTES, PieceHasher, Tree, piece_span};
 use cic_common::objects::{Labels, Store, Upload, part_bytes};
 
-use super::origin::Origin;
+use super::origin::{Origin, Reader};
 
 /// For one request, its repetitions within the client of the store included.
 const WITHIN: Duration = Duration::from_secs(120);
@@ -84,6 +84,7 @@ pub async fn publish(
         let deleted = to.delete(MANIFEST_NAME, WITHIN).await;
         deleted.map_err(|cause| anyhow::anyhow!("{}/{MANIFEST_NAME} cannot be removed: {cause}", to.name))?;
     }
+    let from = Reader::new(origin);
     let bytes = items.iter().map(|item| item.size).sum();
     let (mut done, mut sent_bytes) = (0, 0);
     for item in &items {
@@ -97,7 +98,7 @@ pub async fn publish(
             sent_bytes += length;
             progress(done, bytes);
         };
-        send(origin, item, to, terms, &mut sent).await?;
+        send(&from, item, to, terms, &mut sent).await?;
     }
     if !is_known {
         // Asked for anew each time: it says which model it is.
@@ -147,6 +148,7 @@ async fn is_there(to: &Store, item: &Item<'_>) -> anyhow::Result<bool> {
         return Ok(head.digest == Some(item.tree.root().to_hex().to_string()));
     }
     let written = Origin::Store(to.clone());
+    let written = Reader::new(&written);
     for piece in 0..item.tree.pieces().len() as u64 {
         let (begin, length) = piece_span(piece, item.size);
         let read = if length == 0 { Ok(Bytes::new()) } else { written.read(item.path, begin, length).await };
@@ -158,7 +160,7 @@ async fn is_there(to: &Store, item: &Item<'_>) -> anyhow::Result<bool> {
 }
 
 async fn send(
-    origin: &Origin,
+    from: &Reader<'_>,
     item: &Item<'_>,
     to: &Store,
     terms: &Terms,
@@ -174,13 +176,13 @@ async fn send(
     let unwritten = |cause: String| anyhow::anyhow!("{}/{} cannot be written: {cause}", to.name, item.path);
     let part = part_bytes(item.size);
     if item.size <= part {
-        let bytes = read(origin, item, 0, item.size).await?;
+        let bytes = read(from, item, 0, item.size).await?;
         to.put_labelled(item.path, bytes, &labels, WITHIN).await.map_err(unwritten)?;
         sent(item.size);
         return Ok(());
     }
     let mut upload = to.begin(item.path, &labels, WITHIN).await.map_err(unwritten)?;
-    let sent = send_parts(origin, item, part, &mut upload, sent).await;
+    let sent = send_parts(from, item, part, &mut upload, sent).await;
     let sent = match sent {
         Ok(()) => upload.finish().await.map_err(anyhow::Error::msg),
         Err(error) => Err(error),
@@ -192,7 +194,7 @@ async fn send(
 }
 
 async fn send_parts(
-    origin: &Origin,
+    from: &Reader<'_>,
     item: &Item<'_>,
     part: u64,
     upload: &mut Upload,
@@ -202,7 +204,7 @@ async fn send_parts(
     while begin < item.size {
         let length = part.min(item.size - begin);
         upload.room().await.map_err(anyhow::Error::msg)?;
-        let bytes = read(origin, item, begin, length).await?;
+        let bytes = read(from, item, begin, length).await?;
         upload.part(bytes).await.map_err(anyhow::Error::msg)?;
         sent(length);
         begin += length;
@@ -211,15 +213,15 @@ async fn send_parts(
 }
 
 /// Bytes of whole pieces, each with the hash that the manifest says.
-async fn read(origin: &Origin, item: &Item<'_>, begin: u64, length: u64) -> anyhow::Result<Vec<Bytes>> {
+async fn read(from: &Reader<'_>, item: &Item<'_>, begin: u64, length: u64) -> anyhow::Result<Vec<Bytes>> {
     let mut all = Vec::new();
     for piece in begin / PIECE_BYTES..(begin + length).div_ceil(PIECE_BYTES).max(1) {
-        all.push(piece_of(origin, item, piece).await?);
+        all.push(piece_of(from, item, piece).await?);
     }
     Ok(all)
 }
 
-async fn piece_of(origin: &Origin, item: &Item<'_>, piece: u64) -> anyhow::Result<Bytes> {
+async fn piece_of(from: &Reader<'_>, item: &Item<'_>, piece: u64) -> anyhow::Result<Bytes> {
     let (begin, length) = piece_span(piece, item.size);
     if length == 0 {
         ensure!(has(item, piece, &[]), "the manifest has {} empty, and another hash for it", item.path);
@@ -227,7 +229,7 @@ async fn piece_of(origin: &Origin, item: &Item<'_>, piece: u64) -> anyhow::Resul
     }
     let mut last = String::new();
     for _ in 0..TRIES {
-        match origin.read(item.path, begin, length).await {
+        match from.read(item.path, begin, length).await {
             Ok(bytes) if has(item, piece, &bytes) => return Ok(bytes),
             Ok(_) => {
                 let end = begin + length - 1;
