@@ -64,12 +64,12 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
         structure.push(seconds(&mut agent(&["verify"]))?);
         deep.push(seconds(&mut agent(&["verify", "--deep"]))?);
     }
-    // Of all programs so far, and before any of others was waited for.
     let rss_checked_mib = rss_mib()?;
     let store = Stand::begin(root.path())?;
     let rss_pushed_mib = rss_mib()?;
     store.ours(&bins.agent)?;
-    let rss_mib = rss_mib()?;
+    // Before any program of others was waited for.
+    let rss_fetched_mib = rss_mib()?;
     let peers = store.beside(&bins.agent, FETCH_ROUNDS)?;
     let repaired = store.repaired(&bins.agent)?;
     for (name, words) in tools(threads) {
@@ -126,7 +126,7 @@ pub(crate) fn run(gib: NonZeroUsize) -> anyhow::Result<Table> {
     table.row("repair of one flipped byte: moved, of all bytes", repaired, "%", Some(REPAIR_PERCENT_MAX));
     table.row("resident memory, most of any check", rss_checked_mib, "MiB", Some(RSS_MIB_MAX));
     table.row("resident memory, most of these and the push", rss_pushed_mib, "MiB", Some(RSS_MIB_MAX));
-    table.row("resident memory, most of these and a fetch", rss_mib, "MiB", Some(RSS_MIB_MAX));
+    table.row("resident memory, most of these and a fetch", rss_fetched_mib, "MiB", Some(RSS_MIB_MAX));
     flipped(&bins.agent, root.path(), &shards[shards.len() / 2])?;
     Ok(table)
 }

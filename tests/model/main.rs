@@ -26,7 +26,7 @@ const APART: Apart = Apart { enter: r#"ip link set lo up && exec "$@""#, require
 /// One file of weights, in two pieces: a build for tests serves some megabytes a second.
 const WEIGHT_BYTES: usize = 6 << 20;
 
-/// Bytes of one file after which a fetch has whole pieces: eight, of 4 MiB each, are under way at once.
+/// Bytes of one file after which a fetch has whole pieces: eight (`STORE_UNDER_WAY`), of 4 MiB each, are under way at once.
 const SOME_ARE_WHOLE: u64 = 33 << 20;
 
 const MOUNTED_WITHIN: Duration = Duration::from_secs(20);

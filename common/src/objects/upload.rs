@@ -13,7 +13,7 @@ use object_store::{
 
 use super::store::{Store, bounded, text_of};
 
-/// Parts under way at once: with the next, 32 MiB of memory.
+/// Parts under way at once: with the next, 32 MiB of memory, more for objects above 78 GiB, whose parts are longer.
 const UNDER_WAY: usize = 3;
 
 /// Most parts that S3 takes of one object.

@@ -4,16 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
-/// Buffers that nothing lies in. An allocator that gets them back from other threads keeps some of them, and takes new ones: with
-/// these, a push holds no more of them than it has pieces at once.
+/// Buffers that nothing lies in: as many as the push had pieces at once, until it ends. An allocator that gets buffers back from
+/// other threads keeps some of them, and takes new ones.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Buffers(Arc<Mutex<Vec<Vec<u8>>>>);
-
-/// Goes back when the last that reads it is dropped.
-struct Lent {
-    bytes: Vec<u8>,
-    home: Buffers,
-}
 
 impl Buffers {
     /// An empty one.
@@ -26,6 +20,12 @@ impl Buffers {
     pub(super) fn filled(&self, bytes: Vec<u8>) -> Bytes {
         Bytes::from_owner(Lent { bytes, home: self.clone() })
     }
+}
+
+/// Goes back when the last that reads it is dropped.
+struct Lent {
+    bytes: Vec<u8>,
+    home: Buffers,
 }
 
 impl AsRef<[u8]> for Lent {

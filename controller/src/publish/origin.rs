@@ -37,12 +37,14 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// The cause in words, with the name of the file.
     pub(super) async fn read(&self, path: &str, begin: u64, length: u64) -> Result<Bytes, String> {
+        let size = usize::try_from(length).map_err(|_| format!("{path}: {length} bytes are too many"))?;
         let mut bytes = self.buffers.take();
+        bytes.reserve_exact(size);
         match self.origin {
             Origin::Directory(directory) => {
                 let place = directory.join(path);
                 let read = move || {
-                    bytes.resize(usize::try_from(length).map_err(std::io::Error::other)?, 0);
+                    bytes.resize(size, 0);
                     File::open(place)?.read_exact_at(&mut bytes, begin)?;
                     Ok::<_, std::io::Error>(bytes)
                 };
@@ -54,7 +56,6 @@ impl<'a> Reader<'a> {
                 let found = store.get_range(path, begin, length, READ_WITHIN).await;
                 let found =
                     found.map_err(|cause| format!("{}/{path} cannot be read: {cause}", store.name))?;
-                bytes.reserve_exact(usize::try_from(length).unwrap_or(0));
                 for part in found.ok_or_else(|| format!("{} has no {path}", store.name))? {
                     bytes.extend_from_slice(&part);
                 }
